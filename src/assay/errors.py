@@ -1,0 +1,65 @@
+"""Errors that a person can act on.
+
+Every mistake a user can make ends in one of these, printed without a traceback:
+
+    AssayError
+    ├── UsageError        a wrong argument: which one, what was got, what is allowed, what to do next
+    │   ├── SiteError     an address that is not a site, or not one of this model
+    │   └── ShapeError    a tensor that does not fit the site it is written to
+    ├── ModelError        a model that cannot be found, read or fetched
+    │   └── LayoutError   a model whose layout could not be proved
+    ├── TaskError         a task or concept that cannot be read or used with this model
+    ├── EvidenceError     a claim, plan or ledger that does not hold
+    ├── StoreError        an atlas that cannot be opened, read or written
+    └── NeedsExtra        a part of Assay whose optional packages are not installed
+"""
+
+
+class AssayError(Exception):
+    """Base of all errors Assay raises on purpose."""
+
+    exit_code = 2
+
+
+class UsageError(AssayError):
+    """A wrong argument."""
+
+
+class SiteError(UsageError):
+    """An address that is not a site, or not one of this model."""
+
+
+class ShapeError(UsageError):
+    """A tensor that does not fit where it is written."""
+
+
+class ModelError(AssayError):
+    """A model that cannot be found, read or fetched."""
+
+
+class LayoutError(ModelError):
+    """A model whose layout could not be proved."""
+
+
+class TaskError(AssayError):
+    """A task that cannot be read, or not be used with this model."""
+
+
+class EvidenceError(AssayError):
+    """A claim, plan or ledger that does not hold."""
+
+
+class StoreError(AssayError):
+    """An atlas that cannot be opened, read or written."""
+
+
+class NeedsExtra(AssayError):
+    """An optional part whose packages are missing."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs optional packages. Install them: pip install 'assay[{extra}]'")
+
+
+def bad_argument(argument: str, got: object, allowed: str, hint: str = "") -> UsageError:
+    """The one sentence every wrong argument gets: argument, got, allowed, next step."""
+    return UsageError(f"{argument}: got {got!r}; allowed: {allowed}." + (f" {hint}" if hint else ""))

@@ -1,0 +1,1 @@
+"""The engine: the only part of Assay that knows `transformers` and hooks."""

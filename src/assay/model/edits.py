@@ -1,0 +1,258 @@
+"""Edits: interventions at sites, as data.
+
+`patch`, `zero`, `add`, `scale`, `clamp` and `project_out` all make an `Edit`; the engine applies it.
+An edit names absolute positions of the prompt (never an index into whatever slice the model happens
+to process), the prompts it applies to (`rows`), and a phase when tokens are generated.
+
+Values: a number; one feature vector, shared by all prompts and positions; one axis more, per prompt
+(n, *feature); two more, per prompt and position (n, pos, *feature). Positions are counted as listed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from assay.errors import ShapeError, bad_argument
+from assay.sites import Site, parse_site
+
+Positions = str | Sequence[int] | Tensor
+Phase = Literal["all", "prompt", "generated", "last"]
+Op = Literal["set", "add", "scale", "along"]
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One intervention. Made by the functions below; `along` sets the component on a direction."""
+
+    site: Site
+    op: Op
+    value: Tensor
+    positions: Positions = "all"
+    rows: tuple[int, ...] | None = None
+    phase: Phase = "all"
+    direction: Tensor | None = None
+
+    def describe(self) -> dict[str, object]:
+        """The edit as plain data, for plans and passports."""
+        positions = self.positions.tolist() if isinstance(self.positions, Tensor) else self.positions
+        return {"site": str(self.site), "op": self.op, "positions": positions,
+                "phase": self.phase, "shape": list(self.value.shape)}  # fmt: skip
+
+
+def patch(
+    site: str | Site,
+    value: Tensor | float,
+    positions: Positions = "all",
+    rows: Sequence[int] | None = None,
+    phase: Phase = "all",
+) -> Edit:
+    """Replace the activation by `value` (activation patching, mean or resample ablation)."""
+    return _edit(site, "set", value, positions, rows, phase)
+
+
+def zero(
+    site: str | Site,
+    positions: Positions = "all",
+    rows: Sequence[int] | None = None,
+    phase: Phase = "all",
+) -> Edit:
+    """Replace the activation by zeros (zero ablation)."""
+    return _edit(site, "set", 0.0, positions, rows, phase)
+
+
+def add(
+    site: str | Site,
+    value: Tensor | float,
+    positions: Positions = "all",
+    rows: Sequence[int] | None = None,
+    phase: Phase = "all",
+) -> Edit:
+    """Add `value` to the activation (steering)."""
+    return _edit(site, "add", value, positions, rows, phase)
+
+
+def scale(
+    site: str | Site,
+    factor: Tensor | float,
+    positions: Positions = "all",
+    rows: Sequence[int] | None = None,
+    phase: Phase = "all",
+) -> Edit:
+    """Multiply the activation by `factor`."""
+    return _edit(site, "scale", factor, positions, rows, phase)
+
+
+def clamp(
+    site: str | Site,
+    direction: Tensor,
+    value: Tensor | float,
+    positions: Positions = "all",
+    rows: Sequence[int] | None = None,
+    phase: Phase = "all",
+) -> Edit:
+    """Set the component along `direction` (feature-shaped, any norm but 0) to `value`.
+
+    x becomes x + (value - x.u) u with u the unit direction. `value` is a number or one per prompt.
+    """
+    norm = direction.float().norm()
+    if not torch.isfinite(norm) or norm == 0:
+        raise bad_argument("direction", f"norm {norm.item():g}", "a finite, non-zero vector")
+    edit = _edit(site, "along", value, positions, rows, phase)
+    return Edit(edit.site, "along", edit.value, positions, edit.rows, phase, direction / norm)
+
+
+def project_out(
+    site: str | Site,
+    direction: Tensor,
+    positions: Positions = "all",
+    rows: Sequence[int] | None = None,
+    phase: Phase = "all",
+) -> Edit:
+    """Remove the component along `direction` (directional ablation)."""
+    return clamp(site, direction, 0.0, positions, rows, phase)
+
+
+def _edit(
+    site: str | Site,
+    op: Op,
+    value: Tensor | float,
+    positions: Positions,
+    rows: Sequence[int] | None,
+    phase: Phase,
+) -> Edit:
+    if isinstance(positions, str) and positions not in ("all", "last"):
+        raise bad_argument("positions", positions, "'all', 'last', a list of ints or a tensor (n, k)")
+    if phase not in ("all", "prompt", "generated", "last"):
+        raise bad_argument("phase", phase, "'all', 'prompt', 'generated' or 'last'")
+    tensor = value if isinstance(value, Tensor) else torch.tensor(float(value))
+    if not torch.isfinite(tensor).all():
+        raise bad_argument("value", "NaN or infinity", "finite numbers")
+    chosen = None if rows is None else tuple(int(row) for row in rows)
+    return Edit(parse_site(site), op, tensor, positions, chosen, phase)
+
+
+@dataclass
+class Frame:
+    """Which part of which prompts the model is processing right now.
+
+    Column j of row r is absolute position offset + j - pads[r]. `rows` are the prompts' numbers in
+    the caller's list, `lengths` their prompt lengths.
+    """
+
+    rows: Tensor
+    lengths: Tensor
+    pads: Tensor
+    offset: int = 0
+    width: int = 0
+
+    def columns(self) -> Tensor:
+        """Absolute position of every column, (batch, width); negative where there is padding."""
+        steps = torch.arange(self.width, device=self.rows.device)
+        return self.offset + steps - self.pads[:, None]
+
+
+def apply_edit(x: Tensor, edit: Edit, frame: Frame) -> Tensor:
+    """A copy of x (batch, pos, *feature) with the edit applied where it belongs."""
+    value = edit.value.to(x.device, x.dtype)
+    n_feature = x.dim() - 2
+    if edit.rows is None and edit.phase == "all" and _everywhere(edit, value, n_feature):
+        return _changed(x, value, edit)
+    row, column, slot = _where(edit, frame, x.shape[1])
+    if row.numel() == 0:
+        return x
+    picked = x[row, column]
+    out = x.clone()
+    out[row, column] = _changed(picked, _values(value, edit, frame, (row, slot), n_feature), edit)
+    return out
+
+
+def _everywhere(edit: Edit, value: Tensor, n_feature: int) -> bool:
+    shared = value.dim() == 0 or (edit.op != "along" and value.dim() <= n_feature)
+    return isinstance(edit.positions, str) and edit.positions == "all" and shared
+
+
+def _changed(x: Tensor, value: Tensor, edit: Edit) -> Tensor:
+    if edit.op == "set":
+        return value.expand_as(x).clone()
+    if edit.op == "add":
+        return x + value
+    if edit.op == "scale":
+        return x * value
+    if edit.direction is None:
+        raise bad_argument("direction", None, "a feature-shaped tensor")
+    unit = edit.direction.to(x.device, x.dtype)
+    axes = tuple(range(x.dim() - unit.dim(), x.dim()))
+    now = (x * unit).sum(axes)
+    return x + (value.expand_as(now) - now)[(...,) + (None,) * unit.dim()] * unit
+
+
+def _where(edit: Edit, frame: Frame, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch rows, columns, and the position's place in the edit's own list."""
+    frame.width = width
+    device = frame.rows.device
+    absolute = frame.columns()
+    if isinstance(edit.positions, str) and edit.positions == "all":
+        slot = absolute
+    else:
+        wanted = _position_table(edit, frame)  # (batch, k)
+        hit = absolute[:, :, None] == wanted[:, None, :]
+        slot = torch.where(hit.any(-1), hit.float().argmax(-1), -1)
+    chosen = (slot >= 0) & (absolute >= 0)
+    prompt = absolute < frame.lengths[:, None]
+    if edit.phase == "prompt":
+        chosen &= prompt
+    elif edit.phase == "generated":
+        chosen &= ~prompt
+    elif edit.phase == "last":
+        chosen &= absolute >= frame.lengths[:, None] - 1
+    if edit.rows is not None:
+        chosen &= torch.isin(frame.rows, torch.tensor(edit.rows, device=device))[:, None]
+    row, column = chosen.nonzero(as_tuple=True)
+    return row, column, slot[row, column]
+
+
+def _position_table(edit: Edit, frame: Frame) -> Tensor:
+    if isinstance(edit.positions, str):  # "last"
+        return frame.lengths[:, None] - 1
+    table = torch.as_tensor(edit.positions, device=frame.rows.device)
+    table = table[frame.rows] if table.dim() == 2 else table[None].expand(len(frame.rows), -1)
+    return torch.where(table < 0, table + frame.lengths[:, None], table)
+
+
+def _values(
+    value: Tensor, edit: Edit, frame: Frame, place: tuple[Tensor, Tensor], n_feature: int
+) -> Tensor:
+    row, slot = place
+    extra = value.dim() if edit.op == "along" else value.dim() - n_feature
+    if value.dim() == 0 or extra <= 0:
+        return value
+    prompt = frame.rows[row] if value.shape[0] > 1 else torch.zeros_like(row)
+    if extra == 1:
+        return value[prompt]
+    return value[prompt, slot if value.shape[1] > 1 else torch.zeros_like(slot)]
+
+
+def check_value(edit: Edit, feature: tuple[int, ...], n_prompts: int) -> None:
+    """Refuse, before anything runs, a value that cannot fit its site. Raises ShapeError."""
+    shape = tuple(edit.value.shape)
+    tail = () if edit.op == "along" else feature
+    if edit.direction is not None and tuple(edit.direction.shape) != feature:
+        raise ShapeError(f"edit at {edit.site}: direction has shape {tuple(edit.direction.shape)};"
+                         f" allowed: {feature}.")  # fmt: skip
+    extra = len(shape) - len(tail)
+    fits = extra >= 0 and shape[extra:] == tail and extra <= 2 and (
+        extra == 0 or shape[0] in (1, n_prompts)
+    )  # fmt: skip
+    if len(shape) and not fits:
+        n = n_prompts
+        raise ShapeError(
+            f"edit at {edit.site}: the value has shape {shape}; allowed: a number, {tail},"
+            f" {(n, *tail)} (one per prompt) or {(n, 'pos', *tail)}."
+        )
+    if isinstance(edit.positions, Tensor) and edit.positions.dim() == 2:
+        if edit.positions.shape[0] != n_prompts:
+            raise ShapeError(f"edit at {edit.site}: positions has {edit.positions.shape[0]} rows;"
+                             f" allowed: {n_prompts}, one per prompt.")  # fmt: skip

@@ -1,0 +1,325 @@
+"""`Model`: an unmodified Hugging Face causal LM with names for what is inside it.
+
+    model = load_model("smollm2-135m")
+    acts = model.capture(["The cat sat"], ["resid_post.15", "z.9.3"])
+    logits = model.logits("The cat sat", edits=[zero("z.9.3")])
+
+Prompts are a text, a list of texts, or lists of token ids. Whether a BOS token is put before texts
+is `prepend_bos`, fixed at load and recorded in the passport; token ids are used as they are.
+"""
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from functools import cached_property
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from assay.errors import LayoutError, ShapeError, SiteError, UsageError, bad_argument
+from assay.model.activations import Activations
+from assay.model.edits import Edit, Positions, check_value
+from assay.model.generate import Generation, Sampling, generate
+from assay.model.gradients import gradients
+from assay.model.layout import Layout
+from assay.model.points import Dims
+from assay.model.prove import Proof, prove
+from assay.model.run import BATCH_TOKENS, Checkpoint, Engine, LogitsAt, Metric, Progress, Request
+from assay.sites import INDEXED, Site, parse_sites
+
+Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Tensor
+Sites = str | Site | Sequence[str | Site]
+
+
+class Model:
+    """A causal language model whose layout is proved. Made by `load_model`."""
+
+    def __init__(
+        self,
+        hf: nn.Module,
+        tokenizer: Any,
+        name: str,
+        source: str,
+        prepend_bos: bool,
+        bos_id: int | None,
+    ) -> None:
+        self.hf, self.tokenizer, self.name, self.source = hf, tokenizer, name, source
+        self.prepend_bos, self.bos_id = prepend_bos, bos_id
+        self.memory_budget = 1 << 30
+
+    # what it is ------------------------------------------------------------------------------
+
+    @cached_property
+    def proof(self) -> Proof:
+        """The layout and what was measured to prove it."""
+        return prove(self.hf)
+
+    @property
+    def layout(self) -> Layout:
+        return self.proof.layout
+
+    @property
+    def dims(self) -> Dims:
+        """n_layers, n_heads, n_kv_heads, d_model, d_head, d_mlp, d_vocab."""
+        return self.layout.dims
+
+    @property
+    def n_layers(self) -> int:
+        return self.layout.dims.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        return self.layout.dims.n_heads
+
+    @property
+    def device(self) -> torch.device:
+        return self.engine.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.hf.parameters()).dtype
+
+    @cached_property
+    def engine(self) -> Engine:
+        pad = getattr(self.tokenizer, "pad_token_id", None)
+        pad = pad if pad is not None else getattr(self.tokenizer, "eos_token_id", None)
+        return Engine(self.hf, self.layout, 0 if pad is None else pad, self.memory_budget)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over names, shapes and bytes of all weights, config and vocabulary."""
+        state = hashlib.sha256()
+        for key, value in sorted(self.hf.state_dict().items()):
+            state.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
+            flat = value.detach().cpu().contiguous().flatten()
+            state.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+        config = getattr(self.hf, "config", None)
+        state.update(type(self.hf).__qualname__.encode())
+        state.update(config.to_json_string(use_diff=False).encode() if config is not None else b"")
+        vocabulary = self.tokenizer.get_vocab() if self.tokenizer is not None else {}
+        state.update(repr(sorted(vocabulary.items())).encode())
+        return state.hexdigest()
+
+    def passport(self) -> dict[str, Any]:
+        """What a result must say about the model that produced it."""
+        versions = {name: metadata.version(name) for name in ("torch", "transformers")}
+        config = getattr(self.hf, "config", None)
+        return {
+            "model": self.name, "source": self.source, "digest": self.digest,
+            "dtype": str(self.dtype).removeprefix("torch."), "device": str(self.device),
+            "attention": getattr(config, "_attn_implementation", None),
+            "prepend_bos": self.prepend_bos, "bos_id": self.bos_id,
+            "python": platform.python_version(), **versions,
+        }  # fmt: skip
+
+    # prompts ---------------------------------------------------------------------------------
+
+    def tokens(self, prompts: Prompts) -> list[list[int]]:
+        """Token ids of every prompt. Texts get BOS if `prepend_bos`; ids are taken as they are."""
+        if isinstance(prompts, Tensor):
+            prompts = prompts.tolist() if prompts.dim() == 2 else [prompts.tolist()]
+        items: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
+        if items and isinstance(items[0], int):
+            items = [items]
+        found = [self._text(item) if isinstance(item, str) else [int(i) for i in item] for item in items]
+        vocab = self.layout.dims.d_vocab
+        for number, ids in enumerate(found):
+            if not ids:
+                raise bad_argument("prompts", f"an empty prompt (number {number})", "at least one token")
+            if not 0 <= min(ids) <= max(ids) < vocab:
+                raise bad_argument("prompts", f"token id outside the vocabulary in prompt {number}",
+                                   f"0 to {vocab - 1}")  # fmt: skip
+        if not found:
+            raise bad_argument("prompts", "no prompts", "a text, texts, or lists of token ids")
+        return found
+
+    def _text(self, text: str) -> list[int]:
+        if self.tokenizer is None:
+            raise UsageError(f"model {self.name} has no tokenizer: give token ids instead of text.")
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [self.bos_id, *ids] if self.prepend_bos and self.bos_id is not None else list(ids)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of some tokens."""
+        return self.tokenizer.decode(list(tokens))
+
+    # the verbs -------------------------------------------------------------------------------
+
+    def capture(
+        self,
+        prompts: Prompts,
+        sites: Sites,
+        *,
+        positions: Positions = "all",
+        edits: Sequence[Edit] = (),
+        device: str = "cpu",
+        progress: Progress | None = None,
+    ) -> Activations:
+        """Activations at sites. Stops after the last site; owned copies on `device`.
+
+        Raises SiteError for an address this model does not have, and why.
+        """
+        wanted = self.sites(sites)
+        logits: LogitsAt = None
+        if Site("logits") in wanted:
+            logits = "last" if isinstance(positions, str) and positions == "last" else "all"
+            if logits == "last" and len(wanted) > 1:
+                logits = "all"
+        request = self._request(prompts, wanted, edits, positions, logits)
+        if logits == "last":
+            request = Request(request.tokens, request.captures, request.edits, [0], logits)
+        return self.engine.capture(request, device, progress)
+
+    def logits(
+        self,
+        prompts: Prompts,
+        *,
+        positions: Positions = "last",
+        edits: Sequence[Edit] = (),
+    ) -> Tensor:
+        """Next-token logits: (n, vocab) at the last position, else (n, positions, vocab)."""
+        acts = self.capture(prompts, "logits", positions=positions, edits=edits)
+        is_last = isinstance(positions, str) and positions == "last"
+        return acts["logits"][:, 0] if is_last else acts["logits"]
+
+    def score(
+        self,
+        prompts: Prompts,
+        metric: Metric,
+        *,
+        edits: Sequence[Edit] = (),
+        resume: Checkpoint | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """metric(logits (batch, vocab) at the last position, prompt numbers), one number per prompt.
+
+        `resume` skips the blocks before the first edit; it must come from the same prompts.
+        """
+        request = self._request(prompts, [], edits, "all", "last", resume)
+        return self.engine.score(request, metric, progress)
+
+    def gradients(
+        self,
+        prompts: Prompts,
+        sites: Sites,
+        metric: Metric,
+        *,
+        edits: Sequence[Edit] = (),
+        progress: Progress | None = None,
+    ) -> tuple[Activations, Activations, Tensor]:
+        """(d metric / d site, values at the sites, metric (n,)); metric as in `score`."""
+        request = self._request(prompts, self.sites(sites), edits, "all", "last")
+        request = Request(request.tokens, request.captures, request.edits, "all", "last", None, True)
+        for site in request.captures:
+            if site.name == "logits" or (site.name == "attn_out" and site.index is not None):
+                raise SiteError(f"site {site}: gradients are taken at {site.whole if site.index else 'final_norm'}"
+                                " (the sum's gradient is each term's gradient).")  # fmt: skip
+        return gradients(self.engine, request, metric, progress)
+
+    def generate(
+        self,
+        prompts: Prompts,
+        *,
+        max_new_tokens: int = 32,
+        edits: Sequence[Edit] = (),
+        sites: Sites = (),
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Generation:
+        """Continue every prompt under edits, with the KV cache; captures cover all positions."""
+        if max_new_tokens < 1:
+            raise bad_argument("max_new_tokens", max_new_tokens, "1 or more")
+        wanted = self.sites(sites) if not isinstance(sites, tuple) or sites else []
+        for site in (*wanted, *(edit.site for edit in edits)):
+            if site.name in ("pattern", "logits"):
+                raise SiteError(f"site {site} cannot be used while generating; use capture() on the text.")
+        request = self._request(prompts, wanted, edits)
+        stop = self.hf.generation_config.eos_token_id  # type: ignore[union-attr]
+        stop = getattr(self.tokenizer, "eos_token_id", None) if stop is None else stop
+        stops = tuple(stop) if isinstance(stop, list) else () if stop is None else (int(stop),)  # type: ignore[arg-type]
+        sampling = Sampling(max_new_tokens, temperature, seed, stops)
+        tokens, activations = generate(self.engine, request, sampling)
+        texts = [self.text(new) if self.tokenizer is not None else "" for new in tokens]
+        return Generation(texts, tokens, request.tokens, activations)
+
+    def checkpoint(self, prompts: Prompts, layers: Sequence[int] | None = None) -> Checkpoint:
+        """The residual stream entering each layer, to resume later passes: n x pos x d_model each."""
+        chosen = tuple(range(1, self.n_layers)) if layers is None else tuple(sorted(layers))
+        tokens = self.tokens(prompts)
+        acts = self.capture(tokens, [Site("resid_pre", layer) for layer in chosen])
+        return Checkpoint(chosen, acts, tuple(range(len(tokens))))
+
+    def check(self) -> Proof:
+        """The proof of this model's layout, measured now (not from the cache)."""
+        return prove(self.hf, cached=False)
+
+    def sites(self, sites: Sites) -> list[Site]:
+        """Sites of this model, sets expanded. Raises SiteError with the reason for a missing one."""
+        d = self.dims
+        widths = {"q": d.n_heads, "z": d.n_heads, "pattern": d.n_heads, "attn_out": d.n_heads,
+                  "k": d.n_kv_heads, "v": d.n_kv_heads, "mlp_act": d.d_mlp}  # fmt: skip
+        found = parse_sites(sites, d.n_layers, widths)
+        for site in found:
+            self._offered(site, widths)
+        if not found:
+            raise bad_argument("sites", "none", "at least one site, e.g. 'resid_post.3'")
+        return found
+
+    # internal --------------------------------------------------------------------------------
+
+    def _offered(self, site: Site, widths: dict[str, int]) -> None:
+        if site.name == "path":
+            path = (site.path or "").rsplit(":", 1)[0]
+            if path not in self.layout.orders:
+                raise SiteError(f"site {site}: no module {path!r} runs in {self.name}.")
+            return
+        whole = site.whole
+        if whole in self.layout.refused:
+            raise SiteError(f"site {site} is not offered by {self.name}: {self.layout.refused[whole]}.")
+        if whole not in self.layout.points:
+            why = self.layout.absent.get(whole, "this model has no such site")
+            raise SiteError(f"site {site} is not offered by {self.name}: {why}.")
+        if site.index is not None and not 0 <= site.index < widths[site.name]:
+            raise SiteError(f"site {site}: {INDEXED[site.name]} {site.index} does not exist;"
+                            f" allowed: 0 to {widths[site.name] - 1}.")  # fmt: skip
+
+    def feature_shape(self, site: Site) -> tuple[int, ...] | None:
+        """Shape of one position's activation; None where it depends on the prompt or module."""
+        d = self.dims
+        heads = d.n_kv_heads if site.name in ("k", "v") else d.n_heads
+        if site.name in ("q", "k", "v", "z"):
+            return (d.d_head,) if site.index is not None else (heads, d.d_head)
+        if site.name == "mlp_act":
+            return () if site.index is not None else (d.d_mlp,)
+        return None if site.name in ("pattern", "path", "logits") else (d.d_model,)
+
+    def _request(
+        self,
+        prompts: Prompts,
+        captures: Sequence[Site],
+        edits: Sequence[Edit] = (),
+        positions: Positions = "all",
+        logits: LogitsAt = None,
+        resume: Checkpoint | None = None,
+    ) -> Request:
+        tokens = self.tokens(prompts)
+        resolved = tuple(self._resolved(edit, len(tokens)) for edit in edits)
+        if resume is not None and len(resume.index) != len(tokens):
+            raise ShapeError(f"resume: the checkpoint has {len(resume.index)} prompts; allowed:"
+                             f" {len(tokens)}. Use checkpoint.select(rows).")  # fmt: skip
+        self.engine.memory_budget = self.memory_budget
+        return Request(tokens, tuple(captures), resolved, positions, logits, resume)
+
+    def _resolved(self, edit: Edit, n_prompts: int) -> Edit:
+        sites = self.sites(edit.site)
+        if sites[0].name == "logits":
+            raise SiteError("site logits: an edit here changes nothing inside; edit final_norm instead.")
+        feature = self.feature_shape(sites[0])
+        if feature is not None:
+            check_value(edit, feature, n_prompts)
+        return Edit(sites[0], edit.op, edit.value, edit.positions, edit.rows, edit.phase, edit.direction)
+
+
+__all__ = ["BATCH_TOKENS", "LayoutError", "Model"]
