@@ -1,0 +1,34 @@
+"""Assay: mechanistic interpretability whose findings are tested. Names load on first use."""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "load_model": "assay.model.load",
+    "Model": "assay.model.model",
+    "Site": "assay.sites",
+    "parse_site": "assay.sites",
+    "parse_sites": "assay.sites",
+    "patch": "assay.model.edits",
+    "zero": "assay.model.edits",
+    "add": "assay.model.edits",
+    "scale": "assay.model.edits",
+    "clamp": "assay.model.edits",
+    "project_out": "assay.model.edits",
+    "PatchPlan": "assay.circuits.patch",
+    "patch_sweep": "assay.circuits.patch",
+    "load_task": "assay.data.tasks",
+    "prepare": "assay.data.prepare",
+    "AssayError": "assay.errors",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'assay' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -10,7 +10,7 @@ Glass (`glassllm`, a decoder written in NumPy) -> `LlamaForCausalLM`:
 1. It computes x @ W, Hugging Face W @ x: every W_* is transposed.
 2. Its RoPE rotates neighbours (0,1), (2,3), ..; Llama's rotates (i, i + d/2). Rows of Q and K are
    reordered so that both give the same scores.
-3. Its tokenizer is rebuilt as a `tokenizers` BPE: NFC, space -> "▁", chunks that merges cannot cross.
+3. Its tokenizer is rebuilt as a `tokenizers` BPE: NFC, space -> "▁", chunks that no merge crosses.
 
 Quantised weights are not the published ones: compare with published results only in kind.
 """
@@ -27,7 +27,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor
 
 from assay.errors import ModelError
-from assay.model.packaged import require_space, say
+from assay.model.cache import require_space, say
 
 # llama.cpp names of byte-level split rules: digits singly, then GPT-2's rule; or GPT-2's rule alone
 DIGITS_SINGLY = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
@@ -50,14 +50,18 @@ def convert_gguf(files: list[Path], folder: Path) -> int:
     where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        read: Any = AutoModelForCausalLM.from_pretrained(
             **where, dtype=torch.float32, output_loading_info=True
         )
-    except (*UNREADABLE, NotImplementedError, ImportError) as error:
+        model, info = read
+    except (*UNREADABLE, OSError, ImportError) as error:
         raise ModelError(f"transformers cannot read {path}: {error}") from error
     if info["missing_keys"] or info["mismatched_keys"]:
         wrong = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))[:5]
-        raise ModelError(f"{path} does not hold all weights of its architecture: {', '.join(wrong)}.")
+        raise ModelError(
+            f"{path} lacks weights of its architecture ({', '.join(wrong)}). "
+            f"If it is one part of a split model, join the parts first (llama-gguf-split --merge)."
+        )
     _restore_split(tokenizer.backend_tokenizer, split_rule, path)
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -89,7 +93,9 @@ def convert_glass(files: list[Path], folder: Path) -> int:
         eos_token_id=3,
     )
     model = LlamaForCausalLM(config)
-    model.load_state_dict(_glass_state(arrays, config.num_hidden_layers, config.head_dim))
+    model.load_state_dict(
+        _glass_state(arrays, facts["n_layers"], facts["d_model"] // facts["n_heads"])
+    )
     return _save(model, _glass_tokenizer(tokenizer_file, facts["max_len"]), folder)
 
 
@@ -102,7 +108,7 @@ CONVERTERS: dict[str, Callable[[list[Path], Path], int]] = {
 def halves_from_pairs(
     weight: Float[Tensor, "d_model rows"], d_head: int
 ) -> Float[Tensor, "rows d_model"]:
-    """Q or K for RoPE that rotates (0,1), (2,3), .. -> the same for RoPE that rotates (i, i + d/2)."""
+    """Q or K for RoPE that rotates (0,1), (2,3), .. -> for RoPE that rotates (i, i + d/2)."""
     pairs = weight.T.unflatten(0, (-1, d_head // 2, 2))  # (head, pair, which, d_model)
     return pairs.transpose(1, 2).flatten(0, 2).contiguous()
 
@@ -120,7 +126,9 @@ def _glass_state(arrays: dict[str, np.ndarray], n_layers: int, d_head: int) -> d
             rows = halves_from_pairs(source[f"{old}attn.W_{letter.upper()}"], d_head)
             state[f"{new}self_attn.{letter}_proj.weight"] = rows
         for letter in "vo":
-            state[f"{new}self_attn.{letter}_proj.weight"] = source[f"{old}attn.W_{letter.upper()}"].T
+            state[f"{new}self_attn.{letter}_proj.weight"] = source[
+                f"{old}attn.W_{letter.upper()}"
+            ].T
         for ours, theirs in (("gate", "W1"), ("up", "W3"), ("down", "W2")):
             state[f"{new}mlp.{ours}_proj.weight"] = source[f"{old}ffn.{theirs}"].T
     return state
@@ -140,10 +148,7 @@ def _glass_tokenizer(path: Path, max_len: int) -> Any:
     bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()])
     names = {f"{token.strip('<>')}_token": token for token in GLASS_SPECIALS}
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        model_max_length=max_len,
-        clean_up_tokenization_spaces=False,
-        **names,
+        tokenizer_object=bpe, model_max_length=max_len, clean_up_tokenization_spaces=False, **names
     )
 
 
@@ -159,7 +164,7 @@ def _read_gguf(path: Path) -> tuple[str | None, int]:
     except UNREADABLE as error:
         raise ModelError(
             f"{path} is not a whole GGUF file ({type(error).__name__}: {error}). "
-            f"It may be cut short: compare its size and checksum with the source and fetch it again."
+            f"It may be cut short: compare its size and checksum with the source."
         ) from error
     if n_weights == 0:
         raise ModelError(f"{path} is a GGUF file without weights (a vocabulary only?).")

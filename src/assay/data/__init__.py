@@ -1,0 +1,1 @@
+"""Tasks: minimal pairs of prompts, and what to measure on them."""
