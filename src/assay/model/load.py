@@ -118,8 +118,7 @@ def load_hf(
         with _quiet(found.local):
             hf = _read_weights(found, torch_dtype, options)
             if not found.local:
-                commit = getattr(hf.config, "_commit_hash", None) or _revision(options)
-                found = replace(found, source=f"{found.source}@{commit}")
+                found = replace(found, source=f"{found.source}@{_commit(found, options)}")
             if not options.get("device_map"):
                 hf = _to_device(hf, torch_device, found)
     hf.eval()
@@ -250,7 +249,7 @@ def _read_weights(found: Found, dtype: torch.dtype, options: LoadOptions) -> Any
     if missing := sorted(map(str, info["missing_keys"])):
         raise ModelError(
             f"{found.name}: its files lack {len(missing)} weights of {type(hf).__name__} "
-            f"({', '.join(missing[:3])}{', ..' if len(missing) > 3 else ''}); they would be random. "
+            f"({', '.join(missing[:3])}{', ..' if len(missing) > 3 else ''}); they'd be random. "
             f"The checkpoint may be damaged, or saved from a model without a language model head."
         )
     return hf
@@ -296,7 +295,7 @@ def _refuse_misfit(tokenizer: Any, hf: Any, found: Found) -> None:
 
 
 def _bos(found: Found, tokenizer: Any, prepend_bos: bool | None) -> tuple[bool, int | None]:
-    """Whether to prepend BOS, and its id: as asked, else as packaged, else the tokenizer's habit."""
+    """Whether to prepend BOS, and its id: as asked, else as packaged, else as the tokenizer."""
     bos_id = tokenizer.bos_token_id if found.bos_id is None else found.bos_id
     if prepend_bos and bos_id is None:
         raise bad_argument(
@@ -312,6 +311,14 @@ def _bos(found: Found, tokenizer: Any, prepend_bos: bool | None) -> tuple[bool, 
 
 def _revision(options: LoadOptions) -> str:
     return options.get("revision") or "main"
+
+
+def _commit(found: Found, options: LoadOptions) -> str:
+    """The commit of a hub model that was just read (its snapshot folder), else the revision."""
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(found.where, "config.json", revision=_revision(options))
+    return Path(file).parent.name if isinstance(file, str) else _revision(options)
 
 
 def _cannot_read(part: str, found: Found, error: BaseException) -> ModelError:

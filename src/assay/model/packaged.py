@@ -145,7 +145,8 @@ def fetch_gguf(path: Path) -> Path:
 
         return convert.convert_gguf([path], folder)
 
-    return cached(f"gguf-{stem}-{sha256[:12]}", origin, build)
+    made = next(models_dir().glob(f"gguf-*-{sha256[:12]}"), None)  # a copy with another name
+    return cached(made.name if made else f"gguf-{stem}-{sha256[:12]}", origin, build)
 
 
 def _fetch_members(row: Packaged, work: Path) -> list[Path]:

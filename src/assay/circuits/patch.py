@@ -1,0 +1,273 @@
+"""Activation patching sweeps: how much of a behaviour does each cell of a grid carry?
+
+1. Run base and source prompts once and keep their activations. `denoise`: base = corrupted, source =
+   clean. `noise`: the other way round.
+2. For every cell (layer x position, head, component or neuron) run the base prompt with the source's
+   activation written there, all cells of a layer in one batch, resumed from that layer.
+3. effect = (mean patched - mean corrupted) / (mean clean - mean corrupted): 0 = like corrupted,
+   1 = like clean, whichever direction. 95% bootstrap intervals over pairs.
+
+`attribution` replaces step 2 by its first-order estimate, gradient at the base run times (source -
+base): two forwards and a backward for all cells. It is an approximation, so its correlation with
+exact patching on a subsample of layers is part of the result (Nanda 2023; Syed et al. 2310.10348).
+
+Cells whose source and base activations are bit-identical (a shared prefix) cannot change anything:
+their effect is that of the base run, and they are counted in `checks["cells_without_difference"]`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from assay.data.prepare import PreparedTask
+from assay.errors import TaskError, bad_argument
+from assay.model.edits import patch
+from assay.model.model import Model
+from assay.model.run import Checkpoint, Progress
+from assay.records import PatchResult
+from assay.sites import Site, parse_site
+
+STREAMS = ("resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_out")
+HEADS = ("q", "k", "v", "z")
+ROWS_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class PatchPlan:
+    """What to sweep. `site`: a residual-stream site (layer x position), q, k, v or z (layer x head),
+    "components" (layer x {attn, mlp}), or mlp_act.L (neurons of one layer)."""
+
+    site: str = "resid_post"
+    positions: str = "all"
+    direction: str = "denoise"
+    method: str = "exact"
+    metric: str = "logit_diff"
+    layers: tuple[int, ...] | None = None
+    n_bootstrap: int = 1000
+    seed: int = 0
+
+
+def patch_sweep(
+    model: Model, task: PreparedTask, plan: PatchPlan | None = None, *, progress: Progress | None = None
+) -> PatchResult:
+    """Sweep one kind of site over a task. Raises UsageError for a plan that does not fit the model,
+    TaskError when clean and corrupted prompts do not differ on the metric."""
+    plan = PatchPlan() if plan is None else plan
+    grid = _Grid(model, task, plan)
+    if plan.method == "exact":
+        values = grid.exact(grid.layers, progress)
+        checks: dict[str, Any] = {"cells_without_difference": grid.n_same}
+    else:
+        values = grid.attribution()
+        checks = grid.compare_with_exact(values)
+    effect, low, high = normalised(values, grid.clean, grid.corrupted, plan.n_bootstrap, plan.seed)
+    return PatchResult(
+        plan={"model": model.name, "task": "", "site": plan.site, "metric": plan.metric, **{
+            key: value for key, value in asdict(plan).items() if key in ("direction", "method", "seed")}},
+        layers=grid.layers, axis=grid.axis, columns=grid.columns,
+        effect=effect.tolist(), low=low.tolist(), high=high.tolist(),
+        clean=float(grid.clean.mean()), corrupted=float(grid.corrupted.mean()),
+        n_pairs=len(task), dropped=task.dropped, checks=checks,
+    )  # fmt: skip
+
+
+def normalised(
+    values: np.ndarray, clean: np.ndarray, corrupted: np.ndarray, n_bootstrap: int, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(pair, layer, column) metric values (NaN: no such cell) -> effect and 95% bounds per cell.
+
+    Percentile bootstrap over pairs: numerator and denominator are resampled together.
+    """
+    n = len(clean)
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_bootstrap)
+    present = ~np.isnan(values)
+    filled = np.where(present, values - corrupted[:, None, None], 0.0)
+
+    def ratio(weights: np.ndarray) -> np.ndarray:
+        total = np.tensordot(weights, filled, 1)
+        seen = np.tensordot(weights, present.astype(float), 1)
+        span = weights @ (clean - corrupted) / weights.sum(-1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return total / seen / span.reshape(span.shape + (1, 1))
+
+    draws = ratio(counts.astype(float))
+    low, high = np.nanquantile(draws, [0.025, 0.975], axis=0)
+    return ratio(np.ones(n)), low, high
+
+
+class _Grid:
+    """One sweep: the runs it stands on, and the cells."""
+
+    def __init__(self, model: Model, task: PreparedTask, plan: PatchPlan) -> None:
+        _check(plan)
+        self.model, self.task, self.plan = model, task, plan
+        denoise = plan.direction == "denoise"
+        self.base, self.source = (task.corrupted, task.clean) if denoise else (task.clean, task.corrupted)
+        reference = model.logits(task.clean) if plan.metric == "kl" else None
+        self.metric = task.metric(plan.metric, reference)
+        self.clean, self.corrupted = (
+            model.score(p, self.metric).double().numpy() for p in (task.clean, task.corrupted)
+        )
+        if abs(float(self.clean.mean() - self.corrupted.mean())) < 1e-6:
+            raise TaskError(f"clean and corrupted prompts have the same mean {plan.metric}"
+                            f" ({self.clean.mean():.4g}): there is no effect to locate.")  # fmt: skip
+        self.base_values = self.corrupted if denoise else self.clean
+        self.n_same = 0
+        self._layout()
+
+    def _layout(self) -> None:
+        """Layers, columns and sites of the grid."""
+        site, every = self.plan.site, list(range(self.model.n_layers))
+        self.layers = every if self.plan.layers is None else list(self.plan.layers)
+        self.places = self._positions()
+        if site == "components":
+            self.axis, self.columns, self.names = "components", ["attn", "mlp"], ["attn_out", "mlp_out"]
+        elif site in STREAMS:
+            self.axis, self.columns, self.names = "positions", self.place_names, [site]
+        elif site in HEADS:
+            heads = self.model.dims.n_kv_heads if site in "kv" else self.model.n_heads
+            self.axis, self.columns, self.names = "heads", [str(h) for h in range(heads)], [site]
+        else:
+            one = parse_site(site).resolve(self.model.n_layers)
+            assert one.layer is not None
+            self.layers, self.names = [one.layer], ["mlp_act"]
+            self.axis, self.columns = "neurons", [str(n) for n in range(self.model.dims.d_mlp)]
+
+    def _positions(self) -> Tensor:
+        """(pair, k) token positions, -1 where a pair has no such position; and their names."""
+        lengths = [len(tokens) for tokens in self.base]
+        wanted = self.plan.positions
+        if wanted == "all":
+            width = max(lengths)
+            table = torch.arange(width).expand(len(lengths), -1) - width + torch.tensor(lengths)[:, None]
+            same = len(set(lengths)) == 1
+            self.place_names = [str(p if same else p - width) for p in range(width)]
+            return table.clamp_min(-1)
+        labels = {**self.task.labels, "last": [length - 1 for length in lengths]}
+        if wanted not in labels:
+            raise bad_argument("positions", wanted, f"all, {', '.join(sorted(labels))}")
+        self.place_names = [wanted]
+        return torch.tensor(labels[wanted])[:, None]
+
+    def sites(self, layers: Sequence[int]) -> list[Site]:
+        return [Site(name, layer) for layer in layers for name in self.names]
+
+    def exact(self, layers: Sequence[int], progress: Progress | None = None) -> np.ndarray:
+        """(pair, layer, column) metric with that one cell patched."""
+        values = np.full((len(self.task), len(layers), len(self.columns)), np.nan)
+        self.model.sites(self.sites(layers))
+        checkpoint = self.model.checkpoint(self.base)
+        for number, layer in enumerate(layers):
+            sites = self.sites([layer])
+            base, source = (self.model.capture(p, sites) for p in (self.base, self.source))
+            for column_set, site in self._column_sets(sites):
+                pairs, columns = self._cells(base[site], source[site], column_set, values[:, number])
+                for start in range(0, len(pairs), ROWS_AT_ONCE):
+                    chunk = slice(start, start + ROWS_AT_ONCE)
+                    p, c = pairs[chunk], columns[chunk]
+                    patched = self._patched(base[site], source[site], p, c)
+                    scores = self._score(site, patched, p.tolist(), checkpoint)
+                    values[p.numpy(), number, c.numpy()] = scores
+            if progress:
+                progress(1)
+        return values
+
+    def _column_sets(self, sites: list[Site]) -> list[tuple[list[int], Site]]:
+        if self.axis == "components":
+            return [([column], site) for column, site in enumerate(sites)]
+        return [(list(range(len(self.columns))), sites[0])]
+
+    def _cells(
+        self, base: Tensor, source: Tensor, columns: list[int], values: np.ndarray
+    ) -> tuple[Tensor, Tensor]:
+        """Pairs and columns that need a run; cells without any difference get the base value."""
+        differs = self._picked(base != source, columns)  # (pair, column)
+        exists = torch.ones_like(differs)
+        if self.axis == "positions":
+            exists = self.places >= 0
+        same = exists & ~differs
+        self.n_same += int(same.sum())
+        row, column = same.nonzero(as_tuple=True)
+        values[row.numpy(), torch.tensor(columns)[column].numpy()] = self.base_values[row.numpy()]
+        row, column = (exists & differs).nonzero(as_tuple=True)
+        return row, torch.tensor(columns)[column]
+
+    def _picked(self, x: Tensor, columns: list[int]) -> Tensor:
+        """(pair, pos, *feature) -> (pair, column): any / sum over what a cell covers."""
+        n = torch.arange(len(x))[:, None]
+        at = x[n, self.places.clamp_min(0)]  # (pair, k, *feature)
+        reduce = torch.any if x.dtype == torch.bool else torch.sum
+        at = at & self._mask(at) if x.dtype == torch.bool else at * self._mask(at)
+        if self.axis == "positions":
+            return reduce(at.flatten(2), 2)
+        over_positions = reduce(at, 1)  # (pair, *feature)
+        if self.axis == "components":
+            return reduce(over_positions, -1)[:, None]
+        return reduce(over_positions, -1) if self.axis == "heads" else over_positions
+
+    def _mask(self, at: Tensor) -> Tensor:
+        mask = self.places >= 0
+        return mask.view(*mask.shape, *(1,) * (at.dim() - 2))
+
+    def _patched(self, base: Tensor, source: Tensor, pairs: Tensor, columns: Tensor) -> Tensor:
+        """(rows, pos, *feature): the base's activations with one cell of the source each."""
+        out = base[pairs].clone()
+        rows = torch.arange(len(pairs))
+        places = self.places[pairs]
+        if self.axis == "positions":
+            at = places[rows, columns]
+            out[rows, at] = source[pairs, at]
+            return out
+        for place in places.unbind(1):
+            row = rows[place >= 0]
+            at, pair, column = place[row], pairs[row], columns[row]
+            if self.axis == "components":
+                out[row, at] = source[pair, at]
+            else:
+                out[row, at, column] = source[pair, at, column]
+        return out
+
+    def _score(self, site: Site, patched: Tensor, pairs: list[int], start: Checkpoint) -> np.ndarray:
+        prompts = [self.base[pair] for pair in pairs]
+        edit = patch(site, patched)
+        scores = self.model.score(
+            prompts, self.metric.select(pairs), edits=[edit], resume=start.select(pairs)
+        )
+        return scores.double().numpy()
+
+    def attribution(self) -> np.ndarray:
+        """First-order estimate of `exact`: base value + gradient . (source - base)."""
+        sites = self.sites(self.layers)
+        slopes, base, _ = self.model.gradients(self.base, sites, self.metric)
+        source = self.model.capture(self.source, sites)
+        out = np.full((len(self.task), len(self.layers), len(self.columns)), np.nan)
+        for number, layer in enumerate(self.layers):
+            for columns, site in self._column_sets(self.sites([layer])):
+                change = self._picked(slopes[site] * (source[site] - base[site]), columns).double().numpy()
+                out[:, number, columns] = self.base_values[:, None] + change
+        if self.axis == "positions":
+            out[~(self.places >= 0).numpy()[:, None, :].repeat(len(self.layers), 1)] = np.nan
+        return out
+
+    def compare_with_exact(self, estimate: np.ndarray) -> dict[str, Any]:
+        """Pearson correlation of mean effects with exact patching on up to three layers."""
+        picks = sorted({0, len(self.layers) // 2, len(self.layers) - 1})
+        exact = self.exact([self.layers[pick] for pick in picks])
+        a, b = (np.nanmean(x, 0).ravel() for x in (estimate[:, picks], exact))
+        constant = np.std(a) == 0 or np.std(b) == 0
+        return {"exact_layers": [self.layers[pick] for pick in picks],
+                "correlation_with_exact": None if constant else float(np.corrcoef(a, b)[0, 1])}  # fmt: skip
+
+
+def _check(plan: PatchPlan) -> None:
+    neurons = plan.site.startswith("mlp_act.")
+    if plan.site not in (*STREAMS, *HEADS, "components") and not neurons:
+        raise bad_argument("site", plan.site, f"{', '.join((*STREAMS, *HEADS))}, components or mlp_act.LAYER")
+    if plan.direction not in ("denoise", "noise"):
+        raise bad_argument("direction", plan.direction, "denoise or noise")
+    if plan.method not in ("exact", "attribution"):
+        raise bad_argument("method", plan.method, "exact or attribution")

@@ -1,0 +1,61 @@
+"""`assay`: nouns are imported only when used, so `assay --help` loads nothing heavy."""
+
+import difflib
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from assay.errors import AssayError
+
+NOUNS = {
+    "models": ("assay.cli.models:models", "Known local and packaged models; --fetch to get one."),
+    "model": ("assay.cli.models:model", "Prove a model's layout: assay model check MODEL."),
+    "patch": ("assay.cli.patch:patch", "Where is a behaviour carried? Activation patching sweep."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(NOUNS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in NOUNS:
+            return None
+        module, _, name = NOUNS[cmd_name][0].partition(":")
+        return getattr(import_module(module), name)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in NOUNS and not args[0].startswith("-"):
+            close = difflib.get_close_matches(args[0], NOUNS, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else f" Commands: {', '.join(sorted(NOUNS))}."
+            ctx.fail(f"no such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(noun, NOUNS[noun][1]) for noun in sorted(NOUNS)])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="assay")
+def cli() -> None:
+    """Assay: mechanistic interpretability whose findings are tested."""
+
+
+def main() -> None:
+    """Run the command line; user mistakes end in one line and exit code 2."""
+    try:
+        cli(standalone_mode=False)
+    except AssayError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted.", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)

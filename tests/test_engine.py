@@ -1,0 +1,200 @@
+"""Capture, edits, gradients, resume and generation against raw PyTorch hooks."""
+
+import pytest
+import torch
+from conftest import tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from assay import add, clamp, patch, project_out, scale, zero
+from assay.errors import ShapeError, UsageError
+
+RAGGED = [[5, 6, 7], [9, 8, 7, 6, 5, 4, 3], [11], [30, 31, 32, 33, 34]]
+
+
+def raw_logits(model, ids, path, change, before=False):
+    """Logits with one module's output (or first input) changed by hand."""
+    module = model.hf.get_submodule(path)
+
+    def after_hook(m, args, out):
+        return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
+
+    if before:
+        handle = module.register_forward_pre_hook(lambda m, args: (change(args[0]), *args[1:]))
+    else:
+        handle = module.register_forward_hook(after_hook)
+    with torch.no_grad():
+        logits = model.hf(input_ids=torch.tensor([ids])).logits[0, -1]
+    handle.remove()
+    return logits
+
+
+def test_patch_equals_raw_hooks():
+    model, ids, value = tiny("llama"), [5, 6, 7, 8], torch.randn(32)
+
+    def at_two(x):
+        x = x.clone()
+        x[:, 2] = value
+        return x
+
+    got = model.logits([ids], edits=[patch("resid_post.1", value, positions=[2])])[0]
+    torch.testing.assert_close(got, raw_logits(model, ids, "model.layers.1", at_two), atol=1e-6, rtol=1e-5)
+
+
+def test_head_edits_equal_raw_hooks():
+    model, ids = tiny("llama"), [5, 6, 7, 8]
+
+    def no_head_two(x):
+        x = x.clone()
+        x[..., 16:24] = 0
+        return x
+
+    want = raw_logits(model, ids, "model.layers.1.self_attn.o_proj", no_head_two, before=True)
+    for site in ("z.1.2", "attn_out.1.2"):
+        got = model.logits([ids], edits=[zero(site)])[0]
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("edit, expected", [
+    (lambda u: add("resid_post.0", u), lambda x, u: x + u),
+    (lambda u: scale("resid_post.0", 2.5), lambda x, u: x * 2.5),
+    (lambda u: project_out("resid_post.0", u), lambda x, u: x - (x @ u)[..., None] * u / (u @ u)),
+    (lambda u: clamp("resid_post.0", u, 3.0), lambda x, u: x + (3 - x @ u / u.norm())[..., None] * u / u.norm()),
+])  # fmt: skip
+def test_edit_formulas(edit, expected):
+    model, u = tiny("gpt2"), torch.randn(32)
+    before = model.capture(RAGGED, "resid_post.0").flat("resid_post.0")
+    after = model.capture(RAGGED, "resid_post.0", edits=[edit(u)]).flat("resid_post.0")
+    torch.testing.assert_close(after, expected(before, u), atol=1e-5, rtol=1e-5)
+
+
+def test_resid_mid_edit_changes_the_whole_stream():
+    model, value = tiny("gemma2"), torch.randn(32)
+    acts = model.capture(RAGGED, ["resid_mid.1", "resid_post.1", "mlp_out.1"], edits=[patch("resid_mid.1", value)])
+    torch.testing.assert_close(acts["resid_mid.1"][0, 0], value, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(acts.flat("resid_post.1"), acts.flat("mlp_out.1") + value, atol=1e-5, rtol=1e-5)
+
+
+def test_pattern_edit_is_pattern_times_v():
+    model, ids = tiny("qwen3"), [[5, 6, 7, 8]]
+    uniform = torch.full((1, 4, 4), 0.25).tril()
+    acts = model.capture(ids, ["z.1", "v.1"], edits=[patch("pattern.1.3", uniform)])
+    want = uniform[0] @ acts["v.1"][0, :, 1]
+    torch.testing.assert_close(acts["z.1"][0, :, 3], want, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "opt", "gemma3", "falcon"])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.permutations(range(4)), budget=st.integers(1, 40))
+def test_batching_never_changes_results(family, order, budget):
+    model = _cached(family)
+    model.memory_budget = budget * 20_000
+    prompts = [RAGGED[i] for i in order]
+    acts = model.capture(prompts, ["resid_post.2", "z.1.0"])
+    for row, prompt in zip(acts.rows("resid_post.2"), prompts, strict=True):
+        alone = model.capture([prompt], "resid_post.2")["resid_post.2"][0]
+        torch.testing.assert_close(row, alone, atol=2e-5, rtol=1e-4)
+
+
+_MODELS = {}
+
+
+def _cached(family):
+    if family not in _MODELS:
+        _MODELS[family] = tiny(family)
+    return _MODELS[family]
+
+
+def test_resume_equals_a_full_pass():
+    model, value = tiny("qwen2"), torch.randn(4, 1, 32)
+    edits = [patch("resid_post.1", value, positions="last")]
+    metric = lambda logits, rows: logits[:, 3] - logits[:, 4]  # noqa: E731
+    start = model.checkpoint(RAGGED)
+    assert torch.equal(model.score(RAGGED, metric, edits=edits, resume=start),
+                       model.score(RAGGED, metric, edits=edits))  # fmt: skip
+
+
+@pytest.mark.parametrize("site, path, before", [
+    ("resid_post.1", "model.layers.1", False), ("mlp_act.0", "model.layers.0.mlp.down_proj", True),
+])  # fmt: skip
+def test_gradients_equal_autograd(site, path, before):
+    model, ids = tiny("llama"), [5, 6, 7, 8]
+    held = {}
+
+    def leaf(x):
+        held["x"] = x.detach().clone().requires_grad_(True)
+        return held["x"]
+
+    module = model.hf.get_submodule(path)
+    if before:
+        handle = module.register_forward_pre_hook(lambda m, args: (leaf(args[0]),))
+    else:
+        handle = module.register_forward_hook(lambda m, args, out: leaf(out))
+    model.hf(input_ids=torch.tensor([ids])).logits[0, -1, 3].backward()
+    handle.remove()
+    slopes, _, _ = model.gradients([ids], site, lambda logits, rows: logits[:, 3])
+    torch.testing.assert_close(slopes[site], held["x"].grad, atol=1e-6, rtol=1e-4)
+    assert all(p.requires_grad for p in model.hf.parameters())
+
+
+def test_generation_without_edits_is_hf_and_keeps_activations():
+    model = tiny("llama")
+    generation = model.generate(RAGGED, max_new_tokens=5, sites=["resid_post.1"])
+    for prompt, new, acts in zip(RAGGED, generation.tokens, generation.activations.rows("resid_post.1"), strict=True):
+        want = model.hf.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False, pad_token_id=0)[0]
+        assert [*prompt, *new] == want.tolist()
+        full = model.capture([(prompt + new)[:-1]], "resid_post.1")["resid_post.1"][0]
+        torch.testing.assert_close(acts, full, atol=2e-5, rtol=1e-4)
+
+
+def test_generation_edit_hits_absolute_positions_and_rows():
+    model, push = tiny("gpt2"), torch.randn(4, 32)
+    push[1] = 0  # per-prompt strengths: prompt 1 must not change
+    plain = model.generate(RAGGED, max_new_tokens=4, sites=["resid_post.0"])
+    edit = add("resid_post.0", push, phase="generated")
+    steered = model.generate(RAGGED, max_new_tokens=4, sites=["resid_post.0"], edits=[edit])
+    assert plain.tokens[1] == steered.tokens[1]
+    for row, prompt in enumerate(RAGGED):
+        before, after = (g.activations.rows("resid_post.0")[row] for g in (plain, steered))
+        torch.testing.assert_close(before[: len(prompt)], after[: len(prompt)], atol=1e-5, rtol=1e-4)
+        delta = after[len(prompt)] - before[len(prompt)]
+        torch.testing.assert_close(delta, push[row], atol=1e-5, rtol=1e-4)
+
+
+def test_everything_is_left_as_found_after_an_exception():
+    model = tiny("llama")
+    model.proof  # noqa: B018
+    before = model.hf(input_ids=torch.tensor([[5, 6, 7]])).logits
+
+    def interrupted(logits, rows):
+        raise KeyboardInterrupt
+
+    start = model.checkpoint([[5, 6, 7]])
+    with pytest.raises(KeyboardInterrupt):
+        model.score([[5, 6, 7]], interrupted, edits=[zero("pattern.2.1"), zero("z.2.0")], resume=start)
+    hooks = [m for m in model.hf.modules() if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)]
+    assert hooks == []
+    assert torch.equal(model.hf(input_ids=torch.tensor([[5, 6, 7]])).logits, before)
+
+
+def test_wrong_shapes_and_positions_are_refused_before_running():
+    model = tiny("llama")
+    with pytest.raises(ShapeError, match=r"resid_post.1.*\(31,\)"):
+        model.logits([[5, 6]], edits=[patch("resid_post.1", torch.zeros(31))])
+    with pytest.raises(UsageError, match="prompt 0 has 2 tokens"):
+        model.capture([[5, 6]], "resid_post.1", positions=[4])
+    with pytest.raises(UsageError, match="finite"):
+        patch("resid_post.1", float("nan"))
+    with pytest.raises(UsageError, match="empty prompt"):
+        model.logits([[5], []])
+
+
+def test_capture_stops_early():
+    model = tiny("llama")
+    model.proof  # noqa: B018
+    ran = []
+    handles = [b.register_forward_hook(lambda m, a, o, i=i: ran.append(i)) for i, b in enumerate(model.hf.model.layers)]
+    model.capture([[5, 6, 7]], "resid_post.0")
+    for handle in handles:
+        handle.remove()
+    assert 1 not in ran and 2 not in ran

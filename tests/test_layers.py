@@ -1,0 +1,24 @@
+"""Imports point one way, and only model/ knows transformers."""
+
+import ast
+from pathlib import Path
+
+ORDER = ["errors", "records", "sites", "model", "data", "circuits", "cli"]
+ROOT = Path(__file__).parent.parent / "src" / "assay"
+
+
+def test_imports_point_one_way():
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                if name.split(".")[0] == "transformers" and own != "model":
+                    wrong.append(f"{path.name} imports transformers")
+                if name.startswith("assay.") and own in ORDER:
+                    other = name.split(".")[1]
+                    if other in ORDER and ORDER.index(other) > ORDER.index(own):
+                        wrong.append(f"{path.name} imports {name}")
+    assert wrong == []
