@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from conftest import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from assay import add, clamp, patch, project_out, scale, zero
 from assay.errors import ShapeError, UsageError
+from conftest import tiny
 
 RAGGED = [[5, 6, 7], [9, 8, 7, 6, 5, 4, 3], [11], [30, 31, 32, 33, 34]]
 

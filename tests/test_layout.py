@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, tiny, tiny_hf, wrap
 
 from assay.errors import LayoutError, SiteError
+from conftest import FAMILIES, tiny, tiny_hf, wrap
 
 
 @pytest.mark.parametrize("family", FAMILIES)

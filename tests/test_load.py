@@ -198,7 +198,8 @@ def test_wrong_arguments(folder: Path) -> None:
 
 
 def test_close_names_are_suggested(folder: Path) -> None:
-    assert "Did you mean 'smollm2-135m'" in failure("smolm2-135m")
+    for typo in ("smolm2-135m", "smollm2", "Smollm2-135m"):
+        assert "Did you mean 'smollm2-135m'" in failure(typo)
     (folder.parent / "weights.gguf").touch()
     assert "Did you mean 'weights.gguf'" in failure(folder.parent / "weigths.gguf")
     message = failure(str(folder.parent / "owm"))
@@ -228,6 +229,7 @@ def test_hub_id_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         message = failure(name)
         assert repr(name) in message and "smollm2-135m, glass-en" in message
         assert "Hugging Face hub failed" in message
+    assert "a name like this: 'smollm2-135m'" in failure("HuggingFaceTB/SmolLM2-135M")
 
 
 def test_hub_id_from_the_local_hub_cache(

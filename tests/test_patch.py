@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import tiny
 from scipy.special import logsumexp
 
 from assay import PatchPlan, load_task, patch_sweep, prepare
@@ -17,6 +16,7 @@ from assay.data.metrics import METRICS, kl
 from assay.data.prepare import PreparedTask
 from assay.errors import TaskError, UsageError
 from assay.records import Pair
+from conftest import tiny
 
 
 def task(n=3, ragged=False):

@@ -61,7 +61,7 @@ def write_gguf(path: Path, model: LlamaForCausalLM, tokens: list[str], merges: l
         if n_heads:  # llama.cpp rotates neighbours: halves become pairs
             tensor = tensor.unflatten(0, (n_heads, 2, -1)).transpose(1, 2).flatten(0, 2)
         writer.add_tensor(
-            names.get_name(name, try_suffixes=(".weight",)), tensor.contiguous().numpy()
+            str(names.get_name(name, try_suffixes=(".weight",))), tensor.contiguous().numpy()
         )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -50,7 +50,7 @@ def find_model(model: str | Path) -> Found:
     if text.startswith("gguf-") and (models_dir() / text).is_dir():
         return _found_folder(models_dir() / text)
     if isinstance(model, str) and HUB_ID.fullmatch(text) and text[0] not in ".~":
-        if close := difflib.get_close_matches(text, PACKAGED, n=1, cutoff=0.75):
+        if close := difflib.get_close_matches(text, PACKAGED, n=1, cutoff=0.65):
             raise ModelError(f"No model named {text!r}. Did you mean {close[0]!r}?")
         return Found(text, text, f"hub:{text}", local=False)
     near = _suggest(path.name, _siblings(path))

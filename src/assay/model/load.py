@@ -12,6 +12,7 @@
 It does not show that the weights are the published ones: only packaged models carry a checksum.
 """
 
+import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -330,10 +331,12 @@ def _cannot_read(part: str, found: Found, error: BaseException) -> ModelError:
     if found.local:
         hint = "The file may be damaged." if isinstance(error, SafetensorError) else ""
         return ModelError(f"Cannot read the {part} of {found.where}: {reason} {hint}".rstrip())
+    close = difflib.get_close_matches(found.where.split("/")[-1].lower(), PACKAGED, n=1)
+    near = f" A packaged model with a name like this: {close[0]!r}." if close else ""
     return ModelError(
         f"Cannot load {found.where!r}: it is no packaged model ({', '.join(PACKAGED)}), no local "
         f"path, and reading its {part} from the Hugging Face hub failed: {reason} "
-        f"Weights are read from safetensors only."
+        f"Weights are read from safetensors only.{near}"
     )
 
 

@@ -252,8 +252,8 @@ class Model:
         return Checkpoint(chosen, acts, tuple(range(len(tokens))))
 
     def check(self) -> Proof:
-        """The proof of this model's layout, measured now (not from the cache)."""
-        return prove(self.hf, cached=False)
+        """The proof of this model's layout, measured again now."""
+        return prove(self.hf)
 
     def sites(self, sites: Sites) -> list[Site]:
         """Sites of this model, sets expanded. Raises SiteError with the reason for a missing one."""

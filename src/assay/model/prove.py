@@ -9,7 +9,7 @@
 
 A site whose equation fails is not offered; its error names the equation and the size of the miss.
 If the residual stream itself fails, the model is refused. Errors are relative to the largest entry
-of each position. Results are cached by config, code of the modules, weights, versions and dtype.
+of each position.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ class Proof:
         return all(site.proved for site in self.sites)
 
 
-def prove(hf: nn.Module, cached: bool = True) -> Proof:
+def prove(hf: nn.Module) -> Proof:
     """Find the layout and prove it. Raises LayoutError when the residual stream cannot be proved."""
     with _as_found(hf):
         tokens = probe_tokens(hf)
@@ -180,6 +180,8 @@ class _Prover:
             for name in ("resid_post", "mlp_out", "attn_out"):
                 if value(name, layer) is not None:
                     self._note(Site(name, layer), "resid_pre + attn_out + mlp_out = resid_post", error)
+        else:
+            self._note(Site("resid_post", layer), "module outputs add up to resid_post - resid_pre", float("inf"))
         if mid is not None and attn is not None and mlp is not None:
             self._note(Site("resid_mid", layer), "resid_pre + attn_out = resid_mid", relative_error(pre + attn, mid))
             self._note(Site("resid_mid", layer), "resid_mid + mlp_out = resid_post", relative_error(mid + mlp, post))

@@ -159,9 +159,10 @@ class Engine:
         collector = Collector(lengths, max(len(t) for t in request.tokens), device)
         with self.exclusive(), torch.no_grad():
             for batch in self.batches(request):
-                columns = None if table is None else table[batch.rows.cpu()]
+                rows_cpu = batch.rows.cpu()
+                columns = None if table is None else table[rows_cpu]
 
-                def sink(site: Site, x: Tensor, rows: Any = batch.rows.cpu(), at: Any = columns) -> None:
+                def sink(site: Site, x: Tensor, rows: Any = rows_cpu, at: Any = columns) -> None:
                     collector.write(site, x, rows, at)
 
                 logits = self.run(batch, request, sink)
