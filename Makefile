@@ -17,7 +17,7 @@ models: $(STAMP)
 	$(BIN)/assay models --fetch glass-en --fetch smollm2-135m
 
 demo: setup
-	$(BIN)/assay patch smollm2-135m ioi
+	$(BIN)/assay patch smollm2-135m ioi --n 8
 
 test: setup
 	$(BIN)/ruff check src tests
