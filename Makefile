@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: setup models demo test check
+.PHONY: setup models demo test check bench
 setup: $(STAMP) models
 
 $(STAMP): pyproject.toml constraints.txt
@@ -20,10 +20,13 @@ demo: setup
 	$(BIN)/assay patch smollm2-135m ioi --n 8
 
 test: setup
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/pytest
 
 check: setup
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/pytest -m 'not slow'
 
+
+bench: setup
+	$(BIN)/python benchmarks/engine.py

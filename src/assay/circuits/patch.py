@@ -161,9 +161,12 @@ class _Grid:
         values = np.full((len(self.task), len(layers), len(self.columns)), np.nan)
         self.model.sites(self.sites(layers))
         checkpoint = self.model.checkpoint(self.base)
+        together = self._layers_at_once()
         for number, layer in enumerate(layers):
             sites = self.sites([layer])
-            base, source = (self.model.capture(p, sites) for p in (self.base, self.source))
+            if number % together == 0:
+                ahead = self.sites(layers[number : number + together])
+                base, source = (self.model.capture(p, ahead) for p in (self.base, self.source))
             for column_set, site in self._column_sets(sites):
                 pairs, columns = self._cells(base[site], source[site], column_set, values[:, number])
                 for start in range(0, len(pairs), ROWS_AT_ONCE):
@@ -175,6 +178,13 @@ class _Grid:
             if progress:
                 progress(1)
         return values
+
+    def _layers_at_once(self) -> int:
+        """Layers whose base and source activations fit a quarter of the model's memory budget."""
+        shapes = [self.model.feature_shape(site) or () for site in self.sites([self.layers[0]])]
+        width = sum(int(np.prod(shape)) for shape in shapes)
+        tokens = sum(map(len, self.base)) + sum(map(len, self.source))
+        return max(1, self.model.memory_budget // 4 // (4 * width * tokens))
 
     def _column_sets(self, sites: list[Site]) -> list[tuple[list[int], Site]]:
         if self.axis == "components":
@@ -233,6 +243,8 @@ class _Grid:
 
     def _score(self, site: Site, patched: Tensor, pairs: list[int], start: Checkpoint) -> np.ndarray:
         prompts = [self.base[pair] for pair in pairs]
+        if site.name == "resid_post" and site.layer is not None and site.layer + 1 < self.model.n_layers:
+            site = Site("resid_pre", site.layer + 1)  # the same tensor, one block later to resume from
         edit = patch(site, patched)
         scores = self.model.score(
             prompts, self.metric.select(pairs), edits=[edit], resume=start.select(pairs)
