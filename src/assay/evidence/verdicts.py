@@ -2,7 +2,8 @@
 
 Rule 1, for a claim with required gates on the splits confirm and ood:
 
-1. *not tested*: no evidence, or the behaviour is not there on confirm.
+1. *not tested*: no evidence, or the behaviour is not there on confirm. (Not there on ood:
+   *inconclusive: behaviour absent*.)
 2. Instrument problems (leaks between splits, another model, non-finite scores, a required gate that
    could not be measured) give *inconclusive: instrument*.
 3. Levels are divided by the number of times these confirm clusters were read for this subject.
@@ -96,12 +97,16 @@ def rule(
     if evidence is None:
         return Ruling("not tested", ("confirm unread",), alpha=alpha)
     charged = alpha / max(1, evidence.reads)
-    absent = absent_behaviour(evidence.gates, alpha)
-    if absent:
+    if absent := absent_behaviour(evidence.gates, "confirm", alpha):
         return Ruling("not tested", ("behaviour absent",), absent, alpha=charged)
     required, missing = required_gates(plan, evidence)
-    if evidence.flags or missing:
-        return Ruling("inconclusive", ("instrument",), (*evidence.flags, *missing), alpha=charged)
+    if evidence.flags:
+        return Ruling("inconclusive", ("instrument",), evidence.flags, alpha=charged)
+    for split in plan.levels:
+        if absent := absent_behaviour(evidence.gates, split, plan.levels[split]):
+            return Ruling("inconclusive", ("behaviour absent",), absent, alpha=charged)
+    if missing:
+        return Ruling("inconclusive", ("instrument",), missing, alpha=charged)
     p = claim_p(plan, required)
     adjusted = holm([p, *family.values()])[0]
     refuting, excused = refutations(required, evidence.gates, charged)
@@ -128,12 +133,12 @@ def rule(
 # the parts of the rule ---------------------------------------------------------------------------
 
 
-def absent_behaviour(gates: Sequence[GateResult], alpha: float) -> tuple[str, ...]:
-    """Why there is nothing to test: precondition gates on confirm that are not above their bar."""
-    found = [gate for gate in gates if gate.group == "behaviour" and gate.split == "confirm"]
+def absent_behaviour(gates: Sequence[GateResult], split: str, alpha: float) -> tuple[str, ...]:
+    """Why there is nothing to test on a split: behaviour gates that are not above their bar."""
+    found = [gate for gate in gates if gate.group == "behaviour" and gate.split == split]
     if not found:
-        return ("the behaviour was not measured",)
-    return tuple(gate.label for gate in found if gate.p_above > alpha)
+        return (f"the behaviour was not measured on {split}",)
+    return tuple(f"{gate.label}: p {gate.p_above:.3g}" for gate in found if gate.p_above > alpha)
 
 
 def required_gates(plan: Plan, evidence: Evidence) -> tuple[list[GateResult], tuple[str, ...]]:
