@@ -1,1 +1,0 @@
-"""Reports: figures, HTML and Markdown pages, terminal tables. Nothing here measures or decides."""
