@@ -1,1 +1,0 @@
-"""One directory that holds what is known about a model."""
