@@ -1,6 +1,7 @@
 """Sweeps against one cell at a time with raw hooks; tasks; metrics; the command line."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import torch
 from scipy.special import logsumexp
 
 from assay import PatchPlan, load_task, patch_sweep, prepare
-from assay.circuits.patch import normalised
+from assay.circuits.patch import has_effect, normalised
 from assay.data.ioi import FRAMES, NAMES
 from assay.data.metrics import METRICS, kl
 from assay.data.prepare import PreparedTask
@@ -121,6 +122,14 @@ def test_no_effect_to_locate_is_an_error():
         patch_sweep(tiny("llama"), t, PatchPlan(direction="up"))
 
 
+def test_an_effect_that_is_only_rounding_is_no_effect():
+    clean = np.array([2.5549953, 2.4524977])
+    mirror = clean[::-1]
+    assert not has_effect(clean, mirror)
+    assert not has_effect(clean, mirror + np.array([2e-6, 0]))  # what summing in another order does
+    assert has_effect(clean, clean - 1e-4) and has_effect(clean * 1e-6, clean * 0.9e-6)
+
+
 def test_normalised_ignores_missing_cells():
     values = np.array([[[1.0, np.nan]], [[3.0, 4.0]]])
     effect, low, high = normalised(values, np.array([4.0, 4.0]), np.array([0.0, 0.0]), 200, 0)
@@ -197,7 +206,7 @@ def test_user_mistakes_end_in_one_line():
 
 def test_patch_command_writes_json_and_picture(tmp_path):
     rows = [{"clean": f"the {a} said", "corrupted": f"the {b} said", "answer": " the", "foil": " a", "template": a}
-            for a, b in (("King", "Queen"), ("Queen", "King"), ("Hatter", "Dormouse"))]  # fmt: skip
+            for a, b in (("King", "Queen"), ("Rabbit", "Mouse"), ("Cat", "Turtle"))]  # fmt: skip
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out = tmp_path / "out.json"
     done = assay("patch", "glass-en", "--file", str(tmp_path / "t.jsonl"), "--json", str(out), "--atlas", str(tmp_path))
@@ -205,7 +214,11 @@ def test_patch_command_writes_json_and_picture(tmp_path):
     record = json.loads(out.read_text())
     assert {"model", "task", "site", "metric", "n_pairs", "clean", "corrupted", "layers", "positions", "effect",
             "low", "high"} <= set(record)  # fmt: skip
+    assert record["n_pairs"] == 3 and np.isfinite(record["effect"]).all()
     assert list((tmp_path / "figures").glob("*.png"))
+    mask = os.umask(0)
+    os.umask(mask)
+    assert out.stat().st_mode & 0o777 == 0o666 & ~mask  # readable as any other file of this user
 
 
 def test_model_check_command(tmp_path):

@@ -99,6 +99,16 @@ def normalised(
     return ratio(np.ones(n)), low, high
 
 
+def has_effect(clean: np.ndarray, corrupted: np.ndarray) -> bool:
+    """Whether mean(clean - corrupted) is more than rounding, of the values and of a cancelling sum.
+
+    The effect divides by this mean; where it is noise, every cell would be noise over noise.
+    """
+    change = clean - corrupted
+    rounding = 1e-6 * (np.abs(clean) + np.abs(corrupted)).mean()
+    return bool(abs(change.mean()) > max(rounding, 1e-3 * np.abs(change).mean()))
+
+
 class _Grid:
     """One sweep: the runs it stands on, and the cells."""
 
@@ -112,9 +122,10 @@ class _Grid:
         self.clean, self.corrupted = (
             model.score(p, self.metric).double().numpy() for p in (task.clean, task.corrupted)
         )
-        if abs(float(self.clean.mean() - self.corrupted.mean())) < 1e-6:
-            raise TaskError(f"clean and corrupted prompts have the same mean {plan.metric}"
-                            f" ({self.clean.mean():.4g}): there is no effect to locate.")  # fmt: skip
+        if not has_effect(self.clean, self.corrupted):
+            raise TaskError(f"clean and corrupted prompts have the same mean {plan.metric} up to rounding"
+                            f" ({self.clean.mean():.4g}): there is no effect to locate. Pairs whose differences"
+                            " cancel (each other's mirror image) do this too.")  # fmt: skip
         self.base_values = self.corrupted if denoise else self.clean
         self.n_same = 0
         self._layout()

@@ -52,6 +52,9 @@ def write_file(path: Path, content: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)  # mkstemp's own mode would hide the file from everybody else
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
