@@ -21,14 +21,14 @@ from assay.records import PatchResult
 @click.option("--metric", default="logit_diff", show_default=True)
 @click.option("--n", default=20, show_default=True, help="Pairs of a bundled task.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--atlas", default="./atlas", show_default=True, help="The picture goes to DIR/figures.")
+@click.option("--atlas", default="./atlas", show_default=True, help="Pictures go to DIR/figures.")
+@click.option("--out", metavar="DIR", help="Pictures go here instead.")
 @model_options
 @json_option
 def patch(
     name: str, task: str | None, task_file: str | None, n: int, atlas: str, json_to: str | None, **options: Any
 ) -> None:
     """Sweep a site of MODEL over TASK: which cell carries the behaviour?"""
-    from assay.circuits.figure import heat_map_png
     from assay.circuits.patch import PatchPlan, patch_sweep
     from assay.data.prepare import prepare
     from assay.data.tasks import load_task
@@ -36,7 +36,7 @@ def patch(
     from assay.model.load import load_model
 
     check_json_target(json_to)
-    source = task_file or task
+    source, out = task_file or task, options.pop("out")
     if source is None:
         raise bad_argument("TASK", None, "a bundled task (ioi), or --file FILE")
     plan = PatchPlan(**{key: options.pop(key) for key in
@@ -50,22 +50,22 @@ def patch(
     if json_to:
         write_json(result.to_json(), json_to)
     if json_to != "-":
-        picture = Path(atlas) / "figures" / f"patch-{name.replace('/', '_')}-{Path(source).stem}-{plan.site}.png"
-        write_file(picture, heat_map_png(result))
-        click.echo(table(result))
-        click.echo(f"picture: {picture}")
+        from rich.console import Console
+
+        from assay.report.terminal import patch_table
+
+        Console().print(patch_table(result))
+        stem = f"patch-{name.replace('/', '_')}-{Path(source).stem}-{plan.site}"
+        for path in pictures(result, Path(out) if out else Path(atlas) / "figures", stem):
+            click.echo(f"picture: {path}")
 
 
-def table(result: PatchResult) -> str:
-    """The strongest cells, in words."""
-    cells = [(result.effect[i][j], result.low[i][j], result.high[i][j], layer, column)
-             for i, layer in enumerate(result.layers) for j, column in enumerate(result.columns)]  # fmt: skip
-    kind = result.axis.rstrip("s")
-    lines = [f"{result.n_pairs} pairs, {sum(result.dropped.values())} dropped; {result.plan['metric']}: clean"
-             f" {result.clean:.3f}, corrupted {result.corrupted:.3f}. Effect 0 = like corrupted, 1 = like clean."]  # fmt: skip
-    baseline = 0.0 if result.plan["direction"] == "denoise" else 1.0
-    ranked = sorted((c for c in cells if c[0] == c[0]), key=lambda c: -abs(c[0] - baseline))
-    for effect, low, high, layer, column in ranked[:12]:
-        lines.append(f"  layer {layer:>2}  {kind} {column:>4}   {effect:+.3f}  [{low:+.3f}, {high:+.3f}]")
-    lines += [f"{key.replace('_', ' ')}: {value}" for key, value in result.checks.items()]
-    return "\n".join(lines)
+def pictures(result: PatchResult, folder: Path, stem: str) -> list[Path]:
+    """Write the heat map as PNG, SVG and interactive page; where they are."""
+    from assay.report.figures import heat_map, save_figure
+    from assay.report.html import heat_map_html
+
+    figure, page = heat_map(result), folder / f"{stem}.html"
+    paths = [save_figure(figure, folder / f"{stem}{suffix}") for suffix in (".png", ".svg")]
+    write_file(page, heat_map_html(result).encode())
+    return [*paths, page]

@@ -1,0 +1,1 @@
+"""Reports: figures, HTML and Markdown pages, terminal tables. Nothing here measures or decides."""

@@ -1,0 +1,163 @@
+"""Turns records into what a page shows: rows, badges and the opening paragraph. No markup here.
+
+1. Verdicts (JSON twins, older ones with fewer keys too) become claim cards with every part present.
+2. Shares, counts and commands become lists in a fixed form.
+3. The opening paragraph is put together from the numbers in the report and says nothing beyond them.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from assay.records import PatchResult
+from assay.report.cells import one_of, top_cells, visible
+from assay.report.context import DemoReport
+
+BADGES = {"supported": ("good", "✓"), "refuted": ("bad", "✗"), "inconclusive": ("open", "?"),
+          "not tested": ("none", "–")}  # fmt: skip
+COUNTS = {2: "Two", 3: "Three", 4: "Four", 5: "Five"}
+LEDGER_WORDS = {"tried": "looks taken", "supported": "claims supported", "refuted": "claims refuted",
+                "inconclusive": "claims undecided", "not_tested": "claims not tested"}  # fmt: skip
+
+
+def number(value: Any, digits: int = 2) -> str:
+    """A number for people; an en dash where there is none."""
+    if value is None or isinstance(value, float) and not math.isfinite(value):
+        return "–"
+    text = f"{value:.{digits}f}"
+    return (text.lstrip("-") if float(text) == 0 else text).replace("-", "−")
+
+
+def interval(low: Any, high: Any) -> str:
+    """Two bounds as words; an en dash where there are none."""
+    return "–" if number(low) == "–" or number(high) == "–" else f"{number(low)} to {number(high)}"
+
+
+def chance(p: Any) -> str:
+    """A p-value, never 0."""
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def percent(share: Any) -> str:
+    """A share in whole per cent."""
+    return "–" if number(share) == "–" else f"{share:.0%}".replace("-", "−")
+
+
+def claim_card(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """Every part of a claim card, from a verdict's JSON twin."""
+    tone, mark = BADGES.get(str(verdict["verdict"]), ("none", "–"))
+    decision = verdict.get("decision") or {}
+    return {
+        "id": verdict["claim"], "kind": verdict["kind"], "verdict": verdict["verdict"], "tone": tone, "mark": mark,
+        "sentence": verdict["sentence"], "reasons": list(verdict.get("reasons", ())),
+        "qualifiers": list(verdict.get("qualifiers", ())), "gates": [_gate_row(gate) for gate in verdict["gates"]],
+        "controls": _controls(verdict), "split": dict(verdict.get("split") or {}),
+        "does_not_show": list(verdict.get("does_not_show", ())), "notes": list(decision.get("notes", ())),
+        "more": decision.get("more_clusters"), "counterexamples": _counterexamples(verdict.get("counterexamples")),
+    }  # fmt: skip
+
+
+def _gate_row(gate: Mapping[str, Any]) -> dict[str, Any]:
+    required = gate.get("required", True)
+    return {
+        "name": gate["name"], "estimate": number(gate.get("estimate")), "required": required,
+        "interval": interval(gate.get("low"), gate.get("high")), "sesoi": number(gate.get("sesoi")),
+        "p": chance(gate.get("p")), "passed": gate["passed"], "clusters": gate.get("K"),
+        "tone": ("good" if gate["passed"] else "bad") if required else "none",
+    }  # fmt: skip
+
+
+def _controls(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Controls as given, else the random sets of every control gate: how many, mean, strongest."""
+    rows = [{"name": control.get("name", "control"), "n": control.get("n"), "mean": number(control.get("estimate")),
+             "strongest": number(control.get("high"))} for control in verdict.get("controls") or ()]  # fmt: skip
+    for gate in verdict["gates"]:
+        values = list(((gate.get("tables") or {}).get("per_control") or {}).values())
+        if values:
+            rows.append({"name": gate["name"], "n": len(values), "mean": number(sum(values) / len(values)),
+                         "strongest": number(max(values))})  # fmt: skip
+    return rows
+
+
+def _counterexamples(found: Any) -> dict[str, Any] | None:
+    """Counts and the worst prompts; None when no search was reported."""
+    if not found:
+        return None
+    record = found if isinstance(found, Mapping) else {"worst": list(found)}
+    given = list(record.get("worst") or ())
+    hits = [hit if isinstance(hit, Mapping) else {"clean": hit} for hit in given[:5]]
+    worst = [{"clean": visible(hit.get("clean", ""), 400), "score": number(hit.get("score"))} for hit in hits]
+    return {"hits": record.get("hits", len(given)), "candidates": record.get("candidates"),
+            "share": percent(record.get("share")), "worst": worst}  # fmt: skip
+
+
+def unexplained_rows(unexplained: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per unexplained share, first the one to print large. Shares are clipped to 0..1."""
+    named = {"of the effect": unexplained} if "share" in unexplained else dict(unexplained)
+    rows = []
+    for name, value in named.items():
+        record = value if isinstance(value, Mapping) else {"share": value}
+        share = record.get("share")
+        if isinstance(share, int | float) and math.isfinite(share):
+            clipped = min(1.0, max(0.0, float(share)))
+            rows.append({"name": str(name).replace("_", " "), "share": clipped, "text": percent(clipped),
+                         "low": record.get("low"), "high": record.get("high"), "note": record.get("note", "")})  # fmt: skip
+    return rows
+
+
+def ledger_rows(ledger: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Counts with readable names, in the order given."""
+    return [(LEDGER_WORDS.get(name, str(name).replace("_", " ")), count)
+            for name, count in ledger.items() if isinstance(count, int)]  # fmt: skip
+
+
+def commands(run: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Commands with what they do; plain strings are accepted."""
+    given = run.get("commands", ())
+    return [{"command": item, "what": ""} if isinstance(item, str) else
+            {"command": str(item["command"]), "what": str(item.get("what", ""))} for item in given]  # fmt: skip
+
+
+def passport_rows(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The passport as rows; nested entries become one line, long digests are shortened."""
+    rows = []
+    for name, value in model.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
+        text = "–" if value is None else str(value)
+        digest = len(text) >= 40 and all(char in "0123456789abcdef" for char in text)
+        rows.append((str(name).replace("_", " "), f"{text[:16]}…" if digest else text))
+    return rows
+
+
+def strongest(result: PatchResult, tokens: Any = None) -> str:
+    """The strongest cell in words, or why there is none."""
+    cells = top_cells(result, 1, tokens)
+    if not cells:
+        return "no cell was measured"
+    cell = cells[0]
+    return f"layer {cell.layer}, {one_of(result.axis)} {cell.label} (effect {number(cell.effect)})"
+
+
+def summary(report: DemoReport) -> str:
+    """The report in one paragraph."""
+    name, lines = visible(str(report.model.get("name", "the model")), 60), []
+    if report.tasks:
+        best = max(report.tasks, key=lambda task: task.accuracy)
+        lines.append(f"On the task {best.task}, {name} prefers the right answer on {percent(best.accuracy)} of"
+                     f" {best.n_pairs} prompts, where guessing gives 50%.")  # fmt: skip
+    lines.append("We copied its inner activations from a prompt with one answer into a prompt with another, one place at"
+                 f" a time: the place that moves the answer most is {strongest(report.positions, report.tokens)};"
+                 f" among the attention heads it is {strongest(report.heads)}.")  # fmt: skip
+    count = len(report.claims)
+    if count:
+        words = ", ".join(str(claim["verdict"]) for claim in report.claims)
+        who, verdicts = (f"{COUNTS.get(count, count)} claims", "verdicts are") if count > 1 else ("One claim", "verdict is")
+        lines.append(f"{who} about this went through tests with controls, on prompts that were not used to find"
+                     f" them; the {verdicts}: {words}.")  # fmt: skip
+    rows = unexplained_rows(report.unexplained)
+    if rows:
+        lines.append(f"{rows[0]['text']} of the effect is still unexplained.")
+    return " ".join(lines)
