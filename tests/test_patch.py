@@ -96,7 +96,7 @@ def test_other_grids_run_and_last_component_is_bounded(site):
     result = patch_sweep(tiny("qwen2", 1), task(), PatchPlan(site=site, n_bootstrap=20))
     grid = np.array(result.effect)
     assert grid.shape == (len(result.layers), len(result.columns)) and np.isfinite(grid).all()
-    assert (np.array(result.low) <= np.array(result.high)).all()
+    assert (np.array(result.low) <= np.array(result.high)).all()  # three pairs: every bound is known
 
 
 def test_attribution_is_the_first_order_estimate():
@@ -135,6 +135,7 @@ def test_normalised_ignores_missing_cells():
     effect, low, high = normalised(values, np.array([4.0, 4.0]), np.array([0.0, 0.0]), 200, 0)
     np.testing.assert_allclose(effect, [[0.5, 1.0]])
     assert low[0, 0] == 0.25 and high[0, 0] == 0.75
+    assert np.isnan([low[0, 1], high[0, 1]]).all()  # a cell that one pair has: no spread is known
 
 
 def test_metrics_against_numpy():

@@ -80,7 +80,8 @@ def normalised(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(pair, layer, column) metric values (NaN: no such cell) -> effect and 95% bounds per cell.
 
-    Percentile bootstrap over pairs: numerator and denominator are resampled together.
+    Percentile bootstrap over pairs: numerator and denominator are resampled together. One pair says
+    nothing about the spread over pairs: its bounds are NaN, not an interval of no width.
     """
     n = len(clean)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_bootstrap)
@@ -96,7 +97,8 @@ def normalised(
 
     draws = ratio(counts.astype(float))
     low, high = np.nanquantile(draws, [0.025, 0.975], axis=0)
-    return ratio(np.ones(n)), low, high
+    unknown = present.sum(0) < 2
+    return ratio(np.ones(n)), np.where(unknown, np.nan, low), np.where(unknown, np.nan, high)
 
 
 def has_effect(clean: np.ndarray, corrupted: np.ndarray) -> bool:
