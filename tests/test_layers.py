@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-ORDER = ["errors", "records", "sites", "model", "data", "circuits", "report", "cli"]
+ORDER = ["errors", "records", "registry", "statistics", "sites", "model", "data", "circuits", "evidence", "atlas", "report", "cli"]
 ROOT = Path(__file__).parent.parent / "src" / "assay"
 
 
