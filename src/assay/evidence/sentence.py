@@ -1,0 +1,98 @@
+"""One plain sentence per verdict, and what the verdict does not show.
+
+The sentence names the subject, the task, what was done and how large the effect was. It is made from
+the same records as the verdict and never says more than they do.
+"""
+
+from collections.abc import Sequence
+
+from assay.records import Claim, GateResult, Plan
+
+KIND_WORDS = {"z": "attention head", "mlp_out": "MLP layer", "attn_out": "attention layer"}
+WHY = {
+    "underpowered": "the data are too few or too noisy to tell",
+    "conflicting gates": "some tests say yes and others do not",
+    "ablation-dependent": "the answer depends on how the parts are switched off",
+    "redundant": "other parts can do the same job, so switching these off changes little",
+    "non-unique": "random parts of the same size do about as well",
+    "search incomplete": "nobody finished looking for counterexamples",
+    "counterexamples": "too many prompts go the wrong way",
+    "instrument": "the measurement itself did not pass its checks",
+    "behaviour absent": "the model does not show the behaviour on every part of the test data",
+}
+
+
+def sentence(
+    claim: Claim, plan: Plan, verdict: str, reasons: Sequence[str], gates: Sequence[GateResult]
+) -> str:
+    """The verdict in words for someone who does not work in the field."""
+    who, task = f"{subject_words(claim)} of {claim.subject['model']}", f"the task {claim.task['name']!r}"
+    one = len(claim.subject["sites"]) == 1
+    carries, them = ("carries", "it") if one else ("carry", "them")
+    if verdict == "not tested":
+        why = "the model does not show the behaviour" if "behaviour absent" in reasons else "no test data were read"
+        return f"Not tested: whether {who} {carries} {task} could not be asked, because {why}."
+    if verdict == "refuted":
+        does = "does" if one else "do"
+        return f"Refuted: {who} {does} not carry {task} as claimed: {_failures(gates, reasons, them)}."
+    if verdict == "inconclusive":
+        why = "; ".join(WHY.get(reason, reason) for reason in reasons)
+        return f"Undecided: whether {who} {carries} {task} is open, because {why}."
+    off, back = _estimate(gates, "necessity.resample"), _estimate(gates, "sufficiency")
+    return (f"Supported: {who} {carries} {task}: switching {them} off removes {off} of the effect and restoring {them}"
+            f" alone brings back {back}, more than {_draws(gates)} of the same size, on {_clusters(gates)} sentence"
+            " patterns that were not used to find them.")  # fmt: skip
+
+
+def does_not_show(claim: Claim, verdict: str) -> tuple[str, ...]:
+    """What a reader must not take from this verdict."""
+    if verdict == "not tested":
+        return ("Anything about the model: no test took place.",)
+    if verdict == "refuted":
+        return (
+            "That these parts do nothing: only that the effect is smaller than the plan required.",
+            "That they play no role in other tasks, other corruptions or other models.",
+        )
+    if verdict == "inconclusive":
+        return ("That the claim is false.", "That the claim is true: more data or other tests are needed.")
+    return (
+        "What these parts compute, or that they have no other job.",
+        "That they are the only parts, or the smallest set, that could do this.",
+        f"That it holds for corruptions other than {claim.task.get('corruption') or 'the one given'!r},"
+        " for other wordings than those sampled, or for other models.",
+        "That the same holds inside a longer text or a conversation.",
+    )
+
+
+def subject_words(claim: Claim) -> str:
+    """The claim's sites in words: "2 attention heads (z.3.1, z.4.0)"."""
+    sites = claim.subject["sites"]
+    word = KIND_WORDS.get(str(sites[0]).split(".")[0], "residual site")
+    shown = ", ".join(sites[:6]) + (f" and {len(sites) - 6} more" if len(sites) > 6 else "")
+    return f"{len(sites)} {word}{'s' * (len(sites) > 1)} ({shown})"
+
+
+def _estimate(gates: Sequence[GateResult], name: str) -> str:
+    found = [gate.estimate for gate in gates if gate.name == name and gate.split == "confirm"]
+    return "an unknown share" if not found or found[0] is None else f"{found[0]:.0%}"
+
+
+def _draws(gates: Sequence[GateResult]) -> str:
+    counts = [gate.tables.get("draws", 0) for gate in gates if gate.group == "random"]
+    n = max(counts, default=0)
+    return f"the best of {n} random sets" if n > 1 else "a random set"
+
+
+def _clusters(gates: Sequence[GateResult]) -> int:
+    return max((gate.sample.get("K", 0) for gate in gates if gate.split == "confirm"), default=0)
+
+
+def _failures(gates: Sequence[GateResult], reasons: Sequence[str], them: str) -> str:
+    if "below SESOI" not in reasons:
+        return "it was claimed always, and prompts were found where it fails"
+    low = [gate for gate in gates if gate.required and gate.group != "random" and gate.estimate is not None]
+    worst = min(low, key=lambda gate: gate.p_below)
+    words = {"necessity": f"switching {them} off removes", "sufficiency": f"restoring {them} alone brings back"}
+    what = words.get(worst.group, f"{worst.name} is")
+    where = "" if worst.split == "confirm" else f" (on {worst.split} sentence patterns)"
+    return f"{what} {worst.estimate:.0%} of the effect{where}, less than the {worst.sesoi:.0%} that was claimed"

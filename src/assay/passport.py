@@ -1,0 +1,39 @@
+"""A run's passport: what made this result, so that it can be made again.
+
+Together with `Model.passport` (weights digest, dtype, device, kernel, BOS) and the digests of the data it
+says everything a result depends on: versions, arguments as given and as resolved, commit and dirty flag.
+"""
+
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from assay.records import plain
+
+PACKAGES = ("assay", "torch", "transformers", "numpy", "scipy")
+
+
+def run_passport(resolved: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Versions, command line as given, settings as resolved, and the git state of the working directory."""
+    return {
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(), "machine": platform.machine(),
+        "command": sys.argv, "resolved": plain(dict(resolved or {})), "git": git_state(),
+    }  # fmt: skip
+
+
+def git_state() -> dict[str, Any] | None:
+    """{"commit", "dirty"} of the working directory; None outside of a repository or without git."""
+    commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
+    return None if commit is None or status is None else {"commit": commit, "dirty": bool(status)}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
