@@ -1,4 +1,4 @@
-"""Sweeps against one cell at a time with raw hooks; tasks; metrics; the command line."""
+"""Sweeps against one cell at a time with raw hooks; the command line."""
 
 import json
 import os
@@ -8,12 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from scipy.special import logsumexp
 
 from assay import PatchPlan, load_task, patch_sweep, prepare
 from assay.circuits.patch import has_effect, normalised
-from assay.data.ioi import FRAMES, NAMES
-from assay.data.metrics import METRICS, kl
 from assay.data.prepare import PreparedTask
 from assay.errors import TaskError, UsageError
 from assay.records import Pair
@@ -136,56 +133,6 @@ def test_normalised_ignores_missing_cells():
     np.testing.assert_allclose(effect, [[0.5, 1.0]])
     assert low[0, 0] == 0.25 and high[0, 0] == 0.75
     assert np.isnan([low[0, 1], high[0, 1]]).all()  # a cell that one pair has: no spread is known
-
-
-def test_metrics_against_numpy():
-    rng = np.random.default_rng(1)
-    z = rng.normal(size=(3, 11)) * 3
-    answers, foils = [[1, 2], [0, -1], [5, 6]], [[3, -1], [4, 7], [9, 10]]
-    p = np.exp(z - logsumexp(z, -1, keepdims=True))
-    for row in range(3):
-        a, f = ([i for i in ids[row] if i >= 0] for ids in (answers, foils))
-        want = {"logit_diff": logsumexp(z[row, a]) - logsumexp(z[row, f]), "prob": p[row, a].sum(),
-                "prob_diff": p[row, a].sum() - p[row, f].sum(), "loss": -np.log(p[row, a].sum()),
-                "rank": (z[row] > z[row, a].max()).sum()}  # fmt: skip
-        for name, value in want.items():
-            got = METRICS[name](torch.tensor(z), torch.tensor(answers), torch.tensor(foils))[row]
-            assert float(got) == pytest.approx(value, rel=1e-6)
-    other = rng.normal(size=(3, 11))
-    q = np.exp(other - logsumexp(other, -1, keepdims=True))
-    want = (p * (np.log(p) - np.log(q))).sum(-1)
-    np.testing.assert_allclose(kl(torch.tensor(z), torch.tensor(other)).numpy(), want, rtol=1e-4)
-
-
-def test_splits_share_no_frame_and_no_name():
-    for table in (FRAMES, NAMES):
-        everything = [item for split in table.values() for item in split]
-        assert len(everything) == len(set(everything))
-
-
-def test_prepare_drops_and_counts(glass):
-    pairs = [
-        Pair("Alice said", "Alice said to the", (" the",), (" a",), "t"),
-        Pair("Alice said", "Alice said", (" the",), (" a",), "t"),
-        Pair("She said", "He said", (" it",), (" it",), "t"),
-        Pair("", "x", (" it",), (" a",), "t"),
-    ]
-    with pytest.raises(TaskError, match="different numbers of tokens: 1"):
-        prepare(pairs, glass)
-    good = Pair("the cat said", "the dog said", (" the",), (" a",), "t")
-    assert sum(prepare([*pairs, good, good], glass).dropped.values()) in (4, 6)
-
-
-@pytest.mark.parametrize("line, says", [
-    ("{", "line 2: not JSON"), ('{"clean": 3}', "line 2, field 'clean'"), ("[]", "line 2: got list"),
-    ('{"clean":"a","corrupted":"b","answer":" c","foil":[],"template":"t"}', "field 'foil'"),
-    ('{"clean":"a","corrupted":"b","answer":" c","foil":" d"}', "field 'template'.*independence"),
-])  # fmt: skip
-def test_task_file_errors_name_line_and_field(tmp_path, line, says):
-    path = tmp_path / "task.jsonl"
-    path.write_text('{"clean":"a","corrupted":"b","answer":" c","foil":" d","template":"t"}\n' + line)
-    with pytest.raises(TaskError, match=says):
-        load_task(str(path))
 
 
 def assay(*arguments):

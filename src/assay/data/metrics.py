@@ -8,17 +8,20 @@ With sets of tokens A (answers) and F (foils), z the logits and p = softmax z at
     loss       = -log sum p[A]
     rank       = tokens with a higher logit than the best answer (0 = top)
     kl         = KL(reference || p), reference = the clean run's distribution
+
+Your own is any function of the same three tensors: logits, answers, foils -> one number per prompt.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from assay.errors import bad_argument
+from assay.errors import ShapeError, bad_argument
 
 Ids = Sequence[tuple[int, ...]]
+Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +29,7 @@ class Metric:
     """A metric of prompts 0..n-1. `metric(logits (batch, vocab), rows (batch,)) -> (batch,)`.
 
     `select(index)` is the same metric for a list of prompts that repeats or reorders these.
+    `function`, if given, is used instead of the one called `name`.
     """
 
     name: str
@@ -33,20 +37,24 @@ class Metric:
     foils: Ids
     reference: Tensor | None = None
     index: tuple[int, ...] | None = None
+    function: Function | None = None
 
     def __call__(self, logits: Tensor, rows: Tensor) -> Tensor:
         places = rows.tolist() if self.index is None else [self.index[row] for row in rows.tolist()]
-        if self.name == "kl":
+        if self.name == "kl" and self.function is None:
             if self.reference is None:
                 raise bad_argument("metric", "kl without a reference", "kl with the clean run's logits")
             return kl(self.reference[places].to(logits.device), logits)
-        return METRICS[self.name](
-            logits, _table([self.answers[p] for p in places], logits), _table([self.foils[p] for p in places], logits)
-        )
+        answers, foils = (_table([side[place] for place in places], logits) for side in (self.answers, self.foils))
+        values = (self.function or METRICS[self.name])(logits, answers, foils)
+        if not isinstance(values, Tensor) or values.shape != rows.shape:
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ShapeError(f"metric {self.name!r}: got {got}; allowed: a tensor {tuple(rows.shape)}, one number per prompt.")
+        return values
 
     def select(self, index: Sequence[int]) -> "Metric":
         base = index if self.index is None else [self.index[i] for i in index]
-        return Metric(self.name, self.answers, self.foils, self.reference, tuple(base))
+        return replace(self, index=tuple(base))
 
 
 def logit_diff(logits: Tensor, answers: Tensor, foils: Tensor) -> Tensor:
@@ -81,7 +89,7 @@ def kl(reference: Tensor, logits: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
-METRICS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+METRICS: dict[str, Function] = {
     "logit_diff": logit_diff, "prob": prob, "prob_diff": prob_diff, "loss": loss, "rank": rank,
 }  # fmt: skip
 NAMES = (*METRICS, "kl")

@@ -1,21 +1,38 @@
 """From texts to token ids that can be compared position by position.
 
-A pair is kept when clean and corrupted have the same number of tokens, and its answers and foils
-are single tokens that stand where the prompt ends. Everything else is dropped and counted by reason:
-a misaligned pair is never shifted into place.
+1. Clean and corrupted must have the same number of tokens, and every word must begin at the same
+   token in both. A pair that does not is dropped and counted: it is never shifted into place.
+2. Answers and foils are tokenised where they stand, after the prompt. One that merges with the
+   prompt's last token cannot be scored.
+3. A single answer and a single foil are scored on the first token in which they differ: what they
+   share is appended to both prompts.
+4. Sets of answers or foils are scored on first tokens. A first token that can begin both an answer
+   and a foil is left out of both; a pair of which one side is then empty is dropped.
 
-A single answer and a single foil of several tokens are scored on the first token in which they
-differ: what they share is appended to both prompts (counted in `notes`).
+`dropped` counts pairs by reason; `notes` counts pairs (3) and left out tokens or texts (4, 2).
 """
 
+import difflib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from assay.data.metrics import NAMES, Metric
 from assay.errors import TaskError, bad_argument
 from assay.records import Pair
+
+Ids = list[int]
+
+
+class NothingLeft(TaskError):
+    """No pair of a task can be used with this model; `dropped` counts them by reason."""
+
+    def __init__(self, message: str, dropped: dict[str, int]) -> None:
+        super().__init__(message)
+        self.dropped = dropped
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,83 +55,181 @@ class PreparedTask:
     def templates(self) -> list[str]:
         return [pair.template for pair in self.pairs]
 
-    def metric(self, name: str = "logit_diff", reference: Any = None) -> Metric:
-        """A metric bound to these pairs. Raises UsageError for an unknown name."""
-        if name not in NAMES:
-            raise bad_argument("metric", name, ", ".join(NAMES))
-        return Metric(name, self.answers, self.foils, reference)
+    def metric(
+        self, metric: str | Callable[[Tensor, Tensor, Tensor], Tensor] = "logit_diff", reference: Tensor | None = None
+    ) -> Metric:
+        """A metric bound to these pairs: a name, or your own function.
+
+        Your own gets logits (batch, vocab) at the last position, answer ids (batch, k) and foil ids
+        (batch, m), both padded with -1, and returns one number per prompt, (batch,). `reference`, the
+        clean run's logits, is what `kl` needs. Raises UsageError for an unknown name.
+        """
+        if callable(metric):
+            return Metric(getattr(metric, "__name__", "custom"), self.answers, self.foils, reference, function=metric)
+        if metric not in NAMES:
+            close = difflib.get_close_matches(str(metric), NAMES, n=1)
+            raise bad_argument("metric", metric, f"{', '.join(NAMES)}, or a function",
+                               f"Did you mean {close[0]!r}?" if close else "")  # fmt: skip
+        return Metric(metric, self.answers, self.foils, reference)
 
 
 def prepare(pairs: Sequence[Pair], model: Any) -> PreparedTask:
     """Tokenise pairs for this model. Raises TaskError, with counts, when none can be used."""
     dropped: Counter[str] = Counter()
     notes: Counter[str] = Counter()
-    kept: list[tuple[Pair, list[int], list[int], tuple[int, ...], tuple[int, ...]]] = []
+    kept: list[_Row] = []
     for pair in pairs:
         try:
-            kept.append((pair, *_prepare_one(pair, model, notes)))
+            row = _prepare_one(pair, model)
         except _Unusable as reason:
             dropped[str(reason)] += 1
+        else:
+            kept.append(row)
+            notes.update(row.notes)
     if not kept:
         counts = "; ".join(f"{reason}: {n}" for reason, n in dropped.most_common())
-        raise TaskError(f"none of {len(pairs)} pairs can be used with {model.name} ({counts or 'no pairs'}).")
-    columns = list(zip(*kept, strict=True))
-    labels = _labels(columns[0], columns[1], model)
+        message = f"none of {len(pairs)} pairs can be used with {model.name} ({counts or 'no pairs'})."
+        raise NothingLeft(message, dict(dropped))
+    names = set(kept[0].labels).intersection(*(row.labels for row in kept))
+    labels = {name: [row.labels[name] for row in kept] for name in sorted(names)}
     return PreparedTask(
-        *(list(column) for column in columns), dict(dropped), dict(notes), labels  # type: ignore[arg-type]
-    )
+        [row.pair for row in kept], [row.clean for row in kept], [row.corrupted for row in kept],
+        [row.answers for row in kept], [row.foils for row in kept], dict(dropped), dict(notes),
+        {**labels, "end": [len(row.clean) - 1 for row in kept]},
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One pair, ready."""
+
+    pair: Pair
+    clean: Ids
+    corrupted: Ids
+    answers: tuple[int, ...]
+    foils: tuple[int, ...]
+    labels: dict[str, int]
+    notes: Counter[str]
 
 
 class _Unusable(Exception):
     """Why a pair is dropped."""
 
 
-def _prepare_one(pair: Pair, model: Any, notes: Counter[str]) -> tuple[Any, ...]:
+def _prepare_one(pair: Pair, model: Any) -> _Row:
+    _check_texts(pair)
+    clean, corrupted = model.tokens([pair.clean, pair.corrupted])
+    labels = aligned(pair, clean, corrupted, model)
+    notes: Counter[str] = Counter()
+    answers, foils = (_continuations(texts, pair, clean, corrupted, model) for texts in (pair.answers, pair.foils))
+    if not answers or not foils:
+        raise _Unusable("answer or foil merges with the prompt's last token")
+    if len(pair.answers) == len(pair.foils) == 1:
+        shared = _shared(answers[0], foils[0])
+        if max(len(answers[0]), len(foils[0])) > 1:
+            notes["scored on the first token in which answer and foil differ"] += 1
+        ends = (answers[0][shared],), (foils[0][shared],)
+        return _Row(pair, clean + answers[0][:shared], corrupted + answers[0][:shared], *ends, labels, notes)
+    left_out = len(pair.answers) + len(pair.foils) - len(answers) - len(foils)
+    if left_out:
+        notes["answers or foils left out: they merge with the prompt's last token"] += left_out
+    return _Row(pair, clean, corrupted, *_first_tokens(answers, foils, notes), labels, notes)
+
+
+def _check_texts(pair: Pair) -> None:
     if not pair.clean or not pair.corrupted:
         raise _Unusable("empty prompt")
     if pair.clean == pair.corrupted:
         raise _Unusable("clean and corrupted are the same")
     if set(pair.answers) & set(pair.foils):
         raise _Unusable("an answer is also a foil")
-    if any(answer.strip() and pair.clean.endswith(answer) for answer in pair.answers):
+    whole = [text for text in pair.answers if text.strip() and (text[0].isspace() or len(pair.answers) == 1)]
+    if any(pair.clean.endswith(answer) for answer in whole):
         raise _Unusable("the prompt already ends with the answer")
-    clean, corrupted = model.tokens([pair.clean, pair.corrupted])
+
+
+# answers -----------------------------------------------------------------------------------------
+
+
+def _continuations(texts: Sequence[str], pair: Pair, clean: Ids, corrupted: Ids, model: Any) -> list[Ids]:
+    """Token ids of texts after the prompt, without those that merge with it or differ after the other prompt."""
+    after_clean = [_after(text, pair.clean, clean, model) for text in texts]
+    after_corrupted = [_after(text, pair.corrupted, corrupted, model) for text in texts]
+    return [ids for ids, other in zip(after_clean, after_corrupted, strict=True) if ids and ids == other]
+
+
+def _after(text: str, prompt: str, ids: Ids, model: Any) -> Ids:
+    whole = model.tokens(prompt + text)[0] if text else ids
+    return whole[len(ids) :] if whole[: len(ids)] == ids else []
+
+
+def _shared(a: Ids, b: Ids) -> int:
+    """How many tokens two continuations begin with in common; each must go on after them."""
+    length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+    if length is None:
+        raise _Unusable("answer or foil begins with the other")
+    return length
+
+
+def _first_tokens(answers: list[Ids], foils: list[Ids], notes: Counter[str]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    good, bad = (list(dict.fromkeys(ids[0] for ids in side)) for side in (answers, foils))
+    both = set(good) & set(bad)
+    if both:
+        notes["first tokens left out: they begin an answer and a foil"] += len(both)
+    good, bad = (tuple(token for token in side if token not in both) for side in (good, bad))
+    if not good or not bad:
+        raise _Unusable("no first token tells answers from foils")
+    if max(map(len, (*answers, *foils))) > 1:
+        notes["scored on first tokens"] += 1
+    return good, bad
+
+
+# alignment ---------------------------------------------------------------------------------------
+
+
+def aligned(pair: Pair, clean: Ids, corrupted: Ids, model: Any) -> dict[str, int]:
+    """Token position of every label, when the two prompts agree token by token on where words stand."""
     if len(clean) != len(corrupted):
         raise _Unusable("clean and corrupted have different numbers of tokens")
-    answers = [_continuation(text, pair.clean, clean, model) for text in pair.answers]
-    foils = [_continuation(text, pair.clean, clean, model) for text in pair.foils]
-    if len(answers) == len(foils) == 1:
-        shared = _shared(answers[0], foils[0])
-        if shared == min(len(answers[0]), len(foils[0])):
-            raise _Unusable("answer or foil begins with the other")
-        if max(len(answers[0]), len(foils[0])) > 1:
-            notes["scored on the first token in which answer and foil differ"] += 1
-        clean, corrupted = clean + answers[0][:shared], corrupted + answers[0][:shared]
-        return clean, corrupted, (answers[0][shared],), (foils[0][shared],)
-    if any(len(ids) != 1 for ids in (*answers, *foils)):
-        raise _Unusable("an answer or foil of a set is more than one token")
-    return clean, corrupted, tuple(a[0] for a in answers), tuple(f[0] for f in foils)
+    if clean == corrupted:
+        raise _Unusable("clean and corrupted have the same tokens")
+    if not getattr(model.tokenizer, "is_fast", False):  # no character offsets: compare the ids, give no labels
+        if _moved(clean, corrupted):
+            raise _Unusable("words of clean and corrupted stand at different tokens")
+        return {}
+    finders = [_token_finder(text, len(ids), model) for text, ids in ((pair.clean, clean), (pair.corrupted, corrupted))]
+    starts = [_word_starts(text) for text in (pair.clean, pair.corrupted)]
+    if len(starts[0]) == len(starts[1]):
+        moved = list(map(finders[0], starts[0])) != list(map(finders[1], starts[1]))
+    else:
+        moved = _moved(clean, corrupted)
+    labels = {name: (finders[0](places[0]), finders[1](places[1])) for name, places in pair.labels.items()}
+    if moved or any(here != there for here, there in labels.values()):
+        raise _Unusable("words of clean and corrupted stand at different tokens")
+    return {name: here for name, (here, _) in labels.items()}
 
 
-def _continuation(text: str, prompt: str, ids: list[int], model: Any) -> list[int]:
-    whole = model.tokens(prompt + text)[0]
-    if not text or whole[: len(ids)] != ids or len(whole) == len(ids):
-        raise _Unusable("answer or foil merges with the prompt's last token")
-    return whole[len(ids) :]
+def _moved(clean: Ids, corrupted: Ids) -> bool:
+    """Whether tokens that both have stand at different places."""
+    blocks = difflib.SequenceMatcher(None, clean, corrupted, autojunk=False).get_matching_blocks()
+    return any(block.a != block.b for block in blocks)
 
 
-def _shared(a: list[int], b: list[int]) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+def _word_starts(text: str) -> list[int]:
+    return [i for i, letter in enumerate(text) if not letter.isspace() and (i == 0 or text[i - 1].isspace())]
 
 
-def _labels(pairs: Sequence[Pair], clean: Sequence[list[int]], model: Any) -> dict[str, list[int]]:
-    """Token positions of labels that every pair has: the token holding the labelled character."""
-    names = set(pairs[0].labels).intersection(*(pair.labels for pair in pairs))
-    found = {name: [_token_at(pair, pair.labels[name][0], model) for pair in pairs] for name in sorted(names)}
-    return {**found, "end": [len(ids) - 1 for ids in clean]}
+def _token_finder(text: str, n_tokens: int, model: Any) -> Callable[[int], int]:
+    """Character offset -> position of the token that holds it, BOS counted."""
+    spans = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    owner: dict[int, int] = {}
+    for place, (start, end) in enumerate(spans, n_tokens - len(spans)):
+        for offset in range(start, end):
+            owner.setdefault(offset, place)
 
+    def find(offset: int) -> int:
+        if offset not in owner:
+            raise _Unusable("a word or label is in no token")
+        return owner[offset]
 
-def _token_at(pair: Pair, offset: int, model: Any) -> int:
-    spans = model.tokenizer(pair.clean, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    shift = len(model.tokens(pair.clean)[0]) - len(spans)
-    return shift + next((i for i, (start, end) in enumerate(spans) if start <= offset < end), len(spans) - 1)
+    return find
