@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+LINT := $(BIN)/ruff check src tests docs benchmarks
 
-.PHONY: setup models browser demo test check bench
+.PHONY: setup models browser demo test check docs bench
 setup: $(STAMP) models
 
 $(STAMP): pyproject.toml constraints.txt
@@ -17,20 +18,24 @@ models: $(STAMP)
 	$(BIN)/assay models --fetch glass-en --fetch smollm2-135m
 
 demo: setup
-	$(BIN)/assay patch smollm2-135m ioi --n 8
+	$(BIN)/assay demo
 
 test: setup browser
-	$(BIN)/ruff check src tests benchmarks
+	$(LINT)
+	$(BIN)/pyright
 	$(BIN)/pytest
+
+check: setup
+	$(LINT)
+	$(BIN)/pyright
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow' --ignore tests/test_browser.py
 
 browser:
 	@command -v chromium >/dev/null || [ -n "$$CHROMIUM" ] || { SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); \
 	  $$SUDO apt-get update -qq && $$SUDO apt-get install -y -qq chromium >/dev/null; }
 
-check: setup
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/pytest -m 'not slow' --ignore tests/test_browser.py
-
+docs: setup
+	$(BIN)/python docs/commands.py
 
 bench: setup
 	$(BIN)/python benchmarks/engine.py

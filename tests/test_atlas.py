@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import duckdb
 import pytest
-from test_verdicts import CLAIM, PLAN, evidence
 
 from assay.atlas.migrations import MIGRATIONS, NEWEST, migrate, version_of
 from assay.atlas.store import FILE, HEAD, Atlas
 from assay.errors import EvidenceError, StoreError
 from assay.evidence.claims import audit, judge, lock_of
 from assay.records import Counterexample
+from test_verdicts import CLAIM, PLAN, evidence
 
 HOLD = "import duckdb, sys; db = duckdb.connect(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
 
@@ -64,7 +64,7 @@ def test_tampering_with_the_database_shows(atlas, sql, said):
     assert any(said in problem for problem in atlas.verify())
 
 
-@pytest.mark.parametrize("table, kind", [("claims", "state"), ("plans", "lock"), ("evidence", "evidence"), ("verdicts", "verdict")])
+@pytest.mark.parametrize("table, kind", [("claims", "state"), ("plans", "lock"), ("evidence",) * 2, ("verdicts", "verdict")])
 def test_tampering_with_a_record_shows(atlas, table, kind):
     stored(atlas)
     with duckdb.connect(str(atlas.path / FILE)) as db:

@@ -3,7 +3,8 @@
 import ast
 from pathlib import Path
 
-ORDER = ["errors", "files", "records", "passport", "registry", "statistics", "sites", "model", "data", "circuits", "evidence", "atlas", "report", "demo", "testing", "cli"]
+ORDER = ["errors", "files", "records", "passport", "registry", "statistics", "sites", "model", "data", "circuits",
+         "evidence", "atlas", "report", "demo", "testing", "cli"]  # fmt: skip
 ROOT = Path(__file__).parent.parent / "src" / "assay"
 
 

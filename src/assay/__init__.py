@@ -19,6 +19,12 @@ _HOMES = {
     "patch_sweep": "assay.circuits.patch",
     "load_task": "assay.data.tasks",
     "prepare": "assay.data.prepare",
+    "Atlas": "assay.atlas.store",
+    "Settings": "assay.evidence.run",
+    "Source": "assay.evidence.source",
+    "Statement": "assay.evidence.run",
+    "state_claim": "assay.evidence.run",
+    "test_claim": "assay.evidence.run",
     "AssayError": "assay.errors",
 }
 __all__ = list(_HOMES)

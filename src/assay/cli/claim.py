@@ -40,6 +40,8 @@ def state(
 
     SITES, comma-separated: heads z.L.H, mlp_out.L, attn_out.L or resid_post.L.
     """
+    bars = {key: _value("--sesoi", key, value) for key, value in _pairs("--sesoi", options["sesoi"])}
+    given = dict(_setting(*pair) for pair in _pairs("--set", options["settings"]))
     from assay.atlas.store import Atlas
     from assay.evidence.claims import warnings_of
     from assay.evidence.run import Settings, Statement, state_claim
@@ -47,8 +49,7 @@ def state(
     from assay.records import plain
 
     words = Statement(quantifier=options["quantifier"], text=options["text"], parent=options["parent"])
-    bars = {key: _value("--sesoi", key, value) for key, value in _pairs("--sesoi", options["sesoi"])}
-    settings = replace(Settings(seed=common.seed), **dict(_setting(*pair) for pair in _pairs("--set", options["settings"])))
+    settings = replace(Settings(seed=common.seed), **given)
     source = Source(task, options["corruption"])
     source.pairs("tune", 1, 0)  # refuses an unknown task or a bad file before the model is loaded
     model = common.load(name, dtype, prepend_bos)

@@ -34,6 +34,7 @@ def patch(
 
     Finished layers are kept in the atlas: an interrupted sweep goes on where it was.
     """
+    source, out = task_source(task, task_file), options.pop("out")
     from assay.atlas.store import Atlas
     from assay.atlas.sweeps import SweepRows
     from assay.circuits.patch import PatchPlan, patch_sweep, sweep_key
@@ -41,7 +42,6 @@ def patch(
     from assay.evidence.claims import record_look
     from assay.evidence.source import Source
 
-    source, out = task_source(task, task_file), options.pop("out")
     n, split, corruption = options.pop("n"), options.pop("split"), options.pop("corruption")
     pairs = Source(source, corruption).explore(split, n, common.seed)
     plan = PatchPlan(**options, seed=common.seed)
