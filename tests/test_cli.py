@@ -104,12 +104,17 @@ def test_a_claim_from_statement_to_verification(folder):
     assert "necessity.resample" in shown.stdout and stated["lock"] in shown.stderr
     assert run("claim", "verify", "--atlas", "atlas", cwd=folder).returncode == 0
 
+    replayed = run("claim", "replay", stated["claim"], *common, cwd=folder)
+    assert replayed.returncode == 0 and json.loads(replayed.stdout)["same"] is True
+    assert run("claim", "replay", stated["claim"], "--model", "glass-en", "--atlas", "atlas", cwd=folder).returncode == 4
+
     import duckdb
 
     with duckdb.connect(str(folder / "atlas" / "atlas.duckdb")) as db:
         db.execute("UPDATE verdicts SET body = replace(body, '\"refuted\"', '\"supported\"')")
     caught = run("claim", "verify", "--atlas", "atlas", cwd=folder)
     assert caught.returncode == 3 and "not the one in the ledger" in caught.stdout
+    assert run("claim", "replay", wrong["claim"], "--atlas", "atlas", cwd=folder).returncode == 3
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(folder, tmp_path):

@@ -16,6 +16,7 @@ from assay.evidence.claims import audit, record_look
 from assay.evidence.kinds import KINDS
 from assay.evidence.ledger import tally
 from assay.evidence.mediates import all_units, random_sets, set_effects, site_means, units_of, wrong_sign_pairs
+from assay.evidence.replay import replay_claim
 from assay.evidence.run import Settings, Statement, state_claim, test_claim
 from assay.evidence.source import Source, leaks, split_pairs
 from assay.testing import planted_induction
@@ -183,7 +184,8 @@ def test_the_true_circuit_is_supported_and_the_decoy_refuted(model, source, tmp_
     assert (verdict.verdict, verdict.reasons) == ("supported", ())
     assert gates["necessity.resample"]["estimate"] == pytest.approx(1.0, abs=0.02)
     assert gates["sufficiency"]["estimate"] == pytest.approx(1.0, abs=0.02)
-    assert verdict.unexplained["confirm"]["share"] == pytest.approx(0.0, abs=0.02)
+    assert verdict.unexplained["confirm"]["not_restored"] == pytest.approx(0.0, abs=0.02)
+    assert verdict.unexplained["confirm"]["left_when_ablated"] == pytest.approx(0.0, abs=0.05)
     assert "more than the best of 8 random sets" in verdict.sentence
 
     decoy, refuted = run_claim(model, source, atlas, "z.0.1")  # the answer can be read from it, nothing uses it
@@ -235,6 +237,24 @@ def test_another_model_is_refused(model, source, tmp_path):
         other.hf.transformer.wte.weight[0, 0] += 0.01
     with pytest.raises(EvidenceError, match="is about GPT2LMHeadModel with digest"):
         test_claim(atlas, claim.id, other)
+
+
+def test_a_replay_comes_out_the_same_and_a_changed_instrument_shows(model, source, tmp_path, monkeypatch):
+    atlas = Atlas(tmp_path / "atlas")
+    claim, verdict = run_claim(model, source, atlas, "z.1.0,z.1.1")
+    found = replay_claim(atlas, claim.id, model)
+    assert found.same and found.again.verdict == verdict.verdict and found.moved == ()
+    kind = KINDS.get("mediates")
+    honest = kind.measure
+
+    def drifted(*arguments, **options):
+        columns = honest(*arguments, **options)
+        return {name: [v and v * 1.1 for v in values] if name == "restored" else values for name, values in columns.items()}
+
+    monkeypatch.setattr(kind, "measure", drifted, raising=False)
+    changed = replay_claim(atlas, claim.id, model)
+    assert not changed.same and any(text.startswith("sufficiency:") for text in changed.moved)
+    assert atlas.evidence(claim.id).reads == 1 and len(atlas.claims()) == 1  # a replay is no second read
 
 
 def test_changed_data_are_refused(model, tmp_path):

@@ -43,7 +43,7 @@ def test_everything_passing_is_supported():
     verdict = ruling()
     assert (verdict.verdict, verdict.reasons, verdict.qualifiers) == ("supported", (), ())
     assert "switching it off removes 60%" in verdict.sentence
-    assert verdict.unexplained["confirm"]["share"] == pytest.approx(0.4)
+    assert verdict.unexplained["confirm"]["not_restored"] == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("name", [n for n, (_, _, required) in NAMES.items() if required])

@@ -131,6 +131,9 @@ def position_map(run: DemoRun, n: int = 4) -> tuple[PatchResult, list[str]]:
     picked = [i for i, found in enumerate(zip(pairs.templates, map(len, pairs.clean), strict=True)) if found == shape]
     same = prepare([pairs.pairs[i] for i in picked[:n]], run.model)
     result = _sweep(run, same, PatchPlan("resid_post", seed=run.seed), "where the answer is carried")
+    pair = same.pairs[0]
+    example = {"clean": pair.clean, "corrupted": pair.corrupted, "answer": pair.answers[0].strip(), "foil": pair.foils[0].strip()}
+    result = replace(result, plan={**result.plan, "example": example})
     words = [run.model.text([ids[0]]) if len(set(ids)) == 1 else "(name)" for ids in zip(*same.clean, strict=True)]
     return result, words
 
@@ -208,8 +211,12 @@ def claim(run: DemoRun, sites: Sequence[str], name: str) -> Verdict:
 
 
 def unexplained(verdict: Verdict) -> dict[str, Any]:
-    """Step 6: named for the page."""
-    return {f"{verdict.claim}, {split} patterns": share for split, share in verdict.unexplained.items()}
+    """Step 6: named for the page, the larger share first."""
+    words = {"not_restored": "not brought back by these heads alone",
+             "left_when_ablated": "of the preference left when they are switched off"}  # fmt: skip
+    named = {f"{words[name]}, {split} sentences": min(1.0, max(0.0, share)) for split, shares in verdict.unexplained.items()
+             for name, share in shares.items() if name in words}  # fmt: skip
+    return dict(sorted(named.items(), key=lambda item: -item[1]))
 
 
 def commands(run: DemoRun, verdicts: Sequence[Verdict]) -> list[dict[str, str]]:

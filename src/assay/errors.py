@@ -10,6 +10,8 @@ Every mistake a user can make ends in one of these, printed without a traceback:
     │   └── LayoutError   a model whose layout could not be proved
     ├── TaskError         a task or concept that cannot be read or used with this model
     ├── EvidenceError     a claim, plan or ledger that does not hold
+    │   ├── TamperedError     stored records that do not follow from each other (exit code 3)
+    │   └── ReproduceError    a claim that cannot be measured here: another model or other data (4)
     ├── StoreError        an atlas that cannot be opened, read or written
     └── NeedsExtra        a part of Assay whose optional packages are not installed
 """
@@ -47,6 +49,18 @@ class TaskError(AssayError):
 
 class EvidenceError(AssayError):
     """A claim, plan or ledger that does not hold."""
+
+
+class TamperedError(EvidenceError):
+    """Stored records that do not follow from each other."""
+
+    exit_code = 3
+
+
+class ReproduceError(EvidenceError):
+    """A claim that cannot be measured here: another model, or other data."""
+
+    exit_code = 4
 
 
 class StoreError(AssayError):

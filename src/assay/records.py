@@ -91,7 +91,8 @@ class PatchResult:
         """The machine-readable twin, with the keys scripts rely on."""
         record = asdict(self)
         plan, axis, columns = record.pop("plan"), record.pop("axis"), record.pop("columns")
-        return {**plan, **record, axis: columns, "plan": plan}
+        named = [int(name) if name.lstrip("-").isdigit() else name for name in columns]
+        return {**plan, **record, axis: named, "plan": plan}
 
 
 # claims and evidence -----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`assay claim state|test|list|show|verify`."""
+"""`assay claim state|test|list|show|verify|replay`."""
 
 import sys
 from dataclasses import replace
@@ -12,6 +12,7 @@ from assay.records import Claim, Plan
 
 EXIT_NOT_AS_REQUIRED = 1
 EXIT_TAMPERED = 3
+EXIT_DIFFERS = 10
 SETTINGS = ("tune", "confirm", "ood", "alpha", "positions", "draws", "control_pairs")
 
 
@@ -141,6 +142,33 @@ def verify(common: Common, claim_id: str | None) -> None:
     common.emit(record, lambda: text)
     if problems:
         sys.exit(EXIT_TAMPERED)
+
+
+@claim.command()
+@click.argument("claim_id", metavar="CLAIM")
+@click.option("--model", "name", default=None, metavar="MODEL", help="Where the model is now, if it moved.")
+@model_options
+@common_options
+def replay(common: Common, claim_id: str, name: str | None, dtype: str, prepend_bos: bool | None) -> None:
+    """Measure CLAIM again from its plan and compare.
+
+    Exit 0: the same verdict and numbers. 10: they differ. 3: stored records do not hold. 4: it cannot be
+    measured here (another model, other data).
+    """
+    from assay.atlas.store import Atlas
+    from assay.evidence.replay import replay_claim
+
+    store = Atlas(common.atlas)
+    model = common.load(name or model_of(store.claim(claim_id)), dtype, prepend_bos)
+    with common.progress("replaying") as report:
+        found = replay_claim(store, claim_id, model, report)
+    said = "the same verdict and numbers" if found.same else "it differs"
+    record = {"claim": claim_id, "same": found.same, "before": found.before, "again": found.again.verdict,
+              "moved": list(found.moved)}  # fmt: skip
+    lines = [f"{claim_id}: {said} ({found.before}, {found.again.verdict} now)", *(f"  {gate}" for gate in found.moved)]
+    common.emit(record, lambda: "\n".join(lines))
+    if not found.same:
+        sys.exit(EXIT_DIFFERS)
 
 
 # words -------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from assay.files import write_file
 if TYPE_CHECKING:
     from assay.model.model import Model
 
+PIPED_WIDTH = 110  # columns where the output is no terminal
 OPTIONS = (
     click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON; - for standard output."),
     click.option("--seed", default=0, show_default=True, help="Of everything that is drawn at random."),
@@ -63,7 +64,9 @@ class Common:
         elif shown is not None:
             from rich.console import Console
 
-            Console().print(shown)
+            console = Console()
+            console.width = console.width if console.is_terminal else max(console.width, PIPED_WIDTH)
+            console.print(shown)
 
     def note(self, text: str) -> None:
         """One line on stderr."""

@@ -55,7 +55,7 @@ def story(report: Any, page: str) -> Any:
     def title(text: str) -> Text:
         return Text(f"\n{text}", style="bold")
 
-    left = [f"{percent(row['share'])} ({row['name']})" for row in unexplained_rows(report.unexplained)]
+    left = [f"{percent(row['share'])} {row['name']}" for row in unexplained_rows(report.unexplained)]
     reused = [step for step, cached in report.run["cached"].items() if cached]
     parts = [
         title("1  What the model can do"), tasks_table(report.tasks),
@@ -63,7 +63,7 @@ def story(report: Any, page: str) -> Any:
         title("3  Which heads move it"), patch_table(report.heads, n=10),
         title("4  The claim, tested"), verdict_panel(report.claims[0]),
         title("5  A wrong claim, tested the same way"), verdict_panel(report.claims[1]),
-        title("6  Still unexplained"), Text("of the effect: " + (", ".join(left) or "not measured")),
+        title("6  Still unexplained"), Text("\n".join(left) or "not measured"),
         title("Report"), Text(page), Text(f"open it in a browser; it needs no network ({seconds(report)})"),
     ]  # fmt: skip
     if reused:

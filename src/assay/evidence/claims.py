@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from assay.errors import EvidenceError, bad_argument
+from assay.errors import EvidenceError, TamperedError, bad_argument
 from assay.evidence import ledger as chain
 from assay.evidence.gates import evaluate, gates_for, get_gate
 from assay.evidence.ledger import Entry, now
@@ -56,9 +56,9 @@ def lock_of(claim: Claim, plan: Plan) -> str:
 
 
 def check_lock(claim: Claim, plan: Plan) -> None:
-    """Raises EvidenceError when claim or plan differ from what was locked."""
+    """Raises TamperedError when claim or plan differ from what was locked."""
     if lock_of(claim, plan) != plan.lock or plan.claim != claim.id:
-        raise EvidenceError(f"claim {claim.id}: claim or plan differ from what was locked. Restore the atlas"
+        raise TamperedError(f"claim {claim.id}: claim or plan differ from what was locked. Restore the atlas"
                             " from a copy, or state the claim again.")  # fmt: skip
 
 
@@ -109,7 +109,7 @@ def family_of(store: ClaimStore, claim_id: str, entries: Sequence[Entry] | None 
 
 
 def verdict_of(store: ClaimStore, claim_id: str, entries: Sequence[Entry] | None = None) -> Verdict:
-    """The verdict that the rule gives for the stored gates. Raises EvidenceError on a broken lock."""
+    """The verdict that the rule gives for the stored gates. Raises TamperedError on a broken lock."""
     claim, plan, evidence = store.claim(claim_id), store.plan(claim_id), store.evidence(claim_id)
     check_lock(claim, plan)
     if evidence is None:
@@ -120,12 +120,12 @@ def verdict_of(store: ClaimStore, claim_id: str, entries: Sequence[Entry] | None
 def rederive(store: ClaimStore, claim_id: str, entries: Sequence[Entry] | None = None) -> Verdict:
     """The verdict from stored tables, without a model: gates from measurements, verdict from gates.
 
-    Raises EvidenceError on a broken lock, or when the stored gates do not follow.
+    Raises TamperedError on a broken lock, or when the stored gates do not follow.
     """
     verdict = verdict_of(store, claim_id, entries)
     evidence = store.evidence(claim_id)
     if evidence is not None and not same_gates(derive_gates(store.plan(claim_id), evidence.tables), evidence.gates):
-        raise EvidenceError(f"claim {claim_id}: the stored gates do not follow from the stored measurements.")
+        raise TamperedError(f"claim {claim_id}: the stored gates do not follow from the stored measurements.")
     return verdict
 
 

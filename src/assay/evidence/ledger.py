@@ -21,7 +21,7 @@ from assay.errors import EvidenceError
 from assay.records import digest, plain
 
 GENESIS = "0" * 64
-KINDS = ("state", "lock", "look", "ticket", "data", "evidence", "verdict")
+KINDS = ("state", "lock", "look", "ticket", "data", "evidence", "verdict", "replication")
 Entry = dict[str, Any]
 
 

@@ -11,15 +11,14 @@
    alone, and kept. Hits can only lower a verdict.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from typing import Any
 
 import numpy as np
 
 from assay.data.prepare import PreparedTask, prepare
-from assay.errors import EvidenceError, UsageError, bad_argument
+from assay.errors import ReproduceError, UsageError, bad_argument
 from assay.evidence import claims
 from assay.evidence.claims import QUANTIFIERS, ClaimStore
 from assay.evidence.gates import evaluate
@@ -27,7 +26,8 @@ from assay.evidence.kinds import KINDS, Columns, Kind, Progress
 from assay.evidence.ledger import looked_at, now, subject_key
 from assay.evidence.source import Source, clusters, leaks
 from assay.model.model import Model
-from assay.records import Claim, Counterexample, Evidence, Plan, Verdict, digest
+from assay.passport import run_passport
+from assay.records import Claim, Counterexample, Evidence, GateResult, Pair, Plan, Verdict, digest
 from assay.statistics import mde80
 
 KEPT_HITS = 20
@@ -114,48 +114,74 @@ def state_claim(
 def test_claim(
     store: ClaimStore, claim_id: str, model: Model, progress: Progress | None = None
 ) -> Verdict:
-    """Read confirm and ood, once, and decide. Raises EvidenceError when the model is another one."""
+    """Read confirm and ood, once, and decide. Raises ReproduceError when model or data are others."""
     claim, plan = store.claim(claim_id), store.plan(claim_id)
     claims.check_lock(claim, plan)
-    if model.digest != claim.subject["digest"]:
-        raise EvidenceError(f"claim {claim_id} is about {claim.subject['model']} with digest"
-                            f" {claim.subject['digest'][:12]}; got {model.name} with {model.digest[:12]}."
-                            " State a claim about this model instead.")  # fmt: skip
-    source = Source(claim.task["name"], claim.task["corruption"])
-    _check_data(plan, source)
-    evidence, hits = Trial(store, claim, plan, model, source, progress).run()
-    store.record_evidence(evidence, hits)
+    subject = subject_key(claim.kind, claim.subject, claim.task)
+
+    def on_read(split: str, pairs: Sequence[Pair]) -> list[str]:
+        """Spend the ticket and say what is read, before it is read; what was looked at of it earlier."""
+        entries = store.entries()
+        ticket = claims.ticket_for(store, claim, plan, subject)
+        store.append("data", {"claim": claim.id, "ticket": ticket, "split": split, "subject": subject,
+                              "digest": digest(pairs), "clusters": clusters(pairs)})  # fmt: skip
+        return looked_at(entries, model.digest, clusters(pairs))
+
+    trial = Trial(claim, plan, model, progress, on_read)
+    outcome = trial.run()
+    reads = claims.reads_of(store.entries(), subject, plan, trial.pairs("confirm"))
+    passport = {**model.passport(), **run_passport(plan.settings), "rule": plan.rule_version}
+    evidence = Evidence(claim.id, plan.lock, passport, outcome.tables, outcome.gates, outcome.search, outcome.data,
+                        reads, outcome.flags, now())  # fmt: skip
+    store.record_evidence(evidence, outcome.hits)
     return claims.judge(store, claim_id)
 
 
 test_claim.__test__ = False  # type: ignore[attr-defined]  # a verb, not a pytest function
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial measured: tables per split, gates made from them, the search, and what was read."""
+
+    tables: dict[str, dict[str, Any]]
+    gates: tuple[GateResult, ...]
+    hits: list[Counterexample]
+    search: dict[str, Any]
+    data: dict[str, dict[str, Any]]
+    flags: tuple[str, ...]
+
+
 class Trial:
-    """One test of one claim: reads, measures, searches."""
+    """One measurement of one locked claim. Knows no store: `on_read(split, pairs)` is told before sealed
+    pairs are measured, and says what was looked at of them earlier."""
 
     def __init__(
-        self, store: ClaimStore, claim: Claim, plan: Plan, model: Model, source: Source, progress: Progress | None
+        self,
+        claim: Claim,
+        plan: Plan,
+        model: Model,
+        progress: Progress | None = None,
+        on_read: Callable[[str, Sequence[Pair]], list[str]] = lambda split, pairs: [],
     ) -> None:
-        self.store, self.claim, self.plan = store, claim, plan
-        self.model, self.source, self.progress = model, source, progress
+        self.claim, self.plan, self.model = claim, plan, model
+        self.source = Source(claim.task["name"], claim.task["corruption"])
+        self.progress, self.on_read = progress, on_read
         self.kind = KINDS.get(claim.kind)
-        self.subject = subject_key(claim.kind, claim.subject, claim.task)
         self.data: dict[str, dict[str, Any]] = {}
         self.flags: list[str] = []
 
-    def run(self) -> tuple[Evidence, list[Counterexample]]:
-        """Measurements, gates and counterexamples. Spends a ticket first."""
+    def run(self) -> Outcome:
+        """Measurements, gates and counterexamples. Raises ReproduceError for another model or other data."""
+        self._check()
         plan, model = self.plan, self.model
-        seen = {split: self._pairs(split) for split in ("discover", "tune") if split in plan.splits}
+        seen = {split: self.pairs(split) for split in ("discover", "tune") if split in plan.splits}
         tune = prepare(seen["tune"], model)
         setup, controls = self.kind.prepare(model, plan, self.claim.subject["sites"], tune)
         if controls != plan.settings["controls"]:
             self.flags.append("the random sets drawn now are not those in the plan")
-        ticket = claims.ticket_for(self.store, self.claim, plan, self.subject)
         known = [pair for pairs in seen.values() for pair in pairs]
-        tasks = {split: self._read(split, ticket, known) for split in plan.levels}
-        reads = claims.reads_of(self.store.entries(), self.subject, plan, self._pairs("confirm"))
+        tasks = {split: self._read(split, known) for split in plan.levels}
         first = self.kind.measure(model, tasks["confirm"], setup, claims.preconditions(plan))
         tables = {"confirm": self._table(tasks["confirm"], first)}
         search: dict[str, Any] = {"method": plan.search["method"], "complete": False}
@@ -165,27 +191,32 @@ class Trial:
                 columns = self.kind.measure(model, task, setup, plan.gates, self._progress(split))
                 tables[split] = self._table(task, columns)
             hits, search = self._search(tasks["confirm"], setup, tables["confirm"]["columns"])
-        gates = claims.derive_gates(plan, tables)
-        evidence = Evidence(
-            self.claim.id, plan.lock, self._passport(), tables, gates, search, self.data, reads,
-            tuple(self.flags), now(),
-        )  # fmt: skip
-        return evidence, hits
+        return Outcome(tables, claims.derive_gates(plan, tables), hits, search, self.data, tuple(self.flags))
 
-    def _pairs(self, split: str) -> list[Any]:
+    def _check(self) -> None:
+        """The model and the texts must be those that were locked."""
+        subject, got = self.claim.subject, self.model
+        if got.digest != subject["digest"]:
+            raise ReproduceError(f"claim {self.claim.id} is about {subject['model']} with digest"
+                                 f" {subject['digest'][:12]}; got {got.name} with {got.digest[:12]}."
+                                 " State a claim about this model instead.")  # fmt: skip
+        for split, locked in self.plan.splits.items():
+            if self.source.digest(split, locked["n"], locked["seed"]) != locked["digest"]:
+                raise ReproduceError(f"task {self.source.name}: its data are not those the plan was locked on"
+                                     f" (split {split}). Restore them, or state the claim again.")  # fmt: skip
+
+    def pairs(self, split: str) -> list[Pair]:
+        """The pairs of a split, as locked."""
         locked = self.plan.splits[split]
         return self.source.pairs(split, locked["n"], locked["seed"])
 
-    def _read(self, split: str, ticket: str, known: Sequence[Any]) -> PreparedTask:
-        """Pairs of a sealed split; says in the ledger what was read."""
-        pairs = self._pairs(split)
+    def _read(self, split: str, known: Sequence[Pair]) -> PreparedTask:
+        """Pairs of a sealed split, aligned; whether they leak into what was seen."""
+        pairs = self.pairs(split)
+        looked = self.on_read(split, pairs)
         task = prepare(pairs, self.model)
-        kept = clusters(task.pairs)
-        looked = looked_at(self.store.entries(), self.model.digest, clusters(pairs))
-        self.data[split] = {"digest": digest(pairs), "pairs": len(task), "clusters": len(kept),
+        self.data[split] = {"digest": digest(pairs), "pairs": len(task), "clusters": len(clusters(task.pairs)),
                             "dropped": task.dropped, "looked": looked}  # fmt: skip
-        self.store.append("data", {"claim": self.claim.id, "ticket": ticket, "split": split, "subject": self.subject,
-                                   "digest": self.data[split]["digest"], "clusters": clusters(pairs)})  # fmt: skip
         if shared := leaks(known, pairs):
             what = ", ".join(f"{n} {name}" for name, n in shared.items())
             self.flags.append(f"leak: {split} shares {what} with tune")
@@ -225,10 +256,6 @@ class Trial:
         report = self.progress
         return None if report is None else lambda label, done, total: report(f"{label} {split}", done, total)
 
-    def _passport(self) -> dict[str, Any]:
-        return {**self.model.passport(), "assay": _version(), "numpy": np.__version__, "rule": self.plan.rule_version,
-                "seed": self.plan.settings["seed"]}  # fmt: skip
-
 
 # the parts of stating ----------------------------------------------------------------------------
 
@@ -253,7 +280,7 @@ def _claim(
         "statement": text, "quantifier": statement.quantifier,
         "subject": {"model": model.name, "source": str(model.source), "digest": model.digest, "sites": units,
                     "positions": positions},
-        "task": {"name": source.name, "corruption": source.corruption}, "direction": "positive",
+        "task": source.record(), "direction": "positive",
         "rivals": list(statement.rivals), "created": now(),
     }  # fmt: skip
     return Claim(id=claims.claim_id({**body, "n": len(store.entries())}), **{**body, "rivals": statement.rivals})
@@ -275,20 +302,9 @@ def _mde(plan: Plan, gates: Sequence[Any], tune: PreparedTask, columns: Columns)
     return found
 
 
-def _check_data(plan: Plan, source: Source) -> None:
-    for split, locked in plan.splits.items():
-        if source.digest(split, locked["n"], locked["seed"]) != locked["digest"]:
-            raise EvidenceError(f"task {source.name}: its data are not those the plan was locked on (split {split})."
-                                " Restore them, or state the claim again.")  # fmt: skip
-
-
 def _finite(column: Sequence[float | None]) -> bool:
     return all(value is None or np.isfinite(value) for value in column)
 
 
 def _number(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(value)
-
-
-def _version() -> str:
-    return metadata.version("assay")

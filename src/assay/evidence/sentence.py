@@ -58,10 +58,14 @@ def does_not_show(claim: Claim, verdict: str) -> tuple[str, ...]:
     return (
         "What these parts compute, or that they have no other job.",
         "That they are the only parts, or the smallest set, that could do this.",
-        f"That it holds for corruptions other than {claim.task.get('corruption') or 'the one given'!r},"
-        " for other wordings than those sampled, or for other models.",
+        f"That it holds for {_corruptions(claim)}, for other wordings than those sampled, or for other models.",
         "That the same holds inside a longer text or a conversation.",
     )
+
+
+def _corruptions(claim: Claim) -> str:
+    made = claim.task.get("corruption")
+    return f"corruptions other than {made!r}" if made else "other corrupted prompts than those in the file"
 
 
 def subject_words(claim: Claim) -> str:

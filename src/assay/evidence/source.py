@@ -33,6 +33,11 @@ class Source:
     def bundled(self) -> bool:
         return self.name in TASKS
 
+    def record(self) -> dict[str, str | None]:
+        """The task as a claim names it; of a bundled one with the corruption that is used."""
+        made = (self.corruption or TASKS.get(self.name).corruptions[0]) if self.bundled else None
+        return {"name": self.name, "corruption": made}
+
     def digest(self, split: str, n: int, seed: int) -> str:
         """Hash of the texts of a split. No model sees them."""
         return digest(self.pairs(split, n, seed))

@@ -260,12 +260,21 @@ def wrong_signs(evidence: Evidence | None, counterexamples: Sequence[Counterexam
 
 
 def unexplained(gates: Sequence[GateResult]) -> dict:
-    """1 - share of the effect that the subject restores, per split; clipped to [0, 1] and raw."""
+    """What the subject leaves open, per split: the larger of two shares, clipped to [0, 1], and both.
+
+    `not_restored`: 1 - share of the effect that the subject alone brings back. `left_when_ablated`: share
+    of the clean metric that stays when the subject is mean-ablated.
+    """
     found = {}
-    for gate in gates:
-        if gate.group == "sufficiency" and gate.estimate is not None:
-            raw = 1 - gate.estimate
-            found[gate.split] = {"share": min(1.0, max(0.0, raw)), "raw": raw}
+    for split in dict.fromkeys(gate.split for gate in gates):
+        here = {gate.name: gate.estimate for gate in gates if gate.split == split}
+        restored, dropped = here.get("sufficiency"), here.get("necessity.mean")
+        margin, span = here.get("behaviour.margin"), here.get("behaviour.span")
+        shares = {} if restored is None else {"not_restored": 1 - restored}
+        if dropped is not None and span is not None and margin:
+            shares["left_when_ablated"] = 1 - dropped * span / margin
+        if shares:
+            found[split] = {"share": min(1.0, max(0.0, *shares.values())), **shares}
     return found
 
 

@@ -43,7 +43,7 @@ def render_report(report: DemoReport) -> str:
         unexplained=story.unexplained_rows(report.unexplained), ledger=story.ledger_rows(report.ledger),
         commands=story.commands(report.run), timings=dict(report.run.get("timings", {})),
         cached=dict(report.run.get("cached", {})), glossary=GLOSSARY, number=story.number,
-        interval=story.interval,
+        interval=story.interval, example=report.positions.plan.get("example"),
     )  # fmt: skip
 
 

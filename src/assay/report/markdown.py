@@ -21,7 +21,7 @@ def render_markdown(report: DemoReport) -> str:
     lines = [f"# What is inside {safe(report.model.get('name', 'this model'))}?", "", safe(report.date), "",
              safe(report.summary or story.summary(report)), "", "## 1 What the model can do", ""]  # fmt: skip
     lines += tasks_lines(report.tasks)
-    lines += ["## 2 Where the answer is carried", "", *sweep_lines(report.positions, report.tokens, 5)]
+    lines += ["## 2 Where the answer is carried", "", *example_lines(report.positions), *sweep_lines(report.positions, report.tokens, 5)]
     lines += ["## 3 Which heads move it", "", *sweep_lines(report.heads, None, 10)]
     if report.attribution_correlation is not None:
         lines += [f"Attribution against exact patching: correlation {story.number(report.attribution_correlation)}.", ""]
@@ -38,6 +38,15 @@ def render_markdown(report: DemoReport) -> str:
     lines += ["", *(f"- {safe(name)}: {safe(value)}" for name, value in story.passport_rows(report.model))]
     lines += ["", "## Words used here", "", *(f"- **{word}**: {meaning}" for word, meaning in GLOSSARY)]
     return "\n".join(lines) + "\n"
+
+
+def example_lines(result: PatchResult) -> list[str]:
+    """One pair of prompts, where the sweep has one."""
+    found = result.plan.get("example")
+    if not found:
+        return []
+    prompts = ((code(found["clean"]), safe(found["answer"])), (code(found["corrupted"]), safe(found["foil"])))
+    return [*(f"- {prompt} is followed by **{answer}**" for prompt, answer in prompts), ""]
 
 
 def tasks_lines(tasks: Sequence[TaskSummary]) -> list[str]:

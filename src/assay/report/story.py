@@ -145,8 +145,9 @@ def summary(report: DemoReport) -> str:
     """The report in one paragraph."""
     name, lines = visible(str(report.model.get("name", "the model")), 60), []
     if report.tasks:
-        best = max(report.tasks, key=lambda task: task.accuracy)
-        lines.append(f"On the task {best.task}, {name} prefers the right answer on {percent(best.accuracy)} of"
+        told = report.positions.plan.get("task")
+        best = next((task for task in report.tasks if task.task == told), report.tasks[0])
+        lines.append(f"On the task {visible(best.task, 40)}, {name} prefers the right answer on {percent(best.accuracy)} of"
                      f" {best.n_pairs} prompts, where guessing gives 50%.")  # fmt: skip
     lines.append("We copied its inner activations from a prompt with one answer into a prompt with another, one place at"
                  f" a time: the place that moves the answer most is {strongest(report.positions, report.tokens)};"
@@ -159,5 +160,5 @@ def summary(report: DemoReport) -> str:
                      f" them; the {verdicts}: {words}.")  # fmt: skip
     rows = unexplained_rows(report.unexplained)
     if rows:
-        lines.append(f"{rows[0]['text']} of the effect is still unexplained.")
+        lines.append(f"Still unexplained: {rows[0]['text']} {rows[0]['name']}.")
     return " ".join(lines)

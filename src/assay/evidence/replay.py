@@ -1,0 +1,68 @@
+"""Replay: measure a tested claim again, and see whether the same verdict comes out.
+
+1. What is stored must hold: locks, hashes, gates from measurements, verdict from gates.
+2. The model and the texts must be those that were locked, by digest.
+3. Everything is measured again from the plan: same units, controls, seeds and gates.
+4. The rule is applied with the reads and the family of the first verdict, and both are compared.
+
+A replay shows that the numbers come out again. It is no new evidence: the data are the same.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from assay.errors import EvidenceError, TamperedError
+from assay.evidence.claims import ClaimStore, audit
+from assay.evidence.kinds import Progress
+from assay.evidence.run import Trial
+from assay.evidence.verdicts import decide
+from assay.model.model import Model
+from assay.records import GateResult, Verdict
+
+TOLERANCE = 1e-3  # of effects that are shares: rounding of another processor is far below, a changed effect above
+
+
+@dataclass(frozen=True)
+class Replication:
+    """A verdict, what came out again, and every gate that moved by more than rounding."""
+
+    claim: str
+    same: bool
+    before: str
+    again: Verdict
+    moved: tuple[str, ...]
+
+
+def replay_claim(
+    store: ClaimStore, claim_id: str, model: Model, progress: Progress | None = None, tolerance: float = TOLERANCE
+) -> Replication:
+    """Measure again and compare. Raises TamperedError for records that do not hold, ReproduceError for
+    another model or other data, EvidenceError for a claim that was never tested."""
+    claim, plan = store.claim(claim_id), store.plan(claim_id)
+    evidence, before = store.evidence(claim_id), store.verdict(claim_id)
+    if evidence is None or before is None:
+        raise EvidenceError(f"claim {claim_id} was not tested yet: there is nothing to replay. Test it first.")
+    if problems := audit(store, claim_id):
+        raise TamperedError("; ".join(problems))
+    outcome = Trial(claim, plan, model, progress).run()
+    data = {split: {**found, "looked": evidence.data.get(split, {}).get("looked", [])}
+            for split, found in outcome.data.items()}  # fmt: skip
+    measured = replace(evidence, tables=outcome.tables, gates=outcome.gates, search=outcome.search, data=data,
+                       flags=outcome.flags)  # fmt: skip
+    again = decide(claim, plan, measured, outcome.hits, rule_version=before.rule_version, family=before.decision["family"])
+    moved = moved_gates(evidence.gates, outcome.gates, tolerance)
+    same = (again.verdict, again.reasons, again.qualifiers) == (before.verdict, before.reasons, before.qualifiers)
+    store.append("replication", {"claim": claim_id, "same": same and not moved, "verdict": again.verdict,
+                                 "moved": list(moved)})  # fmt: skip
+    return Replication(claim_id, same and not moved, before.verdict, again, moved)
+
+
+def moved_gates(before: Sequence[GateResult], again: Sequence[GateResult], tolerance: float) -> tuple[str, ...]:
+    """One sentence per gate that is missing, new, or differs by more than `tolerance`."""
+    old, new = ({gate.label: gate.estimate for gate in gates} for gates in (before, again))
+    found = [f"{name}: measured {'before' if name in old else 'now'} only" for name in old.keys() ^ new.keys()]
+    for name in old.keys() & new.keys():
+        a, b = old[name], new[name]
+        if (a is None) != (b is None) or (a is not None and b is not None and abs(a - b) > tolerance * max(1.0, abs(a))):
+            found.append(f"{name}: {a} before, {b} now")
+    return tuple(sorted(found))
