@@ -37,5 +37,10 @@ browser:
 docs: setup
 	$(BIN)/python docs/commands.py
 
-bench: setup
-	$(BIN)/python benchmarks/engine.py
+bench: models .venv-bench/.ready
+	.venv-bench/bin/python benchmarks/engine.py --update-docs
+
+.venv-bench/.ready: pyproject.toml constraints.txt benchmarks/constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -c benchmarks/constraints.txt -e '.[bench]'
+	touch .venv-bench/.ready

@@ -1,106 +1,115 @@
-"""Engine speed against the physical limit, interleaved in one process; ratios of CPU and wall time.
+"""Engine speed and memory against limits and peers, all in one process and taking turns.
 
-Prints a Markdown table (docs/benchmarks.md is its output). Run: .venv/bin/python benchmarks/engine.py
+    python benchmarks/engine.py                   prints two Markdown tables
+    python benchmarks/engine.py --quick           few rounds, fewer layers of heads, memory on the small model
+    python benchmarks/engine.py --update-docs     also puts them into docs/benchmarks.md
+    make bench                                    the last, with peers, in an environment of its own
+
+Numbers are compared before a case is timed; where they differ it is not timed, and the run ends with
+exit code 1. Ctrl-C prints what is measured so far. Documentation is only rewritten by a whole run.
 """
 
-import statistics
+import argparse
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-import torch
+import environment
 
-from assay import PatchPlan, add, load_model, load_task, patch_sweep, prepare
-from assay.data.prepare import PreparedTask
-from assay.records import Pair
-
-ROUNDS = 5
-
-
-def ratio(ours: Callable[[], object], limit: Callable[[], object], rounds: int = ROUNDS) -> tuple[float, float]:
-    """Median ratio ours / limit in CPU time and in wall time; the two alternate."""
-    ours(), limit()
-    cpu, wall = [], []
-    for _ in range(rounds):
-        times = []
-        for run in (ours, limit):
-            start = time.process_time(), time.perf_counter()
-            run()
-            times.append((time.process_time() - start[0], time.perf_counter() - start[1]))
-        cpu.append(times[0][0] / times[1][0])
-        wall.append(times[0][1] / times[1][1])
-    return statistics.median(cpu), statistics.median(wall)
+MODEL, SMALL = "smollm2-135m", "glass-en"
+ALL = ("capture", "sweep", "heads", "attribution", "generation", "memory")
 
 
-def capture(model) -> tuple[float, float]:
-    """resid_post.15 of 8 x 128 tokens against the bare HF module cut after layer 15."""
-    ids = torch.randint(20, 40000, (8, 128), generator=torch.Generator().manual_seed(0))
-    trunk, layers = model.hf.model, model.hf.model.layers
+@dataclass
+class Results:
+    """What is known so far."""
 
-    def limit():
-        trunk.layers, norm = layers[:16], trunk.norm
-        trunk.norm, trunk.config.num_hidden_layers = torch.nn.Identity(), 16
+    facts: dict[str, Any] = field(default_factory=dict)
+    speed: list[Any] = field(default_factory=list)
+    memory: list[Any] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; 0 when it finished, 1 when numbers differ, 130 when it was interrupted."""
+    options = _options(arguments)
+    environment.prepare()
+    import report
+
+    command = " ".join(["python benchmarks/engine.py", *(sys.argv[1:] if arguments is None else arguments)])
+    results = Results()
+    try:
+        _measure(options, results)
+    except KeyboardInterrupt:
+        results.interrupted = True
+        _say("interrupted: the tables hold what was measured before")
+    what = results.facts, results.speed, results.memory
+    if results.facts:
+        sys.stdout.write(report.markdown(command, *what))
+        if options.json:
+            options.json.write_text(report.as_json(command, *what), encoding="utf-8")
+    if results.interrupted or results.failures:
+        return 130 if results.interrupted else 1
+    if options.update_docs:
+        report.update_docs(report.markdown(command, *what))
+    return 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Engine speed and memory against limits and peers.")
+    parser.add_argument("--quick", action="store_true", help="few rounds: a look, not a result")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured here")
+    parser.add_argument("--update-docs", action="store_true", help="put the tables into docs/benchmarks.md")
+    parser.add_argument("--only", action="append", metavar="CASE", choices=ALL,
+                        help=f"measure this only; repeat for more: {', '.join(ALL)}")  # fmt: skip
+    parser.add_argument("--no-peers", action="store_true", help="leave installed peers out")
+    parser.add_argument("--threads", type=int, help="torch threads (default: torch's own)")
+    options = parser.parse_args(arguments)
+    if options.update_docs and (options.quick or options.only):
+        parser.error("--update-docs takes a whole run: leave --quick and --only out")
+    return options
+
+
+def _measure(options: argparse.Namespace, results: Results) -> None:
+    """One row after the other into `results`, so that an interrupt keeps what is done."""
+    import cases
+    import peers
+    import report
+    import torch
+    from memory import SIZES, in_own_process
+
+    from assay import load_model
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    wanted = options.only or ALL
+    model = load_model(MODEL)
+    tools = [peers.PlainHooks(model.hf)] if options.no_peers else peers.load_peers(model)
+    facts = {"model": MODEL, "threads": torch.get_num_threads(), "quick": options.quick,
+             "peers": len(tools) > 1, "versions": environment.versions()}  # fmt: skip
+    results.facts = facts
+    for name in (name for name in wanted if name != "memory"):
         try:
-            with torch.no_grad():
-                return trunk(input_ids=ids, use_cache=False).last_hidden_state
-        finally:
-            trunk.layers, trunk.norm, trunk.config.num_hidden_layers = layers, norm, len(layers)
-
-    def ours():
-        return model.capture(ids, "resid_post.15")["resid_post.15"]
-
-    assert torch.equal(ours(), limit()), "capture is not bit-equal to the model's own tensor"
-    return ratio(ours, limit)
-
-
-def sweep(model) -> tuple[float, float]:
-    """Layer x position on one pair that differs from the first token on, so no cell is skipped."""
-    pair = prepare(load_task("ioi", n=1), model)
-    clean, corrupted = pair.clean[0][:16], [21] + pair.corrupted[0][1:16]
-    task = PreparedTask([Pair("", "", (), (), "")], [clean], [corrupted], pair.answers, pair.foils, {}, {}, {})
-    metric = task.metric()
-    residuals = model.capture([corrupted], "resid_post.*")
-    trunk, head = model.hf.model, model.hf.lm_head
-    n = len(clean)
-
-    def limit():
-        with torch.no_grad():
-            rows = torch.tensor([corrupted] * n)
-            positions = trunk.rotary_emb(residuals["resid_post.0"], torch.arange(n)[None])
-            for layer in range(model.n_layers):
-                x = residuals[f"resid_post.{layer}"].expand(n, -1, -1).clone()
-                for block in trunk.layers[layer + 1 :]:
-                    x = block(x, position_embeddings=positions)
-                metric(head(trunk.norm(x[:, -1])), torch.zeros(len(rows), dtype=torch.long))
-
-    return ratio(lambda: patch_sweep(model, task, PatchPlan(n_bootstrap=10)), limit, rounds=2)
+            row = cases.measure(cases.CASES[name](model, tools, options.quick))
+        except AssertionError as error:
+            results.failures.append(str(error))
+            _say(f"not timed, {error}")
+            continue
+        results.speed.append(row)
+        _say(report.speed_table([row], facts).splitlines()[-1])
+    for positions in ("last", "all") if "memory" in wanted else ():
+        for prompts in SIZES:
+            size = in_own_process(SMALL if options.quick else MODEL, prompts, positions)
+            results.memory.append(size)
+            _say(report.memory_table([size]).splitlines()[-1])
 
 
-def generation(model) -> tuple[float, float]:
-    """32 greedy tokens with a vector added at resid_post.15, against plain HF generate."""
-    ids = torch.tensor(model.tokens("Once upon a time there was a small village by the sea"))
-    edit = add("resid_post.15", torch.full((model.dims.d_model,), 1e-3))
-    eos = model.hf.generation_config.eos_token_id
-
-    def limit():
-        return model.hf.generate(ids, max_new_tokens=32, do_sample=False, pad_token_id=0, eos_token_id=eos)
-
-    return ratio(lambda: model.generate(ids, max_new_tokens=32, edits=[edit]), limit)
-
-
-def main() -> None:
-    model = load_model("smollm2-135m")
-    lines = ["| case | CPU ratio to the limit | wall ratio | target |", "|---|---|---|---|"]
-    for name, run, target in (
-        ("capture resid_post.15, 8 x 128 tokens", capture, "1.05"),
-        ("layer x position sweep, one pair, every cell run", sweep, "1.5"),
-        ("generation, 32 tokens, steering edit", generation, "1.05"),
-    ):
-        cpu, wall = run(model)
-        lines.append(f"| {name} | {cpu:.2f} | {wall:.2f} | {target} |")
-        sys.stderr.write(lines[-1] + "\n")
-    sys.stdout.write("\n".join(lines) + "\n")
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -48,6 +48,18 @@ def wrap(hf, name: str = "tiny") -> Model:
     return Model(hf=hf, tokenizer=None, name=name, source="test", prepend_bos=False, bos_id=None)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def proofs_folder(tmp_path_factory: pytest.TempPathFactory):
+    """Proofs are kept in a folder of this run, never in the user's cache."""
+    from assay.model import proofs
+
+    patch = pytest.MonkeyPatch()
+    folder = tmp_path_factory.mktemp("cache")
+    patch.setattr(proofs, "cache_dir", lambda: folder)
+    yield folder
+    patch.undo()
+
+
 @pytest.fixture(scope="session")
 def glass():
     from assay import load_model

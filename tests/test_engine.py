@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from assay import add, clamp, patch, project_out, scale, zero
 from assay.errors import ShapeError, UsageError
-from conftest import tiny
+from conftest import FAMILIES, tiny, tiny_hf, wrap
 
 RAGGED = [[5, 6, 7], [9, 8, 7, 6, 5, 4, 3], [11], [30, 31, 32, 33, 34]]
 
@@ -91,7 +91,9 @@ def test_batching_never_changes_results(family, order, budget):
     model.memory_budget = budget * 20_000
     prompts = [RAGGED[i] for i in order]
     acts = model.capture(prompts, ["resid_post.2", "z.1.0"])
-    for row, prompt in zip(acts.rows("resid_post.2"), prompts, strict=True):
+    logits = model.logits(prompts)
+    for row, last, prompt in zip(acts.rows("resid_post.2"), logits, prompts, strict=True):
+        torch.testing.assert_close(last, model.logits([prompt])[0], atol=2e-5, rtol=1e-4)
         alone = model.capture([prompt], "resid_post.2")["resid_post.2"][0]
         torch.testing.assert_close(row, alone, atol=2e-5, rtol=1e-4)
 
@@ -114,27 +116,61 @@ def test_resume_equals_a_full_pass():
                        model.score(RAGGED, metric, edits=edits))  # fmt: skip
 
 
-@pytest.mark.parametrize("site, path, before", [
-    ("resid_post.1", "model.layers.1", False), ("mlp_act.0", "model.layers.0.mlp.down_proj", True),
-])  # fmt: skip
-def test_gradients_equal_autograd(site, path, before):
-    model, ids = tiny("llama"), [5, 6, 7, 8]
-    held = {}
+def plain_gradient(model, site, ids):
+    """d (logit 3 - logit 4 at the end) / d a module's own tensor, by autograd alone, nothing detached.
 
-    def leaf(x):
-        held["x"] = x.detach().clone().requires_grad_(True)
-        return held["x"]
+    The tensor is handed on as a copy, so that it stands for its own site and not for another reader
+    of the same tensor (parallel blocks) or writer into it; only resid_mid is meant with all its readers.
+    """
+    held, point = {}, model.layout.points[site]
 
-    module = model.hf.get_submodule(path)
-    if before:
-        handle = module.register_forward_pre_hook(lambda m, args: (leaf(args[0]),))
+    def keep(tensor):
+        held["raw"] = tensor if site.name == "resid_mid" or point.side == "out" else tensor.clone()
+        held["raw"].retain_grad()
+        return tensor if site.name == "resid_mid" else held["raw"].clone()
+
+    def before(module, args, kwargs):
+        if isinstance(point.key, int):
+            return (*args[: point.key], keep(args[point.key]), *args[point.key + 1 :]), kwargs
+        return args, {**kwargs, point.key: keep(kwargs[point.key])}
+
+    def after(module, args, out):
+        return (keep(out[0]), *out[1:]) if isinstance(out, tuple) else keep(out)
+
+    module = model.hf.get_submodule(point.path)
+    if point.side == "in":
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
     else:
-        handle = module.register_forward_hook(lambda m, args, out: leaf(out))
-    model.hf(input_ids=torch.tensor([ids])).logits[0, -1, 3].backward()
+        handle = module.register_forward_hook(after)
+    logits = model.hf(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
+    (logits[3] - logits[4]).backward()
     handle.remove()
-    slopes, _, _ = model.gradients([ids], site, lambda logits, rows: logits[:, 3])
-    torch.testing.assert_close(slopes[site], held["x"].grad, atol=1e-6, rtol=1e-4)
+    return point.read(held["raw"].grad, 1)[0] / point.scale**2  # read() multiplies by the scale, the chain rule divides
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_equal_autograd(family):
+    model = _cached(family)
+    sites = [site for site in model.layout.points if site.name not in ("logits", "pattern")]
+    slopes, values, scores = model.gradients(RAGGED, sites, lambda logits, rows: logits[:, 3] - logits[:, 4])
+    ids = RAGGED[1]
+    for site in sites:
+        want = plain_gradient(model, site, ids)
+        torch.testing.assert_close(slopes.rows(site)[1], want, atol=1e-6 * float(want.abs().max() + 1), rtol=1e-3)
+    acts = model.capture(RAGGED, sites)
+    for site in sites:
+        torch.testing.assert_close(values.flat(site), acts.flat(site), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(scores, model.score(RAGGED, lambda logits, rows: logits[:, 3] - logits[:, 4]))
     assert all(p.requires_grad for p in model.hf.parameters())
+
+
+def test_gradients_survive_families_that_write_in_place():
+    """Falcon adds attention into the tensor its MLP returned."""
+    model, site = _cached("falcon"), "mlp_out.1"
+    slopes, values, _ = model.gradients(RAGGED, [site], lambda logits, rows: logits[:, 3])
+    torch.testing.assert_close(values.flat(site), model.capture(RAGGED, site).flat(site), atol=1e-5, rtol=1e-4)
+    later, _, _ = model.gradients(RAGGED, "resid_post.1", lambda logits, rows: logits[:, 3])
+    torch.testing.assert_close(slopes.flat(site), later.flat("resid_post.1"))
 
 
 def test_generation_without_edits_is_hf_and_keeps_activations():
@@ -175,6 +211,100 @@ def test_everything_is_left_as_found_after_an_exception():
     hooks = [m for m in model.hf.modules() if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)]
     assert hooks == []
     assert torch.equal(model.hf(input_ids=torch.tensor([[5, 6, 7]])).logits, before)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "falcon", "mixtral"])
+def test_a_pass_interrupted_inside_leaves_nothing(family):
+    model = tiny(family)
+    start = model.checkpoint(RAGGED)
+    block = model.hf.get_submodule(model.layout.blocks[2].path)
+    seen = []
+    mine = [block.register_forward_hook(lambda *_: seen.append(1)), block.register_forward_pre_hook(lambda *_: None)]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    bomb = block.register_forward_pre_hook(interrupt)
+    difference = lambda logits, rows: logits[:, 3]  # noqa: E731
+    edits = [zero("pattern.2.1"), zero("z.1.0"), zero("attn_out.1.1")]
+    for call in (
+        lambda: model.score(RAGGED, difference, edits=edits, resume=start),
+        lambda: model.gradients(RAGGED, "resid_pre.1", difference),
+        lambda: model.generate(RAGGED, max_new_tokens=2, edits=edits[1:], sites=["z.2"]),
+        lambda: model.capture(RAGGED, ["pattern.2", "resid_post.2"]),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        hooked = {m for m in model.hf.modules() if m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)}
+        assert hooked == {block} and len(block._forward_hooks) == 1 and len(block._forward_pre_hooks) == 2
+        assert not model.engine.busy and all(p.requires_grad for p in model.hf.parameters())
+        assert torch.overrides._get_current_function_mode_stack() == []
+    bomb.remove()
+    model.capture(RAGGED, "resid_post.2")
+    assert seen  # other people's hooks still run
+    for handle in mine:
+        handle.remove()
+
+
+def test_random_state_and_modes_are_left_as_found():
+    model = tiny("gpt2")
+    model.proof  # noqa: B018
+    model.hf.train()
+    frozen = next(model.hf.parameters())
+    frozen.requires_grad_(False)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    model.check()
+    model.capture(RAGGED, "resid_post.1")
+    model.gradients(RAGGED, "resid_post.1", lambda logits, rows: logits[:, 3])
+    model.generate(RAGGED, max_new_tokens=2, temperature=1.0, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(module.training for module in model.hf.modules())
+    assert [p.requires_grad for p in model.hf.parameters()].count(False) == 1
+
+
+def test_captures_are_owned():
+    model = tiny("falcon")
+    sites = [site for site in model.layout.points if site.name != "pattern"]
+    acts = model.capture(RAGGED, sites)
+    storages = [acts.flat(site).untyped_storage().data_ptr() for site in acts]
+    assert len(set(storages)) == len(storages)
+    weights = {p.untyped_storage().data_ptr() for p in model.hf.parameters()}
+    assert not weights & set(storages) and not any(acts.flat(site).requires_grad for site in acts)
+
+
+def test_a_run_inside_a_run_is_refused_in_words():
+    model = tiny("llama")
+    with pytest.raises(UsageError, match="already running"):
+        model.score(RAGGED, lambda logits, rows: model.logits(RAGGED)[:, 0])
+
+
+def test_layers_from_the_end_ranges_and_stars():
+    model = tiny("llama")
+    acts = model.capture(RAGGED, ["resid_post.-1", "z.0:2.1", "mlp_out.*"])
+    assert [str(site) for site in acts] == ["resid_post.2", "z.0.1", "z.1.1", "mlp_out.0", "mlp_out.1", "mlp_out.2"]
+    assert torch.equal(acts["z.0.1"], model.capture(RAGGED, "z.0")["z.0"][:, :, 1])
+
+
+def test_dispatched_models_run_and_are_proved():
+    """Modules under accelerate's hooks, as device_map leaves them."""
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    want = tiny("llama").capture(RAGGED, ["z.1", "resid_post.2"])
+    hf = tiny_hf("llama")
+    for module in [hf, *hf.model.layers, hf.lm_head]:
+        add_hook_to_module(module, AlignDevicesHook("cpu", io_same_device=True), append=True)
+    hooked = [module for module in hf.modules() if "forward" in vars(module)]
+    model = wrap(hf)
+    assert model.proof.proved
+    got = model.capture(RAGGED, ["z.1", "resid_post.2"])
+    for site in got:
+        assert torch.equal(got.flat(site), want.flat(site))
+    start = model.checkpoint(RAGGED)
+    edit = [add("resid_post.1", 1.0, positions="last")]
+    metric = lambda logits, rows: logits[:, 3]  # noqa: E731
+    assert torch.equal(model.score(RAGGED, metric, edits=edit, resume=start), model.score(RAGGED, metric, edits=edit))
+    assert [module for module in hf.modules() if "forward" in vars(module)] == hooked
 
 
 def test_wrong_shapes_and_positions_are_refused_before_running():

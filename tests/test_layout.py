@@ -18,6 +18,26 @@ def test_every_family_is_proved(family):
     assert ("mlp_act" in names) == (family != "mixtral")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_proved_in_bfloat16(family):
+    proof = wrap(tiny_hf(family).to(torch.bfloat16)).proof
+    refused = {s.site.split(".")[0] for s in proof.sites if not s.proved}
+    assert refused <= {"q", "k"}  # tiny random weights: their effect on z can be below bf16's resolution
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_default_model_is_proved_whatever_the_thread_count(smollm2, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        proof = smollm2.check()
+    finally:
+        torch.set_num_threads(before)
+    assert proof.proved
+    assert max(s.error for s in proof.sites if "nothing else" in s.equation) < 1e-6
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "gemma2", "opt", "falcon"])
 def test_capture_equals_raw_hooks(family):
     model = tiny(family)

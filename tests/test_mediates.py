@@ -10,7 +10,7 @@ import torch
 from assay.atlas.store import Atlas
 from assay.data.prepare import prepare
 from assay.data.tasks import read_task
-from assay.errors import EvidenceError, UsageError
+from assay.errors import EvidenceError, ReproduceError, UsageError
 from assay.evidence import claims
 from assay.evidence.claims import audit, record_look
 from assay.evidence.kinds import KINDS
@@ -233,10 +233,14 @@ def test_another_model_is_refused(model, source, tmp_path):
     atlas = Atlas(tmp_path / "atlas")
     claim, _ = state_claim(atlas, model, source, "z.1.0", settings=SMALL)
     other = planted_induction()
-    with torch.no_grad():
-        other.hf.transformer.wte.weight[0, 0] += 0.01
-    with pytest.raises(EvidenceError, match="is about GPT2LMHeadModel with digest"):
+    assert other.digest == model.digest
+    other.hf.transformer.wte.weight.data[0, 0] += 0.01  # not even torch counts this write
+    with pytest.raises(ReproduceError, match="is about GPT2LMHeadModel with digest"):
         test_claim(atlas, claim.id, other)
+    with torch.no_grad():
+        other.hf.transformer.wte.weight[0, 0] -= 0.02
+    assert other.digest not in (model.digest, claim.subject["digest"])
+    assert [entry["kind"] for entry in atlas.entries()] == ["look", "state", "lock"]  # nothing was read
 
 
 def test_a_replay_comes_out_the_same_and_a_changed_instrument_shows(model, source, tmp_path, monkeypatch):

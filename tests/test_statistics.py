@@ -96,7 +96,7 @@ def test_clusters_needed_agrees_with_mde():
     assert s.clusters_needed(0.2, 0.6, 0.2) is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_agrees_with_statsmodels(p):
     assert s.holm(p) == pytest.approx(multipletests(p, method="holm")[1].tolist())

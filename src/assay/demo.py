@@ -42,7 +42,7 @@ from assay.records import PatchResult, TaskSummary, Verdict, digest
 from assay.report.context import DemoReport
 
 SET_SIZES = (2, 3, 4, 6, 8, 12, 16, 24)
-PLAN = Settings(tune=20, confirm=40, ood=20, draws=12, control_pairs=1)
+PLAN = Settings(tune=40, confirm=80, ood=40, draws=19, control_pairs=2)
 MARGIN = 0.3  # on tune, one and a half times the bar of the gates: what is chosen by looking shrinks later
 Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., None]]]
 
@@ -124,7 +124,7 @@ def _task_summary(run: DemoRun, name: str, pairs: Sequence[Any]) -> TaskSummary 
     return summary
 
 
-def position_map(run: DemoRun, n: int = 4) -> tuple[PatchResult, list[str]]:
+def position_map(run: DemoRun, n: int = 8) -> tuple[PatchResult, list[str]]:
     """Step 2: pairs of one pattern and one length, so that a column is a word."""
     pairs = prepare(load_task(run.task, "discover", 20 * n, run.seed), run.model)
     shape, _ = Counter(zip(pairs.templates, map(len, pairs.clean), strict=True)).most_common(1)[0]
@@ -132,13 +132,14 @@ def position_map(run: DemoRun, n: int = 4) -> tuple[PatchResult, list[str]]:
     same = prepare([pairs.pairs[i] for i in picked[:n]], run.model)
     result = _sweep(run, same, PatchPlan("resid_post", seed=run.seed), "where the answer is carried")
     pair = same.pairs[0]
-    example = {"clean": pair.clean, "corrupted": pair.corrupted, "answer": pair.answers[0].strip(), "foil": pair.foils[0].strip()}
+    example = {"clean": pair.clean, "corrupted": pair.corrupted,
+               "answer": pair.answers[0].strip(), "foil": pair.foils[0].strip()}  # fmt: skip
     result = replace(result, plan={**result.plan, "example": example})
     words = [run.model.text([ids[0]]) if len(set(ids)) == 1 else "(name)" for ids in zip(*same.clean, strict=True)]
     return result, words
 
 
-def head_map(run: DemoRun, n: int = 6) -> tuple[PatchResult, float | None]:
+def head_map(run: DemoRun, n: int = 12) -> tuple[PatchResult, float | None]:
     """Step 3: every head, exactly; and how well the fast estimate agrees on all of them."""
     import numpy as np
 

@@ -19,8 +19,8 @@ on where it was, and says how many layers it did not have to run again.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from assay.sites import Site, parse_site
 STREAMS = ("resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_out")
 HEADS = ("q", "k", "v", "z")
 ROWS_AT_ONCE = 512
+EXACT_PAIRS = 8
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Row:
     n_same: int
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Where finished layers of a sweep are kept, by layer."""
 
@@ -93,6 +95,10 @@ def patch_sweep(
     """
     plan = PatchPlan() if plan is None else plan
     grid = _Grid(model, task, plan)
+    if not has_effect(grid.clean, grid.corrupted):
+        raise TaskError(f"clean and corrupted prompts have the same mean {plan.metric} up to rounding"
+                        f" ({grid.clean.mean():.4g}): there is no effect to locate. Pairs whose differences"
+                        " cancel (each other's mirror image) do this too.")  # fmt: skip
     if plan.method == "exact":
         values = grid.exact(grid.layers, progress, rows)
         checks: dict[str, Any] = {"cells_without_difference": grid.n_same, "layers_reused": grid.n_reused}
@@ -156,16 +162,21 @@ class _Grid:
         self.base, self.source = (task.corrupted, task.clean) if denoise else (task.clean, task.corrupted)
         reference = model.logits(task.clean) if plan.metric == "kl" else None
         self.metric = task.metric(plan.metric, reference)
-        self.clean, self.corrupted = (
-            model.score(p, self.metric).double().numpy() for p in (task.clean, task.corrupted)
-        )
-        if not has_effect(self.clean, self.corrupted):
-            raise TaskError(f"clean and corrupted prompts have the same mean {plan.metric} up to rounding"
-                            f" ({self.clean.mean():.4g}): there is no effect to locate. Pairs whose differences"
-                            " cancel (each other's mirror image) do this too.")  # fmt: skip
-        self.base_values = self.corrupted if denoise else self.clean
         self.n_same = self.n_reused = 0
         self._layout()
+        base, source = self._runs()
+        self.base_values = base
+        self.clean, self.corrupted = (source, base) if denoise else (base, source)
+
+    def _runs(self) -> tuple[np.ndarray, np.ndarray]:
+        """The metric of base and source; for attribution also gradients and values, in the same passes."""
+        if self.plan.method == "exact":
+            base, source = (self.model.score(prompts, self.metric) for prompts in (self.base, self.source))
+        else:
+            sites = self.sites(self.layers)
+            self.slopes, self.base_acts, base = self.model.gradients(self.base, sites, self.metric)
+            self.source_acts, source = self.model.capture_and_score(self.source, sites, self.metric)
+        return base.double().numpy(), source.double().numpy()
 
     def _layout(self) -> None:
         """Layers, columns and sites of the grid."""
@@ -314,9 +325,7 @@ class _Grid:
 
     def attribution(self) -> np.ndarray:
         """First-order estimate of `exact`: base value + gradient . (source - base)."""
-        sites = self.sites(self.layers)
-        slopes, base, _ = self.model.gradients(self.base, sites, self.metric)
-        source = self.model.capture(self.source, sites)
+        slopes, base, source = self.slopes, self.base_acts, self.source_acts
         out = np.full((len(self.task), len(self.layers), len(self.columns)), np.nan)
         for number, layer in enumerate(self.layers):
             for columns, site in self._column_sets(self.sites([layer])):
@@ -327,12 +336,15 @@ class _Grid:
         return out
 
     def compare_with_exact(self, estimate: np.ndarray) -> dict[str, Any]:
-        """Pearson correlation of mean effects with exact patching on up to three layers."""
+        """Pearson correlation of mean effects with exact patching, on up to three layers and eight pairs."""
         picks = sorted({0, len(self.layers) // 2, len(self.layers) - 1})
-        exact = self.exact([self.layers[pick] for pick in picks])
-        a, b = (np.nanmean(x, 0).ravel() for x in (estimate[:, picks], exact))
+        rows = list(range(0, len(self.task), -(-len(self.task) // EXACT_PAIRS)))
+        some = _Grid(self.model, self.task.select(rows), replace(self.plan, method="exact"))
+        exact = some.exact([self.layers[pick] for pick in picks])
+        width = exact.shape[2]  # a selection of ragged prompts may be narrower; positions end together
+        a, b = (np.nanmean(x, 0).ravel() for x in (estimate[rows][:, picks, -width:], exact))
         constant = np.std(a) == 0 or np.std(b) == 0
-        return {"exact_layers": [self.layers[pick] for pick in picks],
+        return {"exact_layers": [self.layers[pick] for pick in picks], "exact_pairs": len(rows),
                 "correlation_with_exact": None if constant else float(np.corrcoef(a, b)[0, 1])}  # fmt: skip
 
 

@@ -55,6 +55,15 @@ class PreparedTask:
     def templates(self) -> list[str]:
         return [pair.template for pair in self.pairs]
 
+    def select(self, rows: Sequence[int]) -> "PreparedTask":
+        """Only these pairs, in this order."""
+
+        def of(column: Sequence[Any]) -> list[Any]:
+            return [column[row] for row in rows]
+
+        return PreparedTask(of(self.pairs), of(self.clean), of(self.corrupted), of(self.answers), of(self.foils),
+                            self.dropped, self.notes, {name: of(places) for name, places in self.labels.items()})  # fmt: skip
+
     def metric(
         self, metric: str | Callable[[Tensor, Tensor, Tensor], Tensor] = "logit_diff", reference: Tensor | None = None
     ) -> Metric:

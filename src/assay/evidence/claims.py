@@ -14,7 +14,7 @@ A killed run leaves a ticket without evidence; testing the claim again uses that
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from assay.errors import EvidenceError, TamperedError, bad_argument
 from assay.evidence import ledger as chain
@@ -27,6 +27,7 @@ from assay.records import Claim, Counterexample, Evidence, GatePlan, GateResult,
 QUANTIFIERS = ("tends", "usually", "always")
 
 
+@runtime_checkable
 class ClaimStore(chain.Ledger, Protocol):
     """Where claims live. Every `record_*` writes rows and ledger entry in one transaction."""
 

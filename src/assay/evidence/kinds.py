@@ -12,7 +12,7 @@ the store know only this interface:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from assay.data.prepare import PreparedTask
 from assay.model.model import Model
@@ -23,6 +23,7 @@ Columns = dict[str, list[float | None]]
 Progress = Callable[[str, int, int], None]
 
 
+@runtime_checkable
 class Kind(Protocol):
     """What the trial needs of a claim kind."""
 

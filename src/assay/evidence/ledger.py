@@ -15,7 +15,7 @@ its head. Anchoring the head elsewhere (a commit, a mail) closes that gap.
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from assay.errors import EvidenceError
 from assay.records import digest, plain
@@ -25,6 +25,7 @@ KINDS = ("state", "lock", "look", "ticket", "data", "evidence", "verdict", "repl
 Entry = dict[str, Any]
 
 
+@runtime_checkable
 class Ledger(Protocol):
     """What a place that keeps the ledger must offer."""
 

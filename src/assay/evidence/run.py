@@ -98,6 +98,7 @@ def state_claim(
     settings.check()
     kind = _kind(statement)
     units = kind.subject(model, sites)
+    model.fresh_digest()
     claim = _claim(store, model, source, units, statement, settings.positions)
     plan = claims.make_plan(claim, source, settings.sizes, sesoi or {}, asdict(settings))
     tune = prepare(source.pairs("tune", settings.tune, settings.seed), model)
@@ -196,7 +197,7 @@ class Trial:
     def _check(self) -> None:
         """The model and the texts must be those that were locked."""
         subject, got = self.claim.subject, self.model
-        if got.digest != subject["digest"]:
+        if got.fresh_digest() != subject["digest"]:
             raise ReproduceError(f"claim {self.claim.id} is about {subject['model']} with digest"
                                  f" {subject['digest'][:12]}; got {got.name} with {got.digest[:12]}."
                                  " State a claim about this model instead.")  # fmt: skip

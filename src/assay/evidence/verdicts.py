@@ -97,6 +97,8 @@ def rule(
         return Ruling("not tested", ("confirm unread",), alpha=alpha)
     charged = alpha / max(1, evidence.reads)
     if absent := absent_behaviour(evidence.gates, "confirm", alpha):
+        if too_few := few_clusters(evidence.gates):
+            return Ruling("inconclusive", ("underpowered",), too_few, alpha=charged)
         return Ruling("not tested", ("behaviour absent",), absent, alpha=charged)
     required, missing = required_gates(plan, evidence)
     if evidence.flags:
@@ -140,6 +142,14 @@ def absent_behaviour(gates: Sequence[GateResult], split: str, alpha: float) -> t
     if not found:
         return (f"the behaviour was not measured on {split}",)
     return tuple(f"{gate.label}: p {gate.p_above:.3g}" for gate in found if gate.p_above > alpha)
+
+
+def few_clusters(gates: Sequence[GateResult]) -> tuple[str, ...]:
+    """Behaviour gates whose estimates are above their bars, on too few clusters to show it."""
+    found = [gate for gate in gates if gate.group == "behaviour" and gate.split == "confirm"]
+    low = [gate for gate in found if gate.estimate is not None and gate.estimate <= gate.sesoi]
+    few = [gate for gate in found if gate.sample.get("K", 0) < MIN_CLUSTERS]
+    return () if low else tuple(f"{gate.label}: {gate.sample.get('K', 0)} clusters, {MIN_CLUSTERS} needed" for gate in few)
 
 
 def required_gates(plan: Plan, evidence: Evidence) -> tuple[list[GateResult], tuple[str, ...]]:

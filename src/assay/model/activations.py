@@ -4,7 +4,7 @@ Rows of different lengths lie one after the other in one tensor per site, so mem
 asked for and nothing more. `acts[site]` pads on request; `acts.rows(site)` never pads.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -91,13 +91,18 @@ class Collector:
         for row, (start, length) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True)):
             target[start : start + length] = x[row, :length]
 
+    def sink(self, rows: Tensor) -> Callable[[Site, Tensor], None]:
+        """What a pass of these prompts hands its captures to, all positions."""
+        return lambda site, x: self.write(site, x, rows, None)
+
     def _pattern(self, site: Site, x: Tensor) -> Tensor:
         """(batch, query, [head,] key) with keys padded to the longest prompt."""
         missing = self.longest - x.shape[-1]
         return torch.nn.functional.pad(x, (0, missing)) if missing > 0 else x
 
-    def done(self) -> Activations:
-        return Activations(self.lengths.tolist(), self.packed)
+    def done(self, sites: Sequence[Site]) -> Activations:
+        """What was collected, in the order the sites were asked for."""
+        return Activations(self.lengths.tolist(), {site: self.packed[site] for site in sites})
 
 
 def _consecutive(lengths: Tensor, starts: Tensor) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from assay.errors import ShapeError, bad_argument
@@ -98,8 +99,8 @@ def clamp(
     x becomes x + (value - x.u) u with u the unit direction. `value` is a number or one per prompt.
     """
     norm = direction.float().norm()
-    if not torch.isfinite(norm) or norm == 0:
-        raise bad_argument("direction", f"norm {norm.item():g}", "a finite, non-zero vector")
+    if not 0 < float(norm) < float("inf"):
+        raise bad_argument("direction", f"norm {float(norm):g}", "a finite, non-zero vector")
     edit = _edit(site, "along", value, positions, rows, phase)
     return Edit(edit.site, "along", edit.value, positions, edit.rows, phase, direction / norm)
 
@@ -197,7 +198,7 @@ def _where(edit: Edit, frame: Frame, width: int) -> tuple[Tensor, Tensor, Tensor
     if isinstance(edit.positions, str) and edit.positions == "all":
         slot = absolute
     else:
-        wanted = _position_table(edit, frame)  # (batch, k)
+        wanted = listed_positions(edit, frame)  # (batch, k)
         hit = absolute[:, :, None] == wanted[:, None, :]
         slot = torch.where(hit.any(-1), hit.float().argmax(-1), -1)
     chosen = (slot >= 0) & (absolute >= 0)
@@ -214,7 +215,8 @@ def _where(edit: Edit, frame: Frame, width: int) -> tuple[Tensor, Tensor, Tensor
     return row, column, slot[row, column]
 
 
-def _position_table(edit: Edit, frame: Frame) -> Tensor:
+def listed_positions(edit: Edit, frame: Frame) -> Int[Tensor, "batch k"]:
+    """Absolute positions that an edit lists; not for "all"."""
     if isinstance(edit.positions, str):  # "last"
         return frame.lengths[:, None] - 1
     table = torch.as_tensor(edit.positions, device=frame.rows.device)

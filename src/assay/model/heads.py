@@ -8,6 +8,7 @@ sum over heads + bias share = attn_out. The frozen divisor is what "contribution
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from assay.model.layout import Layout
@@ -23,8 +24,8 @@ class HeadMaths:
 
     def shares(
         self, layer: int, stash: dict[tuple[str, int], Tensor], heads: Sequence[int]
-    ) -> Tensor:
-        """(batch, pos, heads, d_model): each head's part of attn_out."""
+    ) -> Float[Tensor, "batch pos head d_model"]:
+        """Each head's part of attn_out."""
         z = stash["z", layer]
         weight = self.output_weight(layer).to(z.dtype)  # (head, d_head, d_model)
         parts = torch.einsum("bphd,hdm->bphm", z[:, :, list(heads)], weight[list(heads)])
@@ -38,8 +39,8 @@ class HeadMaths:
         parts = bias[None, None, None].expand(*stash["z", layer].shape[:2], 1, -1)
         return self._normed(layer, stash, parts)[:, :, 0] * self._scale(layer)
 
-    def output_weight(self, layer: int) -> Tensor:
-        """W_O as (head, d_head, d_model)."""
+    def output_weight(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        """W_O by head."""
         o_proj = self._o_proj(layer)
         n_heads, d_head = self._split_sizes(layer)
         weight = o_proj.weight

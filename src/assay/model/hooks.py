@@ -27,6 +27,10 @@ Sink = Callable[[Site, Tensor], Tensor | None]
 Action = Callable[[Tensor], Tensor | None]
 
 
+def ignore(site: Site, value: Tensor) -> None:
+    """A sink for passes whose captures only say how far to run."""
+
+
 class StopPass(Exception):
     """Raised inside a forward pass once nothing after this point is read."""
 

@@ -42,7 +42,10 @@ class Block:
 
 @dataclass
 class Layout:
-    """All sites of a model (`points`), and why the others are missing (`absent`)."""
+    """All sites of a model (`points`), and why the others are missing (`absent`).
+
+    `prefix_width` is the widest prompt whose shared prefix may be run once (0: not proved).
+    """
 
     dims: Dims
     blocks: list[Block]
@@ -51,6 +54,7 @@ class Layout:
     absent: dict[Site, str] = field(default_factory=dict)
     refused: dict[Site, str] = field(default_factory=dict)
     left_padding: bool = False
+    prefix_width: int = 0
     orders: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def order_of(self, path: str, side: str) -> int:
@@ -292,10 +296,10 @@ class _BlockFinder:
     def _decompose(
         self, attn: list[Call], rest: list[Call]
     ) -> tuple[Call | None, Call, float] | None:
-        """Outermost A, M and the multiplier with pre + scale (A + M) = post, smallest error first."""
+        """A, M and the multiplier with pre + scale (A + M) = post; the outermost of those that fit as well."""
         change = self.post.float() - self.pre.float()
         size = self.post.float().abs() + self.pre.float().abs()
-        best: tuple[float, int, Call | None, Call, float] | None = None
+        fits: list[tuple[float, int, Call | None, Call, float]] = []
         for a in attn or [None]:
             for m in rest:
                 if m is a:
@@ -305,10 +309,12 @@ class _BlockFinder:
                 scale = 1.0 if abs(fit.item() - 1) < 5e-3 else fit.item()
                 error = relative_error(scale * added, change, size)
                 depth = m.path.count(".") + (a.path.count(".") if a else 0)
-                rank = 0.0 if error <= self.tol / 8 else error  # equal up to rounding: outermost
-                if error <= self.tol and (best is None or (rank, depth) < best[:2]):
-                    best = (rank, depth, a, m, scale)
-        return None if best is None else best[2:]
+                if error <= self.tol:
+                    fits.append((error, depth, a, m, scale))
+        if not fits:
+            return None
+        least = 2 * min(fit[0] for fit in fits) + torch.finfo(self.pre.dtype).eps / 4
+        return min((fit for fit in fits if fit[0] <= least), key=lambda fit: fit[:2][::-1])[2:]
 
     def _find_mid(self, facts: Block, attn_call: Call | None, mid: Tensor) -> Block:
         if attn_call is None:

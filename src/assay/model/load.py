@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from safetensors import SafetensorError
@@ -25,10 +25,8 @@ from torch import nn
 
 from assay.errors import ModelError, bad_argument
 from assay.model.find import PICKLES, Found, find_model, use_safetensors
+from assay.model.model import Model
 from assay.model.packaged import PACKAGED, list_models
-
-if TYPE_CHECKING:
-    from assay.model.model import Model
 
 __all__ = ["LoadOptions", "Loaded", "list_models", "load_hf", "load_model"]
 
@@ -66,7 +64,7 @@ def load_model(
     prepend_bos: bool | None = None,
     check: bool = True,
     **options: Unpack[LoadOptions],
-) -> "Model":
+) -> Model:
     """Load a causal language model and prove its layout.
 
     `model`: packaged name, local directory, `*.gguf`, hub id, or a loaded module (with `tokenizer`;
@@ -80,8 +78,6 @@ def load_model(
     loaded = load_hf(
         model, tokenizer=tokenizer, device=device, dtype=dtype, prepend_bos=prepend_bos, **options
     )
-    from assay.model.model import Model
-
     if check:
         refuse_reading_ahead(loaded.hf, loaded.name)
     result = Model(

@@ -8,7 +8,6 @@ Prompts are a text, a list of texts, or lists of token ids. Whether a BOS token 
 is `prepend_bos`, fixed at load and recorded in the passport; token ids are used as they are.
 """
 
-import hashlib
 import platform
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,16 +15,19 @@ from importlib import metadata
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from assay.errors import LayoutError, ShapeError, SiteError, UsageError, bad_argument
-from assay.model.activations import Activations
+from assay.model.activations import Activations, Collector
 from assay.model.edits import Edit, Positions, check_value
+from assay.model.fingerprint import weights_state
 from assay.model.generate import Generation, Sampling, generate
 from assay.model.gradients import gradients
 from assay.model.layout import Layout
 from assay.model.points import Dims
-from assay.model.prove import Proof, prove
+from assay.model.proofs import fresh_proof, proof_of
+from assay.model.prove import Proof
 from assay.model.run import BATCH_TOKENS, Checkpoint, Engine, LogitsAt, Metric, Progress, Request
 from assay.sites import INDEXED, Site, parse_sites
 
@@ -48,13 +50,15 @@ class Model:
         self.hf, self.tokenizer, self.name, self.source = hf, tokenizer, name, source
         self.prepend_bos, self.bos_id = prepend_bos, bos_id
         self.memory_budget = 1 << 30
+        self._stamp: list[tuple[int, int]] = []
 
     # what it is ------------------------------------------------------------------------------
 
     @cached_property
     def proof(self) -> Proof:
-        """The layout and what was measured to prove it."""
-        return prove(self.hf)
+        """The layout and what was measured to prove it; kept on disk for this very model."""
+        self.__dict__.pop("_weights", None)  # of this moment, whatever was read before
+        return proof_of(self.hf, self.pad_id, self._weights.hexdigest())
 
     @property
     def layout(self) -> Layout:
@@ -83,24 +87,45 @@ class Model:
 
     @cached_property
     def engine(self) -> Engine:
+        return Engine(self.hf, self.layout, self.pad_id, self.memory_budget)
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills short rows: the tokenizer's padding, else its end, else 0."""
         pad = getattr(self.tokenizer, "pad_token_id", None)
         pad = pad if pad is not None else getattr(self.tokenizer, "eos_token_id", None)
-        return Engine(self.hf, self.layout, 0 if pad is None else pad, self.memory_budget)
+        return 0 if pad is None else pad
 
     @cached_property
+    def _weights(self) -> Any:
+        self._stamp = self._writes()
+        return weights_state(self.hf)
+
+    def _writes(self) -> list[tuple[int, int]]:
+        """Where every weight is and how often it was written in place, as torch counts it."""
+        return [(x.data_ptr(), x._version) for x in self.hf.state_dict(keep_vars=True).values()]
+
+    @property
     def digest(self) -> str:
-        """SHA-256 over names, shapes and bytes of all weights, config and vocabulary."""
-        state = hashlib.sha256()
-        for key, value in sorted(self.hf.state_dict().items()):
-            state.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
-            flat = value.detach().cpu().contiguous().flatten()
-            state.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+        """SHA-256 over names, shapes and bytes of all weights, config and vocabulary.
+
+        Read again when torch has counted a write since; a write through `.data` is not counted:
+        `fresh_digest` reads always.
+        """
+        if "_weights" in self.__dict__ and self._stamp != self._writes():
+            del self.__dict__["_weights"]
+        state = self._weights.copy()
         config = getattr(self.hf, "config", None)
         state.update(type(self.hf).__qualname__.encode())
         state.update(config.to_json_string(use_diff=False).encode() if config is not None else b"")
         vocabulary = self.tokenizer.get_vocab() if self.tokenizer is not None else {}
         state.update(repr(sorted(vocabulary.items())).encode())
         return state.hexdigest()
+
+    def fresh_digest(self) -> str:
+        """The digest of the weights as they are now, whatever was read before."""
+        self.__dict__.pop("_weights", None)
+        return self.digest
 
     def passport(self) -> dict[str, Any]:
         """What a result must say about the model that produced it."""
@@ -192,13 +217,29 @@ class Model:
         edits: Sequence[Edit] = (),
         resume: Checkpoint | None = None,
         progress: Progress | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, " prompt"]:
         """metric(logits (batch, vocab) at the last position, prompt numbers), one number per prompt.
 
         `resume` skips the blocks before the first edit; it must come from the same prompts.
         """
         request = self._request(prompts, [], edits, "all", "last", resume)
         return self.engine.score(request, metric, progress)
+
+    def capture_and_score(
+        self,
+        prompts: Prompts,
+        sites: Sites,
+        metric: Metric,
+        *,
+        edits: Sequence[Edit] = (),
+        progress: Progress | None = None,
+    ) -> tuple[Activations, Float[Tensor, " prompt"]]:
+        """Activations at all positions and the metric, from one pass; metric as in `score`."""
+        request = self._request(prompts, self.sites(sites), edits, "all", "last")
+        lengths = [len(tokens) for tokens in request.tokens]
+        collector = Collector(lengths, max(lengths), "cpu")
+        scores = self.engine.score(request, metric, progress, collector)
+        return collector.done(request.captures), scores
 
     def gradients(
         self,
@@ -252,8 +293,12 @@ class Model:
         return Checkpoint(chosen, acts, tuple(range(len(tokens))))
 
     def check(self) -> Proof:
-        """The proof of this model's layout, measured again now."""
-        return prove(self.hf)
+        """The proof of this model's layout, measured again now and used from here on."""
+        self.__dict__.pop("_weights", None)
+        proof = fresh_proof(self.hf, self.pad_id, self._weights.hexdigest())
+        self.__dict__["proof"] = proof
+        self.__dict__.pop("engine", None)
+        return proof
 
     def sites(self, sites: Sites) -> list[Site]:
         """Sites of this model, sets expanded. Raises SiteError with the reason for a missing one."""

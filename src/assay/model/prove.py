@@ -5,7 +5,8 @@
    of head contributions (and bias) = attn_out, W_down mlp_act = the MLP's output, pattern v = z.
 3. Roles by intervention, because sums cannot tell q from k: a perturbed q at position p moves z at p
    only and in its own head only; a perturbed k or v moves z from p on, in its own KV group only.
-4. Padding: right- and left-padded batches agree with the unpadded run.
+4. Padding: right- and left-padded batches agree with the unpadded run; the rest of a prompt after
+   a cached prefix agrees with the whole run.
 
 A site whose equation fails is not offered; its error names the equation and the size of the miss.
 If the residual stream itself fails, the model is refused. Errors are relative to the largest entry
@@ -13,7 +14,7 @@ of each position.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,16 +22,18 @@ from torch import Tensor, nn
 
 from assay.errors import LayoutError
 from assay.model.activations import Activations
-from assay.model.edits import Edit, patch
+from assay.model.edits import Edit, add, patch
 from assay.model.heads import HeadMaths
+from assay.model.hooks import ignore
 from assay.model.layout import Layout, find_layout, tolerance
 from assay.model.points import relative_error
+from assay.model.prefix import NO_CACHE, Prefixes, provable_width
+from assay.model.roles import PLACE, ROLES, Region, leak
 from assay.model.run import Batch, Engine, Request
 from assay.sites import GLOBAL_SITES, LAYER_SITES, Site
 
 BUDGET = 1 << 30
 LENGTH = 7  # tokens per probe prompt
-PLACE = 3  # the position that is perturbed
 
 
 @dataclass(frozen=True)
@@ -56,12 +59,12 @@ class Proof:
         return all(site.proved for site in self.sites)
 
 
-def prove(hf: nn.Module) -> Proof:
+def prove(hf: nn.Module, pad_id: int = 0) -> Proof:
     """Find the layout and prove it. Raises LayoutError when the residual stream cannot be proved."""
     with _as_found(hf):
         tokens = probe_tokens(hf)
         layout = find_layout(hf, tokens)
-        proof = _Prover(hf, layout, tokens).run()
+        proof = _Prover(hf, layout, tokens, pad_id).run()
     core = [site for site in proof.sites if site.site.startswith(("resid_pre", "resid_post", "logits"))]
     failed = next((site for site in core if not site.proved), None)
     if failed is not None:
@@ -105,9 +108,9 @@ def probe_tokens(hf: nn.Module, rows: int = 2, length: int = LENGTH) -> Tensor:
 
 
 class _Prover:
-    def __init__(self, hf: nn.Module, layout: Layout, tokens: Tensor) -> None:
+    def __init__(self, hf: nn.Module, layout: Layout, tokens: Tensor, pad_id: int = 0) -> None:
         self.hf, self.layout, self.tokens = hf, layout, tokens
-        self.engine = Engine(hf, layout, pad_id=int(tokens[0, 0]), memory_budget=BUDGET)
+        self.engine = Engine(hf, layout, pad_id, memory_budget=BUDGET)
         self.tol = tolerance(next(hf.parameters()).dtype)
         self.results: dict[Site, list[tuple[str, float, float]]] = {}
         self.acts: dict[Site, Tensor] = {}
@@ -122,9 +125,10 @@ class _Prover:
             for layer in range(self.layout.dims.n_layers):
                 self._sums(layer)
             self._ends()
-            for name, region in _REGIONS.items():
-                self._intervene(name, *region)
-            self._padding(plain)
+            for name, role in ROLES.items():
+                self._intervene(name, *role)
+            self._padding()
+            self.layout.prefix_width = self._prefix_width()
         return self._conclude()
 
     # measuring -------------------------------------------------------------------------------
@@ -241,39 +245,41 @@ class _Prover:
 
     # roles by intervention -------------------------------------------------------------------
 
-    def _intervene(self, name: str, outcome: str, region: "Region", equation: str) -> None:
-        """Perturb one layer per row at one position; measure what moved where it must not."""
+    def _intervene(self, name: str, outcome: str, region: Region, equation: str) -> None:
+        """Perturb one layer per row at one position; measure what moved where it must not.
+
+        The comparison is the same batch with the same edits of size 0: another batch shape or memory
+        layout makes kernels round differently, and that would look like a leak.
+        """
         sites = [s for s in self.layout.points if s.name == name and self._outcome(s, outcome)]
         if not sites:
             return
         rows = self.tokens[:1].expand(len(sites), -1).contiguous()
-        generator = torch.Generator().manual_seed(3)
-        edits, heads = [], []
-        for row, site in enumerate(sites):
-            base = self.acts[site][0, PLACE]
-            noise = torch.randn(base.shape, generator=generator).to(base) * (1 + 3 * base.float().std().to(base))
-            if name in ("q", "k"):  # a sign flip keeps every norm, also one over all heads (OLMo 2)
-                noise = -2 * base
-            head = (site.layer or 0) % base.shape[0] if base.dim() == 2 else None
-            if head is not None:
-                noise = noise * (torch.arange(base.shape[0], device=base.device) == head)[:, None]
-            heads.append(head)
-            edits.append(patch(site, base + noise, positions=[PLACE], rows=[row]))
+        pushes = [self._push(site) for site in sites]
+        edits = [add(site, push, positions=[PLACE], rows=[row])
+                 for row, (site, (push, _)) in enumerate(zip(sites, pushes, strict=True))]  # fmt: skip
+        idle = [replace(edit, value=torch.zeros_like(edit.value)) for edit in edits]
         seen = [self._outcome(site, outcome) for site in sites]
         wanted = sorted({site for site in seen if site is not None and site.name != "logits"})
-        logits, held = self._pass(rows, wanted, edits, outcome == "logits")
-        for row, (site, target, head) in enumerate(zip(sites, seen, heads, strict=True)):
+        (before, base), (after, held) = (
+            self._pass(rows, wanted, chosen, outcome == "logits") for chosen in (idle, edits)
+        )
+        for row, (site, target, (_, head)) in enumerate(zip(sites, seen, pushes, strict=True)):
             assert target is not None
-            after = logits[row] if target.name == "logits" else held[target][row]
-            before = self._base(target)
-            self._note(site, equation, _leak(after - before, before, region, head, self._groups(site)))
+            old, new = (before, after) if target.name == "logits" else (base[target], held[target])
+            self._note(site, equation, leak(new[row] - old[row], old[row], region, head, self._groups(site)))
 
-    def _base(self, target: Site) -> Tensor:
-        if target.name == "logits":
-            if not hasattr(self, "_plain"):
-                self._plain = self.hf(input_ids=self.tokens[:1], use_cache=False).logits[0]
-            return self._plain
-        return self.acts[target][0]
+    def _push(self, site: Site) -> tuple[Tensor, int | None]:
+        """What to add at one position, and the only head it is added to."""
+        base = self.acts[site][0, PLACE]
+        generator = torch.Generator().manual_seed(3 + (site.layer or 0))
+        push = torch.randn(base.shape, generator=generator).to(base) * (1 + 3 * base.float().std().to(base))
+        if site.name in ("q", "k"):  # a sign flip keeps every norm, also one over all heads (OLMo 2)
+            push = -2 * base
+        if base.dim() != 2:
+            return push, None
+        head = (site.layer or 0) % base.shape[0]
+        return push * (torch.arange(base.shape[0], device=base.device) == head)[:, None], head
 
     def _outcome(self, site: Site, outcome: str) -> Site | None:
         target = Site("logits") if outcome == "logits" else Site(outcome, site.layer)
@@ -284,7 +290,7 @@ class _Prover:
 
     # padding ---------------------------------------------------------------------------------
 
-    def _padding(self, plain: Tensor) -> None:
+    def _padding(self) -> None:
         """Right- and left-padded rows against the unpadded run."""
         short = LENGTH - 3
         alone = self.hf(input_ids=self.tokens[:1, :short], use_cache=False).logits
@@ -302,6 +308,23 @@ class _Prover:
             arguments["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
         left = self.hf(**arguments).logits[:1, 3:]
         self.layout.left_padding = relative_error(left, alone) <= 50 * self.tol
+
+    def _prefix_width(self) -> int:
+        """For how wide a prompt the rest after a cached prefix is what the whole prompt gives."""
+        cut = LENGTH - 3
+        mixed = torch.cat([self.tokens[0, :cut], self.tokens[1, cut:]])
+        ids = torch.stack([self.tokens[0], mixed, self.tokens[0]])
+        batch = Batch(torch.arange(3, device=ids.device), ids, torch.tensor([LENGTH, LENGTH, LENGTH - 1]).to(ids.device))
+        request = Request(ids.tolist(), logits="all")
+        whole = self.engine.run(batch, request, ignore)
+        try:
+            rest = self.engine.run(Prefixes(self.hf, self.layout, request).cut_at(batch, cut), request, ignore)
+        except NO_CACHE:
+            return 0
+        assert whole is not None and rest is not None
+        pairs = [(rest[:2], whole[:2, cut:]), (rest[2:, :-1], whole[2:, cut:-1])]
+        error = max(relative_error(got, want) for got, want in pairs)
+        return provable_width(self.hf, LENGTH) if error <= 50 * self.tol else 0
 
     def _conclude(self) -> Proof:
         proofs = []
@@ -334,60 +357,5 @@ def _parameters(function: Callable[..., Any]) -> set[str]:
 
     return set(inspect.signature(function).parameters)
 
-
-Region = Callable[[Tensor, int | None, int], Tensor]
-
-
-def _here(moved: Tensor, head: int | None, group: int) -> Tensor:
-    """Only position PLACE (and only one head, where heads are perturbed)."""
-    mask = torch.zeros_like(moved, dtype=torch.bool)
-    if head is None:
-        mask[PLACE] = True
-    else:
-        mask[PLACE, head * group : (head + 1) * group] = True
-    return mask
-
-
-def _onwards(moved: Tensor, head: int | None, group: int) -> Tensor:
-    """Position PLACE and later (and only one KV group's heads, where heads are perturbed)."""
-    mask = torch.zeros_like(moved, dtype=torch.bool)
-    if head is None:
-        mask[PLACE:] = True
-    else:
-        mask[PLACE:, head * group : (head + 1) * group] = True
-    return mask
-
-
-def _later(moved: Tensor, head: int | None, group: int) -> Tensor:
-    """As `_onwards`; the caller also demands that later positions did move."""
-    return _onwards(moved, head, group)
-
-
-def _leak(moved: Tensor, base: Tensor, region: Region, head: int | None, group: int) -> float:
-    """Movement outside the allowed region, relative to that inside; inf if nothing moved where it must."""
-    allowed = region(moved, head, group)
-    size = moved.float().abs()
-    inside = size[allowed].max()
-    noise = torch.finfo(base.dtype).eps * base.float().abs().max()
-    if region is _later:
-        inside = torch.minimum(inside, size[PLACE + 1 :][allowed[PLACE + 1 :]].max())
-    outside = size[~allowed].max() if bool((~allowed).any()) else torch.zeros(())
-    if not bool(inside > 4 * noise):
-        return float("inf")
-    return float((outside - 4 * noise).clamp_min(0) / inside)
-
-
-_REGIONS: dict[str, tuple[str, Region, str]] = {
-    "q": ("z", _here, "q at p moves z at p, in its own head, and nothing else"),
-    "k": ("z", _later, "k at p moves z from p on, in its own KV group, and nothing else"),
-    "v": ("z", _later, "v at p moves z from p on, in its own KV group, and nothing else"),
-    "attn_in": ("attn_out", _later, "attn_in at p moves attn_out from p on, and nothing else"),
-    "mlp_in": ("mlp_out", _here, "mlp_in at p moves mlp_out at p, and nothing else"),
-    "resid_pre": ("resid_post", _later, "resid_pre at p moves resid_post from p on, and nothing else"),
-    "resid_mid": ("resid_post", _here, "resid_mid at p moves resid_post at p, and nothing else"),
-    "embed": ("logits", _onwards, "embed at p moves the logits from p on, and nothing else"),
-    "final_norm": ("logits", _here, "final_norm at p moves the logits at p, and nothing else"),
-    "resid_post": ("logits", _onwards, "resid_post at p moves the logits from p on, and nothing else"),
-}
 
 __all__ = ["Activations", "Proof", "SiteProof", "probe_tokens", "prove"]

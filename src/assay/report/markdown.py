@@ -21,7 +21,8 @@ def render_markdown(report: DemoReport) -> str:
     lines = [f"# What is inside {safe(report.model.get('name', 'this model'))}?", "", safe(report.date), "",
              safe(report.summary or story.summary(report)), "", "## 1 What the model can do", ""]  # fmt: skip
     lines += tasks_lines(report.tasks)
-    lines += ["## 2 Where the answer is carried", "", *example_lines(report.positions), *sweep_lines(report.positions, report.tokens, 5)]
+    lines += ["## 2 Where the answer is carried", "", *example_lines(report.positions)]
+    lines += sweep_lines(report.positions, report.tokens, 5)
     lines += ["## 3 Which heads move it", "", *sweep_lines(report.heads, None, 10)]
     if report.attribution_correlation is not None:
         lines += [f"Attribution against exact patching: correlation {story.number(report.attribution_correlation)}.", ""]
