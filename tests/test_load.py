@@ -341,3 +341,18 @@ def test_bidirectional_model_is_refused(glass_folder: Path) -> None:
 def test_fixture_cache_is_whole(glass_folder: Path) -> None:
     """No test above may have touched the shared cache."""
     assert cache.check_folder(glass_folder, deep=True) is None
+
+
+def test_the_digest_is_of_the_model_and_not_of_where_it_lies(tmp_path, monkeypatch):
+    given = load_model("glass-en", check=False)
+    hf = given.hf
+    for name in ("one", "two"):
+        hf.save_pretrained(tmp_path / name)
+        given.tokenizer.save_pretrained(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    digests = {load_model(where, check=False).digest for where in ("one", str(tmp_path / "one"), "two")}
+    assert len(digests) == 1
+    with torch.no_grad():
+        hf.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
+    hf.save_pretrained(tmp_path / "two")
+    assert load_model("two", check=False).digest not in digests

@@ -8,6 +8,7 @@ Prompts are a text, a list of texts, or lists of token ids. Whether a BOS token 
 is `prepend_bos`, fixed at load and recorded in the passport; token ids are used as they are.
 """
 
+import json
 import platform
 from collections.abc import Sequence
 from functools import cached_property
@@ -117,7 +118,10 @@ class Model:
         state = self._weights.copy()
         config = getattr(self.hf, "config", None)
         state.update(type(self.hf).__qualname__.encode())
-        state.update(config.to_json_string(use_diff=False).encode() if config is not None else b"")
+        settings = {} if config is None else config.to_dict()
+        for name in ("_name_or_path", "transformers_version"):  # where it lies and what reads it is not what it is
+            settings.pop(name, None)
+        state.update(json.dumps(settings, sort_keys=True, default=str).encode())
         vocabulary = self.tokenizer.get_vocab() if self.tokenizer is not None else {}
         state.update(repr(sorted(vocabulary.items())).encode())
         return state.hexdigest()
