@@ -107,7 +107,7 @@ def demo(**changes) -> DemoReport:
                "prepend_bos": False, "versions": {"torch": "2.13.0", "transformers": "5.2"}},
         date="23 November 2026", tasks=tasks(), positions=sweep(), tokens=tokens, heads=sweep(30, 9, "heads"),
         attribution_correlation=0.93, claims=[supported(), refuted()], unexplained=supported()["unexplained"],
-        ledger={"tried": 14, "supported": 1, "refuted": 1, "inconclusive": 0},
+        ledger={"stated": 2, "looks": 14, "tried": 2, "supported": 1, "refuted": 1, "inconclusive": 0},
         run={"timings": {"tasks": 3.2, "positions": 21.4, "heads": 18.0}, "cached": {"tasks": True},
              "commands": [{"command": "assay demo", "what": "Make this report again."},
                           {"command": "assay patch smollm2-135m ioi --site z", "what": "Only the map of heads."},

@@ -223,6 +223,8 @@ class _Grid:
         done = {} if rows is None else {layer: row for layer in layers if (row := rows.get(layer)) is not None}
         self.n_reused = len(done)
         todo = [layer for layer in layers if layer not in done]
+        if progress and done:
+            progress(len(done))
         checkpoint = self.model.checkpoint(self.base) if todo else None
         step = self._layers_at_once()
         for start in range(0, len(todo), step):

@@ -32,6 +32,8 @@ def load_task(
         raise bad_argument("n", n, "1 or more")
     if task in TASKS:
         return TASKS.get(task).pairs(split, n, seed, corruption)
+    if corruption is not None:
+        raise bad_argument("corruption", corruption, f"none for {task}", "A file has its own corrupted prompts.")
     return read_task(_file(task))
 
 

@@ -16,8 +16,9 @@ from assay.report.context import DemoReport
 BADGES = {"supported": ("good", "✓"), "refuted": ("bad", "✗"), "inconclusive": ("open", "?"),
           "not tested": ("none", "–")}  # fmt: skip
 COUNTS = {2: "Two", 3: "Three", 4: "Four", 5: "Five"}
-LEDGER_WORDS = {"tried": "looks taken", "supported": "claims supported", "refuted": "claims refuted",
-                "inconclusive": "claims undecided", "not_tested": "claims not tested"}  # fmt: skip
+LEDGER_WORDS = {"stated": "claims stated", "looks": "looks taken", "tickets": "sealed splits read", "tried": "claims tried",
+                "supported": "claims supported", "refuted": "claims refuted", "inconclusive": "claims undecided",
+                "not tested": "claims not tested"}  # fmt: skip
 
 
 def number(value: Any, digits: int = 2) -> str:
@@ -64,9 +65,16 @@ def _gate_row(gate: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": gate["name"], "estimate": number(gate.get("estimate")), "required": required,
         "interval": interval(gate.get("low"), gate.get("high")), "sesoi": number(gate.get("sesoi")),
-        "p": chance(gate.get("p")), "passed": gate["passed"], "clusters": gate.get("K"),
+        "p": chance(gate.get("p")), "passed": gate["passed"], "result": result_words(gate), "clusters": gate.get("K"),
         "tone": ("good" if gate["passed"] else "bad") if required else "none",
     }  # fmt: skip
+
+
+def result_words(gate: Mapping[str, Any]) -> str:
+    """What came of a gate; gates that only inform neither pass nor fail."""
+    if not gate.get("required", True):
+        return "above its bar" if gate["passed"] else "below its bar"
+    return "✓ passed" if gate["passed"] else "✗ not passed"
 
 
 def _controls(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -88,9 +88,8 @@ def verdict_panel(verdict: Mapping[str, Any]) -> RenderableType:
     table = _table(("gate", "left"), ("estimate", "right"), ("95% interval", "right"), ("bar", "right"),
                    ("p", "right"), ("", "left"))  # fmt: skip
     for gate in card["gates"]:
-        result = ("passed" if gate["passed"] else "not passed") + ("" if gate["required"] else " (informs)")
         table.add_row(Text(visible(gate["name"], 40)), Text(gate["estimate"]), Text(gate["interval"]),
-                      Text(gate["sesoi"]), Text(gate["p"]), Text(result, style=TONES[gate["tone"]]))  # fmt: skip
+                      Text(gate["sesoi"]), Text(gate["p"]), Text(gate["result"], style=TONES[gate["tone"]]))  # fmt: skip
     parts: list[RenderableType] = [Text(visible(card["sentence"], 2000)), Text(""), table]
     said = [*card["reasons"], *card["qualifiers"], *card["notes"]]
     if said:
