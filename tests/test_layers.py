@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 ORDER = ["errors", "files", "records", "passport", "registry", "statistics", "sites", "model", "data", "circuits",
-         "evidence", "atlas", "report", "demo", "testing", "cli"]  # fmt: skip
+         "evidence", "atlas", "report", "demo", "testing", "calibrate", "cli"]  # fmt: skip
 ROOT = Path(__file__).parent.parent / "src" / "assay"
 
 

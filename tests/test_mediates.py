@@ -15,10 +15,11 @@ from assay.evidence import claims
 from assay.evidence.claims import audit, record_look
 from assay.evidence.kinds import KINDS
 from assay.evidence.ledger import tally
-from assay.evidence.mediates import all_units, random_sets, set_effects, site_means, units_of, wrong_sign_pairs
+from assay.evidence.mediates import all_units, random_sets, set_effects, site_means, units_of
 from assay.evidence.replay import replay_claim
 from assay.evidence.run import Settings, Statement, state_claim, test_claim
-from assay.evidence.source import Source, leaks, split_pairs
+from assay.evidence.search.wrong_sign import wrong_sign_pairs
+from assay.evidence.source import Source, leaks, split_items
 from assay.testing import planted_induction
 from planted_task import write_task
 
@@ -93,7 +94,7 @@ def raw_z(model, prompt, layer, head):
 
 def test_effects_equal_a_loop_with_raw_hooks(model, source):
     """Necessity by resample and by mean, and sufficiency, of {z.1.0, z.0.2}, one prompt at a time."""
-    task = prepare(source.pairs("tune", 10, 0), model)
+    task = prepare(source.items("tune", 10, 0), model)
     units = [(1, 0), (0, 2)]
     first = {u: torch.stack([raw_z(model, p, *u)[0] for p in task.clean]).mean(0) for u in units}
     later = {u: torch.cat([raw_z(model, p, *u)[1:] for p in task.clean]).mean(0) for u in units}
@@ -161,14 +162,14 @@ def test_wrong_signs_are_found_worst_first():
 
 def test_no_template_and_no_text_is_in_two_splits(source):
     pairs = read_task(Path(source.name))
-    splits = split_pairs(pairs)
+    splits = split_items(pairs)
     assert sum(map(len, splits.values())) == len(pairs)
     names = list(splits)
     for a in names:
         for b in names:
             assert a == b or leaks(splits[a], splits[b]) == {}
     shared = replace(splits["confirm"][0], template=splits["tune"][0].template)
-    joined = split_pairs([*pairs, shared])  # one text under two templates joins their groups
+    joined = split_items([*pairs, shared])  # one text under two templates joins their groups
     homes = {split for split, found in joined.items() for p in found
              if p.template in (shared.template, splits["confirm"][0].template)}  # fmt: skip
     assert len(homes) == 1
@@ -219,7 +220,7 @@ def test_looking_at_sealed_prompts_first_makes_a_claim_exploratory(model, source
 def test_a_killed_test_keeps_its_ticket(model, source, tmp_path, monkeypatch):
     atlas = Atlas(tmp_path / "atlas")
     claim, _ = state_claim(atlas, model, source, "z.1.0,z.1.1", settings=SMALL)
-    monkeypatch.setattr(KINDS.get("mediates"), "search", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), raising=False)
+    monkeypatch.setattr(KINDS.get("mediates"), "measure", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt), raising=False)
     with pytest.raises(KeyboardInterrupt):
         test_claim(atlas, claim.id, model)
     monkeypatch.undo()

@@ -6,7 +6,7 @@ Every record has one spelling as text (`canonical`), and so one hash (`digest`).
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 
@@ -18,8 +18,10 @@ def canonical(value: Any) -> str:
 
 def plain(value: Any) -> Any:
     """Records and tuples as objects and lists."""
+    if value is None or isinstance(value, str | int | float):
+        return value
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -49,6 +51,31 @@ class Pair:
     template: str
     labels: dict[str, tuple[int, int]] = field(default_factory=dict)
     entities: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.clean, self.corrupted)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text with a label for a concept: 1 = the concept is there, 0 = it is not.
+
+    `template` is what joins texts that are one observation (a sentence frame, a document); `entities`
+    are the words that must not be seen on both sides of a split. `position`: offset of a character
+    inside the token that is read; None = the last token. `near_miss`: a negative that looks like a member.
+    """
+
+    text: str
+    label: int
+    template: str
+    entities: tuple[str, ...] = ()
+    position: int | None = None
+    near_miss: bool = False
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return (self.text,)
 
 
 @dataclass(frozen=True)
@@ -102,7 +129,8 @@ class PatchResult:
 class Claim:
     """One falsifiable sentence about a model. Immutable once locked; narrowing makes a new version.
 
-    `subject`: {"model", "digest", "sites", "positions"}. `task`: {"name", "corruption"}.
+    `subject`: {"model", "digest", "sites", "positions"} and what the kind adds (directions, a rule, ..).
+    `task`: the data it is about, as their source records itself, with at least a "name".
     `quantifier`: tends | usually | always. `parent`: id of the claim this one narrows.
     """
 
@@ -187,7 +215,11 @@ class GateResult:
 
 @dataclass(frozen=True)
 class Counterexample:
-    """A prompt on which the claim fails. `status`: verified (it failed again when re-run) or open."""
+    """An input on which the claim fails. `status`: verified (it failed again when re-run) or open.
+
+    `clean`, `corrupted`: the two prompts of a pair; of a labelled text `clean` alone. `tokens`: the tokens with
+    their scores; `minimal`: the shortest form that still fails; `fluency`: mean log-probability per token.
+    """
 
     claim: str
     clean: str
@@ -197,14 +229,17 @@ class Counterexample:
     score: float
     expected: str
     status: str
-    method: str = "wrong-sign mining"
+    method: str = "wrong sign"
+    tokens: tuple[tuple[str, float], ...] = ()
+    minimal: str = ""
+    fluency: float | None = None
 
 
 @dataclass(frozen=True)
 class Evidence:
     """Everything measured for a claim: tables per prompt, gates made from them, and the search.
 
-    `tables`: split -> {"templates", "columns": {name: one number per pair or null}, "controls"}.
+    `tables`: split -> {"templates", "words" or null, "columns": {name: one number per item or null}}.
     `data`: split -> {"digest", "clusters", "pairs", "dropped", "looked"}. `reads`: how often these confirm
     clusters had been read for this subject, this read included. `flags`: instrument problems.
     """

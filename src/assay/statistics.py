@@ -62,6 +62,42 @@ def summarise(
     return Summary(estimate, low, high, above, below, sample, per_template)
 
 
+def weaker(a: Summary, b: Summary) -> Summary:
+    """One contrast summarised over two groupings (templates, and words that cross them): the larger p of
+    both, the outer interval, the smaller number of clusters."""
+    lows, highs = ([getattr(s, side) for s in (a, b)] for side in ("low", "high"))
+    low = None if None in lows else min(lows)
+    high = None if None in highs else max(highs)
+    worse = b if len(b.per_template) < len(a.per_template) else a
+    sample = {**worse.sample, "N": a.sample["N"], "icc": a.sample["icc"], "words": b.sample["K"]}
+    return Summary(a.estimate, low, high, max(a.p_above, b.p_above), max(a.p_below, b.p_below), sample, a.per_template)
+
+
+def placements(
+    scores: Sequence[float | None], labels: Sequence[float | None], groups: Sequence[str]
+) -> list[float | None]:
+    """Per member, the share of non-members of its group that score below it, ties half; None for non-members.
+
+    Their mean over the members of a group is that group's AUROC (Hanley & McNeil 1982). Where fewer than
+    half of the groups have both labels, members are compared with all non-members.
+    """
+    value = np.array([np.nan if score is None else score for score in scores], dtype=float)
+    member = np.array([label == 1 for label in labels])
+    names = np.array(groups)
+    mixed = [name for name in set(groups) if len(set(member[names == name])) == 2]
+    if 2 * len(mixed) < len(set(groups)):
+        names = np.full(len(names), "")
+    out: list[float | None] = [None] * len(value)
+    for name in set(names.tolist()):
+        inside = names == name
+        rows, others = np.flatnonzero(inside & member), np.sort(value[inside & ~member])
+        if len(others):
+            below, upto = (np.searchsorted(others, value[rows], side=side) for side in ("left", "right"))
+            for row, share in zip(rows, (below + upto) / (2 * len(others)), strict=True):
+                out[row] = float(share)
+    return out
+
+
 def cluster_means(values: Sequence[float], clusters: Sequence[str]) -> dict[str, float]:
     """Mean contrast per cluster, in order of the cluster's name."""
     groups: dict[str, list[float]] = {}
@@ -106,11 +142,21 @@ def sign_flip(centred: Array, *, draws: int = 9999, seed: int = 0) -> tuple[Arra
 
 
 def _exact_tails(row: Array, observed: float, slack: float) -> tuple[int, int]:
-    """How many of the 2^K sign patterns reach the observed sum, from above and from below."""
+    """How many of the 2^K sign patterns reach the observed sum, from above and from below.
+
+    All sums of one half of the row are looked up among the sorted sums of the other: 2^(K/2) steps.
+    """
+    first, second = _signed_sums(row[: len(row) // 2]), np.sort(_signed_sums(row[len(row) // 2 :]))
+    reach = len(second) - np.searchsorted(second, observed - slack - first, side="left")
+    stay = np.searchsorted(second, observed + slack - first, side="right")
+    return int(reach.sum()), int(stay.sum())
+
+
+def _signed_sums(row: Array) -> Array:
     sums = np.zeros(1)
     for value in row:
         sums = np.concatenate([sums + value, sums - value])
-    return int((sums >= observed - slack).sum()), int((sums <= observed + slack).sum())
+    return sums
 
 
 def bootstrap_t(

@@ -52,7 +52,7 @@ def state(
     words = Statement(quantifier=options["quantifier"], text=options["text"], parent=options["parent"])
     settings = replace(Settings(seed=common.seed), **given)
     source = Source(task, options["corruption"])
-    source.pairs("tune", 1, 0)  # refuses an unknown task or a bad file before the model is loaded
+    source.items("tune", 1, 0)  # refuses an unknown task or a bad file before the model is loaded
     model = common.load(name, dtype, prepend_bos)
     stated, plan = state_claim(
         Atlas(common.atlas), model, source, sites, statement=words, sesoi=bars, settings=settings

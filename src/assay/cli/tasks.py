@@ -65,7 +65,7 @@ def _pairs(task: str, split: str | None, n: int, seed: int, corruption: str | No
 
     if task in TASKS or split is None:
         return load_task(task, split or "discover", n, seed, corruption)
-    return Source(task).pairs(split, n, seed)
+    return Source(task).items(split, n, seed)
 
 
 def _split(task: str, split: str | None) -> str:

@@ -52,8 +52,17 @@ class PreparedTask:
         return len(self.pairs)
 
     @property
+    def items(self) -> list[Pair]:
+        return self.pairs
+
+    @property
     def templates(self) -> list[str]:
         return [pair.template for pair in self.pairs]
+
+    @property
+    def words(self) -> None:
+        """Words of bundled tasks are drawn anew for every pair: templates alone are the clusters."""
+        return None
 
     def select(self, rows: Sequence[int]) -> "PreparedTask":
         """Only these pairs, in this order."""
@@ -90,7 +99,7 @@ def prepare(pairs: Sequence[Pair], model: Any) -> PreparedTask:
     for pair in pairs:
         try:
             row = _prepare_one(pair, model)
-        except _Unusable as reason:
+        except Unusable as reason:
             dropped[str(reason)] += 1
         else:
             kept.append(row)
@@ -121,7 +130,7 @@ class _Row:
     notes: Counter[str]
 
 
-class _Unusable(Exception):
+class Unusable(Exception):
     """Why a pair is dropped."""
 
 
@@ -132,7 +141,7 @@ def _prepare_one(pair: Pair, model: Any) -> _Row:
     notes: Counter[str] = Counter()
     answers, foils = (_continuations(texts, pair, clean, corrupted, model) for texts in (pair.answers, pair.foils))
     if not answers or not foils:
-        raise _Unusable("answer or foil merges with the prompt's last token")
+        raise Unusable("answer or foil merges with the prompt's last token")
     if len(pair.answers) == len(pair.foils) == 1:
         shared = _shared(answers[0], foils[0])
         if max(len(answers[0]), len(foils[0])) > 1:
@@ -147,14 +156,14 @@ def _prepare_one(pair: Pair, model: Any) -> _Row:
 
 def _check_texts(pair: Pair) -> None:
     if not pair.clean or not pair.corrupted:
-        raise _Unusable("empty prompt")
+        raise Unusable("empty prompt")
     if pair.clean == pair.corrupted:
-        raise _Unusable("clean and corrupted are the same")
+        raise Unusable("clean and corrupted are the same")
     if set(pair.answers) & set(pair.foils):
-        raise _Unusable("an answer is also a foil")
+        raise Unusable("an answer is also a foil")
     whole = [text for text in pair.answers if text.strip() and (text[0].isspace() or len(pair.answers) == 1)]
     if any(pair.clean.endswith(answer) for answer in whole):
-        raise _Unusable("the prompt already ends with the answer")
+        raise Unusable("the prompt already ends with the answer")
 
 
 # answers -----------------------------------------------------------------------------------------
@@ -176,7 +185,7 @@ def _shared(a: Ids, b: Ids) -> int:
     """How many tokens two continuations begin with in common; each must go on after them."""
     length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
     if length is None:
-        raise _Unusable("answer or foil begins with the other")
+        raise Unusable("answer or foil begins with the other")
     return length
 
 
@@ -187,7 +196,7 @@ def _first_tokens(answers: list[Ids], foils: list[Ids], notes: Counter[str]) -> 
         notes["first tokens left out: they begin an answer and a foil"] += len(both)
     good, bad = (tuple(token for token in side if token not in both) for side in (good, bad))
     if not good or not bad:
-        raise _Unusable("no first token tells answers from foils")
+        raise Unusable("no first token tells answers from foils")
     if max(map(len, (*answers, *foils))) > 1:
         notes["scored on first tokens"] += 1
     return good, bad
@@ -199,14 +208,14 @@ def _first_tokens(answers: list[Ids], foils: list[Ids], notes: Counter[str]) -> 
 def aligned(pair: Pair, clean: Ids, corrupted: Ids, model: Any) -> dict[str, int]:
     """Token position of every label, when the two prompts agree token by token on where words stand."""
     if len(clean) != len(corrupted):
-        raise _Unusable("clean and corrupted have different numbers of tokens")
+        raise Unusable("clean and corrupted have different numbers of tokens")
     if clean == corrupted:
-        raise _Unusable("clean and corrupted have the same tokens")
+        raise Unusable("clean and corrupted have the same tokens")
     if not getattr(model.tokenizer, "is_fast", False):  # no character offsets: compare the ids, give no labels
         if _moved(clean, corrupted):
-            raise _Unusable("words of clean and corrupted stand at different tokens")
+            raise Unusable("words of clean and corrupted stand at different tokens")
         return {}
-    finders = [_token_finder(text, len(ids), model) for text, ids in ((pair.clean, clean), (pair.corrupted, corrupted))]
+    finders = [token_finder(text, len(ids), model) for text, ids in ((pair.clean, clean), (pair.corrupted, corrupted))]
     starts = [_word_starts(text) for text in (pair.clean, pair.corrupted)]
     if len(starts[0]) == len(starts[1]):
         moved = list(map(finders[0], starts[0])) != list(map(finders[1], starts[1]))
@@ -214,7 +223,7 @@ def aligned(pair: Pair, clean: Ids, corrupted: Ids, model: Any) -> dict[str, int
         moved = _moved(clean, corrupted)
     labels = {name: (finders[0](places[0]), finders[1](places[1])) for name, places in pair.labels.items()}
     if moved or any(here != there for here, there in labels.values()):
-        raise _Unusable("words of clean and corrupted stand at different tokens")
+        raise Unusable("words of clean and corrupted stand at different tokens")
     return {name: here for name, (here, _) in labels.items()}
 
 
@@ -228,7 +237,7 @@ def _word_starts(text: str) -> list[int]:
     return [i for i, letter in enumerate(text) if not letter.isspace() and (i == 0 or text[i - 1].isspace())]
 
 
-def _token_finder(text: str, n_tokens: int, model: Any) -> Callable[[int], int]:
+def token_finder(text: str, n_tokens: int, model: Any) -> Callable[[int], int]:
     """Character offset -> position of the token that holds it, BOS counted."""
     spans = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
     owner: dict[int, int] = {}
@@ -238,7 +247,7 @@ def _token_finder(text: str, n_tokens: int, model: Any) -> Callable[[int], int]:
 
     def find(offset: int) -> int:
         if offset not in owner:
-            raise _Unusable("a word or label is in no token")
+            raise Unusable("a word or label is in no token")
         return owner[offset]
 
     return find

@@ -20,9 +20,10 @@ from assay.errors import EvidenceError, TamperedError, bad_argument
 from assay.evidence import ledger as chain
 from assay.evidence.gates import evaluate, gates_for, get_gate
 from assay.evidence.ledger import Entry, now
-from assay.evidence.source import Source, clusters
+from assay.evidence.search import searches_for
+from assay.evidence.source import Population, clusters
 from assay.evidence.verdicts import RULE_VERSION, decide
-from assay.records import Claim, Counterexample, Evidence, GatePlan, GateResult, Pair, Plan, Verdict, digest, plain
+from assay.records import Claim, Counterexample, Evidence, GatePlan, GateResult, Plan, Verdict, digest, plain
 
 QUANTIFIERS = ("tends", "usually", "always")
 
@@ -198,7 +199,7 @@ def judge(store: ClaimStore, claim_id: str) -> Verdict:
 
 
 def make_plan(
-    claim: Claim, source: Source, sizes: Mapping[str, int], sesoi: Mapping[str, float], settings: Mapping[str, Any]
+    claim: Claim, source: Population, sizes: Mapping[str, int], sesoi: Mapping[str, float], settings: Mapping[str, Any]
 ) -> Plan:
     """The plan of a claim, not yet locked. Raises UsageError for SESOIs of unknown gates."""
     gates = gates_for(claim.kind)
@@ -214,19 +215,20 @@ def make_plan(
                 "templates": min(n, source.n_templates(split))}
         for split, n in sizes.items()
     }  # fmt: skip
-    planned = tuple(gate.plan(sesoi.get(gate.name, sesoi.get(gate.group))) for gate in gates)
+    planned = tuple(gate.plan(sesoi.get(gate.name, sesoi.get(gate.group)), claim.kind) for gate in gates)
+    budgets = {method.name: settings["search"].get(method.name, method.budget) for method in searches_for(claim.kind)}
     alpha = settings["alpha"]
     return Plan(
         claim=claim.id, kind=claim.kind, gates=planned, splits=splits, metric=settings["metric"],
         levels={"confirm": alpha, "ood": 2 * alpha},
         family=digest([source.name, splits["confirm"]["digest"]])[:16],
-        settings={key: value for key, value in settings.items() if key not in ("metric", "alpha", *sizes)},
-        search={"method": "wrong-sign mining", "budget": sizes["confirm"]}, mde={}, rule_version=RULE_VERSION,
+        settings={key: value for key, value in settings.items() if key not in ("metric", "alpha", "search", *sizes)},
+        search={"methods": budgets}, mde={}, rule_version=RULE_VERSION,
     )  # fmt: skip
 
 
-def record_look(store: chain.Ledger, model: str, what: str, pairs: Sequence[Pair]) -> None:
-    """Say in the ledger that these pairs were measured with this model (its digest) outside of a test."""
+def record_look(store: chain.Ledger, model: str, what: str, pairs: Sequence[Any]) -> None:
+    """Say in the ledger that these items were measured with this model (its digest) outside of a test."""
     store.append("look", {"what": what, "model": model, "clusters": clusters(pairs), "n": len(pairs)})
 
 
@@ -237,7 +239,7 @@ def claim_id(body: Mapping[str, Any]) -> str:
 
 def seen_gates(gates: Sequence[GatePlan]) -> list[GatePlan]:
     """Gates cheap enough to be tried on tune: all but controls and complement."""
-    return [gate for gate in gates if gate.group not in ("random", "complement")]
+    return [gate for gate in gates if gate.group not in ("random", "complement", "untrained", "rival", "instrument")]
 
 
 def preconditions(plan: Plan) -> list[GatePlan]:

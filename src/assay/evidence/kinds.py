@@ -1,74 +1,83 @@
-"""Claim kinds: what a claim of each kind names, and how it is measured and searched.
+"""Claim kinds: what a claim of each kind names, and how it is measured.
 
 A kind is one object in one file, registered by name. The trial (`run.py`), the gates, the rule and
 the store know only this interface:
 
-1. `subject(model, sites)`: the canonical parts that a claim names.
-2. `prepare(model, plan, subject, tune)`: everything fixed before sealed data are read (means, random
-   sets); also a plain record of it, which is locked with the plan.
-3. `measure(model, task, setup, gates)`: one column of numbers per quantity, one number per pair.
-4. `search(model, task, setup, columns)`: counterexamples among the pairs.
+1. `subject(model, given)`: the canonical parts that a claim names, as plain data with at least "sites".
+2. `load(model, items)`: items of a split (pairs of a task, labelled texts), ready for the model.
+3. `prepare(model, plan, subject, tune)`: everything fixed before sealed data are read (means, random
+   sets, thresholds); also a plain record of it, which is locked with the plan.
+4. `measure(model, data, setup, gates)`: one column of numbers per quantity, one number per item.
+
+Counterexamples are looked for by the methods in `search/`, which say themselves which kinds they serve.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from assay.data.prepare import PreparedTask
-from assay.model.model import Model
 from assay.records import GatePlan, Plan
 from assay.registry import Registry
 
 Columns = dict[str, list[float | None]]
 Progress = Callable[[str, int, int], None]
+Item = Any  # assay.records.Pair or Example: has .template, .entities, .texts
+
+
+@runtime_checkable
+class Data(Protocol):
+    """Items of one split, ready for the model; those that do not fit it are dropped and counted."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Items that were left out, by reason."""
+        ...
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """What is measured, in order."""
+        ...
+
+    @property
+    def templates(self) -> list[str]:
+        """The cluster of every item."""
+        ...
+
+    @property
+    def words(self) -> list[str] | None:
+        """The word or entity of every item, where words cross templates; else None."""
+        ...
 
 
 @runtime_checkable
 class Kind(Protocol):
-    """What the trial needs of a claim kind."""
+    """What the trial needs of a claim kind. `score`: the column that must not be constant."""
 
     name: str
+    score: str
 
-    def subject(self, model: Model, sites: str | Sequence[str]) -> list[str]:
-        """The parts a claim names, canonical and sorted. Raises UsageError for parts of another kind."""
+    def subject(self, model: Any, given: Any) -> dict[str, Any]:
+        """The parts a claim names: {"sites": [..], ..}. Raises UsageError for parts of another kind."""
         ...
 
-    def prepare(
-        self, model: Model, plan: Plan, subject: Sequence[str], tune: PreparedTask
-    ) -> tuple[Any, dict[str, Any]]:
+    def words(self, subject: Mapping[str, Any], quantifier: str, data: str) -> str:
+        """The claim as one sentence, when whoever states it gives none."""
+        ...
+
+    def load(self, model: Any, items: Sequence[Item]) -> Data:
+        """Items ready for the model. Raises TaskError when none fits."""
+        ...
+
+    def prepare(self, model: Any, plan: Plan, subject: Mapping[str, Any], tune: Any) -> tuple[Any, dict[str, Any]]:
         """(setup for `measure`, plain record of the controls)."""
         ...
 
     def measure(
-        self, model: Model, task: PreparedTask, setup: Any, gates: Sequence[GatePlan], report: Progress | None = None
+        self, model: Any, data: Any, setup: Any, gates: Sequence[GatePlan], report: Progress | None = None
     ) -> Columns:
-        """All columns the gates need, over all pairs."""
+        """All columns the gates need, over all items."""
         ...
-
-    def search(
-        self, model: Model, task: PreparedTask, setup: Any, columns: Mapping[str, Sequence[float | None]], keep: int
-    ) -> "Search":
-        """Pairs on which the claim fails."""
-        ...
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One failing pair: its row, the gate it speaks against, the effect, and whether it failed again alone."""
-
-    row: int
-    gate: str
-    score: float
-    again: bool
-
-
-@dataclass(frozen=True)
-class Search:
-    """What a counterexample search found: all failing pairs counted, the worst kept and re-run."""
-
-    n_failing: int
-    kept: tuple[Hit, ...]
-    passes: int
 
 
 KINDS: Registry[Kind] = Registry("claim kind")

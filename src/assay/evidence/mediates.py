@@ -7,9 +7,7 @@
 3. Means are taken over clean tune prompts; the first position has a mean of its own, because attention
    sinks make it hundreds of times larger than the rest.
 4. It also measures random sets of the same size, layers and kind, and the complement.
-5. Search: pairs on which ablating does not lower the metric, or restoring does not raise it. The worst
-   are measured again, alone.
-6. Passes resume at the first edited layer; pairs are taken in chunks so that memory stays bounded.
+5. Passes resume at the first edited layer; pairs are taken in chunks so that memory stays bounded.
 
 Patching shows that information needed for the task flows through the units. It does not show what
 they compute, that they are the only ones, or that the finding holds for other corruptions.
@@ -23,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay.data.prepare import PreparedTask
+from assay.data.prepare import PreparedTask, prepare
 from assay.errors import bad_argument
 from assay.evidence.gates.base import evaluate, get_gate
-from assay.evidence.kinds import KINDS, Columns, Hit, Progress, Search
+from assay.evidence.kinds import KINDS, Columns, Progress
 from assay.model.edits import Edit, patch
 from assay.model.model import Model
-from assay.records import GatePlan, Plan
+from assay.records import GatePlan, Pair, Plan
 from assay.sites import Site
 
 UNIT_NAMES = ("z", "mlp_out", "attn_out", "resid_pre", "resid_mid", "resid_post")
@@ -293,16 +291,26 @@ class Mediates:
     """The kind *mediates*, as the trial uses it."""
 
     name = "mediates"
+    score = "clean"
 
-    def subject(self, model: Model, sites: str | Sequence[str]) -> list[str]:
+    def subject(self, model: Model, given: Any) -> dict[str, Any]:
         """Canonical unit names. Raises UsageError for a site that cannot be a unit."""
-        return [str(unit) for unit in units_of(model, sites)]
+        return {"sites": [str(unit) for unit in units_of(model, given)]}
+
+    def words(self, subject: Mapping[str, Any], quantifier: str, data: str) -> str:
+        """The claim as one sentence."""
+        verb = {"tends": "tend to", "usually": "usually", "always": "always"}[quantifier]
+        return f"{', '.join(subject['sites'])} {verb} carry the task {data}"
+
+    def load(self, model: Model, items: Sequence[Pair]) -> PreparedTask:
+        """Pairs, aligned for the model's tokenizer."""
+        return prepare(items, model)
 
     def prepare(
-        self, model: Model, plan: Plan, subject: Sequence[str], tune: PreparedTask
+        self, model: Model, plan: Plan, subject: Mapping[str, Any], tune: PreparedTask
     ) -> tuple[Setup, dict[str, Any]]:
         """Units, controls and means as the plan says; and a record of the controls that were drawn."""
-        units = units_of(model, subject)
+        units = units_of(model, subject["sites"])
         pool, settings = all_units(model, units[0].name), plan.settings
         draws, moved = random_sets(pool, units, settings["draws"], settings["seed"])
         setup = Setup(
@@ -314,36 +322,10 @@ class Mediates:
         return setup, record
 
     def measure(
-        self, model: Model, task: PreparedTask, setup: Setup, gates: Sequence[GatePlan], report: Progress | None = None
+        self, model: Model, data: PreparedTask, setup: Setup, gates: Sequence[GatePlan], report: Progress | None = None
     ) -> Columns:
         """All columns the gates need, over all pairs of a split."""
-        return measure_split(model, task, setup, gates, report)
-
-    def search(
-        self, model: Model, task: PreparedTask, setup: Setup, columns: Mapping[str, Sequence[float | None]], keep: int
-    ) -> Search:
-        """Wrong-sign pairs, the worst measured again alone."""
-        found = wrong_sign_pairs(columns)
-        rows = [row for row, _, _ in found[:keep]]
-        again = recheck(model, task, rows, setup, columns) if rows else []
-        hits = tuple(Hit(row, gate, score, same) for (row, gate, score), same in zip(found, again, strict=False))
-        return Search(len(found), hits, 4 * len(rows))
-
-
-def wrong_sign_pairs(columns: Mapping[str, Sequence[float | None]]) -> list[tuple[int, str, float]]:
-    """(row, gate, effect) of pairs whose ablation does not lower or restoring does not raise the
-    metric, worst first; one line per pair, with the worse of its two effects."""
-    found = []
-    clean, ablated = columns["clean"], columns["ablated.resample"]
-    corrupted, restored = columns["corrupted"], columns["restored"]
-    for row, values in enumerate(zip(clean, ablated, corrupted, restored, strict=True)):
-        if any(value is None for value in values):
-            continue
-        whole, without, broken, back = (float(value) for value in values if value is not None)
-        effect, gate = min((whole - without, "necessity.resample"), (back - broken, "sufficiency"))
-        if effect <= 0:
-            found.append((row, gate, effect))
-    return sorted(found, key=lambda item: item[2])
+        return measure_split(model, data, setup, gates, report)
 
 
 KINDS.add("mediates", Mediates())

@@ -10,13 +10,14 @@ A replay shows that the numbers come out again. It is no new evidence: the data 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from assay.errors import EvidenceError, TamperedError
 from assay.evidence.claims import ClaimStore, audit
 from assay.evidence.kinds import Progress
 from assay.evidence.run import Trial
+from assay.evidence.source import Population
 from assay.evidence.verdicts import decide
-from assay.model.model import Model
 from assay.records import GateResult, Verdict
 
 TOLERANCE = 1e-3  # of effects that are shares: rounding of another processor is far below, a changed effect above
@@ -34,7 +35,13 @@ class Replication:
 
 
 def replay_claim(
-    store: ClaimStore, claim_id: str, model: Model, progress: Progress | None = None, tolerance: float = TOLERANCE
+    store: ClaimStore,
+    claim_id: str,
+    model: Any,
+    progress: Progress | None = None,
+    tolerance: float = TOLERANCE,
+    *,
+    source: Population | None = None,
 ) -> Replication:
     """Measure again and compare. Raises TamperedError for records that do not hold, ReproduceError for
     another model or other data, EvidenceError for a claim that was never tested."""
@@ -44,7 +51,7 @@ def replay_claim(
         raise EvidenceError(f"claim {claim_id} was not tested yet: there is nothing to replay. Test it first.")
     if problems := audit(store, claim_id):
         raise TamperedError("; ".join(problems))
-    outcome = Trial(claim, plan, model, progress).run()
+    outcome = Trial(claim, plan, model, progress, source=source).run()
     data = {split: {**found, "looked": evidence.data.get(split, {}).get("looked", [])}
             for split, found in outcome.data.items()}  # fmt: skip
     measured = replace(evidence, tables=outcome.tables, gates=outcome.gates, search=outcome.search, data=data,

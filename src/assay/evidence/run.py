@@ -3,31 +3,29 @@
     claim, plan = state_claim(atlas, model, Source("ioi"), ["z.3.1", "z.4.0"])
     verdict = test_claim(atlas, claim.id, model)
 
-1. State: units are checked, tune pairs are measured for the smallest detectable effect, claim and
+1. State: the subject is checked, tune items are measured for the smallest detectable effect, claim and
    plan are locked. Confirm and ood are not read.
-2. Test: ticket, read, leak check, behaviour on confirm; if it is there, every gate on confirm and
-   ood, then the counterexample search, then evidence, then verdict.
-3. Search: the kind looks for confirm pairs on which the claim fails. The worst are measured again,
-   alone, and kept. Hits can only lower a verdict.
+2. Test: ticket, read, leak check, preconditions on confirm; if they hold, every gate on confirm and
+   ood, then the counterexample searches, then evidence, then verdict.
+3. Everything a kind needs is behind its interface (`kinds.py`); a trial knows items, columns and gates.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from assay.data.prepare import PreparedTask, prepare
 from assay.errors import ReproduceError, UsageError, bad_argument
 from assay.evidence import claims
 from assay.evidence.claims import QUANTIFIERS, ClaimStore
 from assay.evidence.gates import evaluate
-from assay.evidence.kinds import KINDS, Columns, Kind, Progress
+from assay.evidence.kinds import KINDS, Columns, Data, Item, Kind, Progress
 from assay.evidence.ledger import looked_at, now, subject_key
-from assay.evidence.source import Source, clusters, leaks
-from assay.model.model import Model
+from assay.evidence.search import SEARCHES, Hunt
+from assay.evidence.source import Population, clusters, leaks, source_of
 from assay.passport import run_passport
-from assay.records import Claim, Counterexample, Evidence, GateResult, Pair, Plan, Verdict, digest
+from assay.records import Claim, Counterexample, Evidence, GateResult, Plan, Verdict, digest
 from assay.statistics import mde80
 
 KEPT_HITS = 20
@@ -37,8 +35,9 @@ KEPT_HITS = 20
 class Settings:
     """How a claim is measured. Fixed when it is locked.
 
-    `tune`, `confirm`, `ood`: pairs of each split. `positions`: all or last. `draws`: random sets;
-    `control_pairs`: pairs per template that they are measured on.
+    `tune`, `confirm`, `ood`: items of each split. `positions`: all or last. `draws`: random controls;
+    `control_pairs`: pairs per template that they are measured on. `options`: what a kind wants besides.
+    `search`: candidates to try per search method, instead of the method's own number.
     """
 
     tune: int = 48
@@ -50,6 +49,8 @@ class Settings:
     positions: str = "all"
     draws: int = 19
     control_pairs: int = 4
+    options: dict[str, Any] = field(default_factory=dict)
+    search: dict[str, int] = field(default_factory=dict)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -66,6 +67,10 @@ class Settings:
             raise bad_argument("positions", self.positions, "all or last")
         if self.metric != "logit_diff":
             raise bad_argument("metric", self.metric, "logit_diff", "Wrong signs and accuracy are read off it.")
+        for name, budget in self.search.items():
+            SEARCHES.get(name)
+            if not isinstance(budget, int) or budget < 0:
+                raise bad_argument(f"search budget of {name}", budget, "a whole number, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -81,9 +86,9 @@ class Statement:
 
 def state_claim(
     store: ClaimStore,
-    model: Model,
-    source: Source,
-    sites: str | Sequence[str],
+    model: Any,
+    source: Population,
+    subject: Any,
     *,
     statement: Statement | None = None,
     sesoi: Mapping[str, float] | None = None,
@@ -91,46 +96,55 @@ def state_claim(
 ) -> tuple[Claim, Plan]:
     """State a claim and lock its plan; `sesoi` by gate or group name. See `claims.warnings_of(plan)`.
 
-    Raises UsageError for a wrong argument, TaskError for a task that does not fit the model.
+    `model`: a language model, or a host of features. `subject`: what the kind takes, sites for *mediates*,
+    a feature for *represents*. Raises UsageError for a wrong argument, TaskError for data that do not fit.
     """
     statement = Statement() if statement is None else statement
     settings = Settings() if settings is None else settings
     settings.check()
     kind = _kind(statement)
-    units = kind.subject(model, sites)
     model.fresh_digest()
-    claim = _claim(store, model, source, units, statement, settings.positions)
+    claim = _claim(store, model, source, kind.subject(model, subject), statement, settings.positions)
     plan = claims.make_plan(claim, source, settings.sizes, sesoi or {}, asdict(settings))
-    tune = prepare(source.pairs("tune", settings.tune, settings.seed), model)
-    setup, controls = kind.prepare(model, plan, units, tune)
+    tune = kind.load(model, source.items("tune", settings.tune, settings.seed))
+    setup, controls = kind.prepare(model, plan, claim.subject, tune)
     seen = claims.seen_gates(plan.gates)
     columns = kind.measure(model, tune, setup, seen)
     plan = replace(plan, mde=_mde(plan, seen, tune, columns), settings={**plan.settings, "controls": controls})
     plan = replace(plan, lock=claims.lock_of(claim, plan))
-    claims.record_look(store, model.digest, "tune pairs for the smallest detectable effect", tune.pairs)
+    claims.record_look(store, model.digest, "tune items for the smallest detectable effect", tune.items)
     store.record_claim(claim, plan)
     return claim, plan
 
 
 def test_claim(
-    store: ClaimStore, claim_id: str, model: Model, progress: Progress | None = None
+    store: ClaimStore,
+    claim_id: str,
+    model: Any,
+    progress: Progress | None = None,
+    *,
+    source: Population | None = None,
+    corpus: Sequence[str] = (),
 ) -> Verdict:
-    """Read confirm and ood, once, and decide. Raises ReproduceError when model or data are others."""
+    """Read confirm and ood, once, and decide. Raises ReproduceError when model or data are others.
+
+    `source`: the data again, where they were given in memory. `corpus`: ordinary texts for the searches.
+    """
     claim, plan = store.claim(claim_id), store.plan(claim_id)
     claims.check_lock(claim, plan)
     subject = subject_key(claim.kind, claim.subject, claim.task)
 
-    def on_read(split: str, pairs: Sequence[Pair]) -> list[str]:
+    def on_read(split: str, items: Sequence[Item]) -> list[str]:
         """Spend the ticket and say what is read, before it is read; what was looked at of it earlier."""
         entries = store.entries()
         ticket = claims.ticket_for(store, claim, plan, subject)
         store.append("data", {"claim": claim.id, "ticket": ticket, "split": split, "subject": subject,
-                              "digest": digest(pairs), "clusters": clusters(pairs)})  # fmt: skip
-        return looked_at(entries, model.digest, clusters(pairs))
+                              "digest": digest(items), "clusters": clusters(items)})  # fmt: skip
+        return looked_at(entries, model.digest, clusters(items))
 
-    trial = Trial(claim, plan, model, progress, on_read)
+    trial = Trial(claim, plan, model, progress, on_read, source, corpus)
     outcome = trial.run()
-    reads = claims.reads_of(store.entries(), subject, plan, trial.pairs("confirm"))
+    reads = claims.reads_of(store.entries(), subject, plan, trial.items("confirm"))
     passport = {**model.passport(), **run_passport(plan.settings), "rule": plan.rule_version}
     evidence = Evidence(claim.id, plan.lock, passport, outcome.tables, outcome.gates, outcome.search, outcome.data,
                         reads, outcome.flags, now())  # fmt: skip
@@ -143,7 +157,7 @@ test_claim.__test__ = False  # type: ignore[attr-defined]  # a verb, not a pytes
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a trial measured: tables per split, gates made from them, the search, and what was read."""
+    """What a trial measured: tables per split, gates made from them, the searches, and what was read."""
 
     tables: dict[str, dict[str, Any]]
     gates: tuple[GateResult, ...]
@@ -154,20 +168,22 @@ class Outcome:
 
 
 class Trial:
-    """One measurement of one locked claim. Knows no store: `on_read(split, pairs)` is told before sealed
-    pairs are measured, and says what was looked at of them earlier."""
+    """One measurement of one locked claim. Knows no store: `on_read(split, items)` is told before sealed
+    items are measured, and says what was looked at of them earlier."""
 
     def __init__(
         self,
         claim: Claim,
         plan: Plan,
-        model: Model,
+        model: Any,
         progress: Progress | None = None,
-        on_read: Callable[[str, Sequence[Pair]], list[str]] = lambda split, pairs: [],
+        on_read: Callable[[str, Sequence[Item]], list[str]] = lambda split, items: [],
+        source: Population | None = None,
+        corpus: Sequence[str] = (),
     ) -> None:
         self.claim, self.plan, self.model = claim, plan, model
-        self.source = Source(claim.task["name"], claim.task["corruption"])
-        self.progress, self.on_read = progress, on_read
+        self.source = source_of(claim.task) if source is None else source
+        self.progress, self.on_read, self.corpus = progress, on_read, corpus
         self.kind = KINDS.get(claim.kind)
         self.data: dict[str, dict[str, Any]] = {}
         self.flags: list[str] = []
@@ -176,22 +192,21 @@ class Trial:
         """Measurements, gates and counterexamples. Raises ReproduceError for another model or other data."""
         self._check()
         plan, model = self.plan, self.model
-        seen = {split: self.pairs(split) for split in ("discover", "tune") if split in plan.splits}
-        tune = prepare(seen["tune"], model)
-        setup, controls = self.kind.prepare(model, plan, self.claim.subject["sites"], tune)
+        seen = {split: self.items(split) for split in ("discover", "tune") if split in plan.splits}
+        tune = self.kind.load(model, seen["tune"])
+        setup, controls = self.kind.prepare(model, plan, self.claim.subject, tune)
         if controls != plan.settings["controls"]:
-            self.flags.append("the random sets drawn now are not those in the plan")
-        known = [pair for pairs in seen.values() for pair in pairs]
-        tasks = {split: self._read(split, known) for split in plan.levels}
-        first = self.kind.measure(model, tasks["confirm"], setup, claims.preconditions(plan))
-        tables = {"confirm": self._table(tasks["confirm"], first)}
-        search: dict[str, Any] = {"method": plan.search["method"], "complete": False}
+            self.flags.append("the controls made now are not those in the plan")
+        known = [item for items in seen.values() for item in items]
+        data = {split: self._read(split, known) for split in plan.levels}
+        tables: dict[str, dict[str, Any]] = {}
+        search: dict[str, Any] = {"complete": False, "methods": {}, "hits": 0, "candidates": 0}
         hits: list[Counterexample] = []
-        if self._behaviour(tables["confirm"]):
-            for split, task in tasks.items():
-                columns = self.kind.measure(model, task, setup, plan.gates, self._progress(split))
-                tables[split] = self._table(task, columns)
-            hits, search = self._search(tasks["confirm"], setup, tables["confirm"]["columns"])
+        if self._preconditions(data["confirm"], setup, tables):
+            for split, items in data.items():
+                columns = self.kind.measure(model, items, setup, plan.gates, self._progress(split))
+                tables[split] = self._table(items, columns)
+            hits, search = self._search(data["confirm"], setup, tables["confirm"]["columns"])
         return Outcome(tables, claims.derive_gates(plan, tables), hits, search, self.data, tuple(self.flags))
 
     def _check(self) -> None:
@@ -206,52 +221,60 @@ class Trial:
                 raise ReproduceError(f"task {self.source.name}: its data are not those the plan was locked on"
                                      f" (split {split}). Restore them, or state the claim again.")  # fmt: skip
 
-    def pairs(self, split: str) -> list[Pair]:
-        """The pairs of a split, as locked."""
+    def items(self, split: str) -> list[Item]:
+        """The items of a split, as locked."""
         locked = self.plan.splits[split]
-        return self.source.pairs(split, locked["n"], locked["seed"])
+        return self.source.items(split, locked["n"], locked["seed"])
 
-    def _read(self, split: str, known: Sequence[Pair]) -> PreparedTask:
-        """Pairs of a sealed split, aligned; whether they leak into what was seen."""
-        pairs = self.pairs(split)
-        looked = self.on_read(split, pairs)
-        task = prepare(pairs, self.model)
-        self.data[split] = {"digest": digest(pairs), "pairs": len(task), "clusters": len(clusters(task.pairs)),
-                            "dropped": task.dropped, "looked": looked}  # fmt: skip
-        if shared := leaks(known, pairs):
+    def _read(self, split: str, known: Sequence[Item]) -> Data:
+        """Items of a sealed split, ready for the model; whether they leak into what was seen."""
+        items = self.items(split)
+        looked = self.on_read(split, items)
+        data = self.kind.load(self.model, items)
+        self.data[split] = {"digest": digest(items), "pairs": len(data), "clusters": len(clusters(data.items)),
+                            "dropped": data.dropped, "looked": looked}  # fmt: skip
+        if shared := leaks(known, items):
             what = ", ".join(f"{n} {name}" for name, n in shared.items())
             self.flags.append(f"leak: {split} shares {what} with tune")
-        return task
+        return data
 
-    def _table(self, task: PreparedTask, columns: Columns) -> dict[str, Any]:
-        broken = [name for name, column in columns.items() if not _finite(column)]
-        for name in broken:
+    def _table(self, data: Data, columns: Columns) -> dict[str, Any]:
+        for name in (name for name, column in columns.items() if not _finite(column)):
             self.flags.append(f"non-finite scores: {name}")
         clean = {name: [_number(value) for value in column] for name, column in columns.items()}
-        scores = [value for value in clean["clean"] if value is not None]
+        scores = [value for value in clean.get(self.kind.score, ()) if value is not None]
         if len(scores) > 1 and len(set(scores)) == 1:
-            self.flags.append("constant scores: every clean prompt has the same metric")
-        return {"templates": task.templates, "columns": clean}
+            self.flags.append("constant scores: every item has the same score")
+        return {"templates": data.templates, "words": data.words, "columns": clean}
 
-    def _behaviour(self, table: Mapping[str, Any]) -> bool:
-        level = self.plan.levels["confirm"]
-        gates = claims.preconditions(self.plan)
-        results = [evaluate(gate, "confirm", table, level, self.plan.settings["seed"]) for gate in gates]
+    def _preconditions(self, data: Data, setup: Any, tables: dict[str, dict[str, Any]]) -> bool:
+        """Whether there is anything to test; a kind without such gates always has."""
+        gates, level = claims.preconditions(self.plan), self.plan.levels["confirm"]
+        if not gates:
+            return True
+        tables["confirm"] = self._table(data, self.kind.measure(self.model, data, setup, gates))
+        results = [evaluate(gate, "confirm", tables["confirm"], level, self.plan.settings["seed"]) for gate in gates]
         return all(result is not None and result.p_above <= level for result in results)
 
-    def _search(self, task: PreparedTask, setup: Any, columns: Columns) -> tuple[list[Counterexample], dict[str, Any]]:
-        found = self.kind.search(self.model, task, setup, columns, KEPT_HITS)
-        hits = [
-            Counterexample(
-                self.claim.id, task.pairs[hit.row].clean, task.pairs[hit.row].corrupted, task.pairs[hit.row].template,
-                hit.gate, hit.score, "above 0", "verified" if hit.again else "open",
-            )
-            for hit in found.kept
-        ]  # fmt: skip
-        n = len(task)
-        search = {"method": self.plan.search["method"], "complete": True, "candidates": n, "hits": found.n_failing,
-                  "kept": len(hits), "passes": found.passes, "bound_if_none": None if found.n_failing else 3 / n}  # fmt: skip
-        return hits, search
+    def _search(self, data: Data, setup: Any, columns: Columns) -> tuple[list[Counterexample], dict[str, Any]]:
+        """Every method of the plan; what a method could not finish is said."""
+        kept: list[Counterexample] = []
+        methods: dict[str, dict[str, Any]] = {}
+        for number, (name, budget) in enumerate(self.plan.search["methods"].items()):
+            if self.progress:
+                self.progress(f"searching: {name}", number, len(self.plan.search["methods"]))
+            method = SEARCHES.get(name)
+            hunt = Hunt(self.model, self.claim, self.plan, self.kind, data, setup, columns, budget, KEPT_HITS,
+                        self.plan.settings["seed"], self.corpus)  # fmt: skip
+            found = method.find(hunt)
+            kept.extend(found.kept)
+            methods[name] = {**found.record(method.sampled), "required": method.required}
+        sampled = [found for found in methods.values() if found["sampled"]]
+        return kept, {
+            "complete": bool(methods) and all(found["complete"] for found in methods.values() if found["required"]),
+            "methods": methods, "hits": sum(found["hits"] for found in sampled),
+            "candidates": sum(found["tried"] for found in sampled),
+        }  # fmt: skip
 
     def _progress(self, split: str) -> Progress | None:
         report = self.progress
@@ -268,32 +291,26 @@ def _kind(statement: Statement) -> Kind:
 
 
 def _claim(
-    store: ClaimStore, model: Model, source: Source, units: list[str], statement: Statement, positions: str
+    store: ClaimStore, model: Any, source: Population, subject: dict[str, Any], statement: Statement, positions: str
 ) -> Claim:
     parent = None if statement.parent is None else store.claim(statement.parent)
     if parent is not None and parent.kind != statement.kind:
         raise UsageError(f"parent: claim {parent.id} is of kind {parent.kind}; allowed: {statement.kind}.")
-    text = statement.text or (
-        f"{', '.join(units)} of {model.name} {_verb(statement.quantifier)} carry the task {source.name}"
-    )
+    text = statement.text or KINDS.get(statement.kind).words(subject, statement.quantifier, source.name)
     body = {
         "version": 1 if parent is None else parent.version + 1, "parent": statement.parent, "kind": statement.kind,
         "statement": text, "quantifier": statement.quantifier,
-        "subject": {"model": model.name, "source": str(model.source), "digest": model.digest, "sites": units,
-                    "positions": positions},
+        "subject": {"model": model.name, "source": str(model.source), "digest": model.digest, "positions": positions,
+                    **subject},
         "task": source.record(), "direction": "positive",
         "rivals": list(statement.rivals), "created": now(),
     }  # fmt: skip
     return Claim(id=claims.claim_id({**body, "n": len(store.entries())}), **{**body, "rivals": statement.rivals})
 
 
-def _verb(quantifier: str) -> str:
-    return {"tends": "tend to", "usually": "usually", "always": "always"}[quantifier]
-
-
-def _mde(plan: Plan, gates: Sequence[Any], tune: PreparedTask, columns: Columns) -> dict[str, float | None]:
+def _mde(plan: Plan, gates: Sequence[Any], tune: Data, columns: Columns) -> dict[str, float | None]:
     """Per gate, from the spread of tune templates and the number of confirm templates."""
-    table = {"templates": tune.templates, "columns": columns}
+    table = {"templates": tune.templates, "words": tune.words, "columns": columns}
     found: dict[str, float | None] = {gate.name: None for gate in plan.gates}
     for gate in gates:
         result = evaluate(gate, "tune", table, plan.levels["confirm"], plan.settings["seed"])

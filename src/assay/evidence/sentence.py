@@ -6,15 +6,23 @@ the same records as the verdict and never says more than they do.
 
 from collections.abc import Sequence
 
+from assay.evidence.gates.base import GATES
 from assay.records import Claim, GateResult, Plan
 
 KIND_WORDS = {"z": "attention head", "mlp_out": "MLP layer", "attn_out": "attention layer"}
+KIND_LIMITS = {
+    "represents": (
+        "That the model uses this feature: that is another claim (uses).",
+        "That the concept is stored nowhere else, or that the feature has no second meaning outside the data.",
+    ),
+}
 WHY = {
     "underpowered": "the data are too few or too noisy to tell",
     "conflicting gates": "some tests say yes and others do not",
     "ablation-dependent": "the answer depends on how the parts are switched off",
     "redundant": "other parts can do the same job, so switching these off changes little",
-    "non-unique": "random parts of the same size do about as well",
+    "non-unique": "random parts of the same kind do about as well",
+    "lexical": "reading the words alone does about as well",
     "search incomplete": "nobody finished looking for counterexamples",
     "counterexamples": "too many prompts go the wrong way",
     "instrument": "the measurement itself did not pass its checks",
@@ -26,6 +34,8 @@ def sentence(
     claim: Claim, plan: Plan, verdict: str, reasons: Sequence[str], gates: Sequence[GateResult]
 ) -> str:
     """The verdict in words for someone who does not work in the field."""
+    if claim.kind != "mediates":
+        return plain_sentence(claim, verdict, reasons, gates)
     who, task = f"{subject_words(claim)} of {claim.subject['model']}", f"the task {claim.task['name']!r}"
     one = len(claim.subject["sites"]) == 1
     carries, them = ("carries", "it") if one else ("carry", "them")
@@ -44,6 +54,35 @@ def sentence(
             " patterns that were not used to find them.")  # fmt: skip
 
 
+def plain_sentence(claim: Claim, verdict: str, reasons: Sequence[str], gates: Sequence[GateResult]) -> str:
+    """The verdict of a kind without words of its own: its statement, and what its gates say."""
+    said = f"{claim.statement!r} (about {claim.subject['model']})"
+    if verdict == "not tested":
+        why = "what it is about does not happen" if "behaviour absent" in reasons else "no test data were read"
+        return f"Not tested: {said}, because {why}."
+    if verdict == "inconclusive":
+        return f"Undecided: {said}, because {'; '.join(WHY.get(reason, reason) for reason in reasons)}."
+    required = [gate for gate in gates if gate.required and gate.estimate is not None]
+    if verdict == "refuted":
+        if "below SESOI" not in reasons or not required:
+            return f"Refuted: {said}: it was claimed always, and cases were found where it fails."
+        worst = min(required, key=lambda gate: gate.p_below)
+        where = "" if worst.split == "confirm" else f" on {worst.split} data"
+        return f"Refuted: {said}: {gate_words(worst)}{where}; {_share(worst.sesoi)} was claimed."
+    told = [words for gate in required if gate.split == "confirm" and (words := gate_words(gate))]
+    return f"Supported: {said}: {', '.join(told[:3])}, on {_clusters(gates)} groups of texts not used to find it."
+
+
+def gate_words(gate: GateResult) -> str:
+    """What a gate found, in words; its name and number where it has no words."""
+    says = GATES.get(gate.name).says if gate.name in GATES else ""
+    return says.format(estimate=_share(gate.estimate)) if says else f"{gate.name} is {_share(gate.estimate)}"
+
+
+def _share(value: float | None) -> str:
+    return "an unknown share" if value is None else f"{value:.0%}" if abs(value) <= 2 else f"{value:.2f}"
+
+
 def does_not_show(claim: Claim, verdict: str) -> tuple[str, ...]:
     """What a reader must not take from this verdict."""
     if verdict == "not tested":
@@ -55,6 +94,8 @@ def does_not_show(claim: Claim, verdict: str) -> tuple[str, ...]:
         )
     if verdict == "inconclusive":
         return ("That the claim is false.", "That the claim is true: more data or other tests are needed.")
+    if claim.kind != "mediates":
+        return (*KIND_LIMITS.get(claim.kind, ()), "That it holds for other texts than those sampled, or for other models.")
     return (
         "What these parts compute, or that they have no other job.",
         "That they are the only parts, or the smallest set, that could do this.",

@@ -3,15 +3,16 @@
 Rule 1, for a claim with required gates on the splits confirm and ood:
 
 1. *not tested*: no evidence, or the behaviour is not there on confirm. (Not there on ood:
-   *inconclusive: behaviour absent*.)
+   *inconclusive: behaviour absent*.) Kinds without behaviour gates always have something to test.
 2. Instrument problems (leaks between splits, another model, non-finite scores, a required gate that
-   could not be measured) give *inconclusive: instrument*.
+   could not be measured, a planted truth that came out false) give *inconclusive: instrument*.
 3. Levels are divided by the number of times these confirm clusters were read for this subject.
 4. *refuted*: some required gate is below its SESOI after Holm over all required gates, or a claim
    stated with "always" has a verified counterexample. Exceptions, all *inconclusive*: another
    ablation of the same quantity is above its SESOI (ablation-dependent), or necessity fails while
    the subject is sufficient and so is everything else (redundant). A rival that does as well does not
-   make a claim false: a random-set gate alone never refutes, it gives *inconclusive: non-unique*.
+   make a claim false: a random control alone never refutes, it gives *inconclusive: non-unique*; nor do
+   words that do as well, they give *inconclusive: lexical*.
 5. *supported*: every required gate beats its SESOI on confirm at alpha and on ood at its own level
    (intersection-union: no correction inside a claim), on at least 8 clusters each, after Holm over
    the claims that share the confirm split, with a finished counterexample search.
@@ -32,6 +33,7 @@ from assay.statistics import clopper_pearson, clusters_needed, holm
 RULE_VERSION = "1"
 MIN_CLUSTERS = 8
 WRONG_SIGN_SHARE = 0.10
+CONTROLS = {"random": "non-unique", "lexical": "lexical"}  # a control that does as well, and what it is called
 STATES = ("supported", "refuted", "inconclusive", "not tested")
 
 
@@ -69,7 +71,7 @@ def decide(
     others = dict(sorted((family or {}).items()))
     ruling = rule(claim, plan, evidence, counterexamples, others)
     gates = () if evidence is None else evidence.gates
-    qualifiers = qualifiers_of(evidence, ruling.reasons)
+    qualifiers = qualifiers_of(plan, evidence, ruling.reasons)
     decision = {
         "p": ruling.p, "p_adjusted": ruling.adjusted, "alpha": ruling.alpha, "family": others,
         "reads": 0 if evidence is None else evidence.reads, "notes": list(ruling.notes),
@@ -96,15 +98,15 @@ def rule(
     if evidence is None:
         return Ruling("not tested", ("confirm unread",), alpha=alpha)
     charged = alpha / max(1, evidence.reads)
-    if absent := absent_behaviour(evidence.gates, "confirm", alpha):
+    if absent := absent_behaviour(plan, evidence.gates, "confirm", alpha):
         if too_few := few_clusters(evidence.gates):
             return Ruling("inconclusive", ("underpowered",), too_few, alpha=charged)
         return Ruling("not tested", ("behaviour absent",), absent, alpha=charged)
     required, missing = required_gates(plan, evidence)
-    if evidence.flags:
-        return Ruling("inconclusive", ("instrument",), evidence.flags, alpha=charged)
+    if broken := (*evidence.flags, *broken_instrument(evidence.gates, alpha)):
+        return Ruling("inconclusive", ("instrument",), broken, alpha=charged)
     for split in plan.levels:
-        if absent := absent_behaviour(evidence.gates, split, plan.levels[split]):
+        if absent := absent_behaviour(plan, evidence.gates, split, plan.levels[split]):
             return Ruling("inconclusive", ("behaviour absent",), absent, alpha=charged)
     if missing:
         return Ruling("inconclusive", ("instrument",), missing, alpha=charged)
@@ -136,12 +138,20 @@ def rule(
 # the parts of the rule ---------------------------------------------------------------------------
 
 
-def absent_behaviour(gates: Sequence[GateResult], split: str, alpha: float) -> tuple[str, ...]:
+def absent_behaviour(plan: Plan, gates: Sequence[GateResult], split: str, alpha: float) -> tuple[str, ...]:
     """Why there is nothing to test on a split: behaviour gates that are not above their bar."""
+    if all(gate.group != "behaviour" for gate in plan.gates):
+        return ()
     found = [gate for gate in gates if gate.group == "behaviour" and gate.split == split]
     if not found:
         return (f"the behaviour was not measured on {split}",)
     return tuple(f"{gate.label}: p {gate.p_above:.3g}" for gate in found if gate.p_above > alpha)
+
+
+def broken_instrument(gates: Sequence[GateResult], alpha: float) -> tuple[str, ...]:
+    """Planted truths and falsehoods that did not come out as they must."""
+    found = [gate for gate in gates if gate.group == "instrument" and gate.p_below <= alpha]
+    return tuple(f"{gate.label}: {gate.estimate:.2f}, must be above {gate.sesoi:g}" for gate in found)
 
 
 def few_clusters(gates: Sequence[GateResult]) -> tuple[str, ...]:
@@ -197,8 +207,8 @@ def excuse(gate: GateResult, gates: Sequence[GateResult], alpha: float) -> str |
     twins = [other for other in here if other.group == gate.group and other.required and other.name != gate.name]
     if gate.group == "necessity" and any(twin.p_above <= alpha for twin in twins):
         return "ablation-dependent"
-    if gate.group == "random":
-        return "non-unique"
+    if gate.group in CONTROLS:
+        return CONTROLS[gate.group]
     sufficient = any(other.group == "sufficiency" and other.p_above <= alpha for other in here)
     doubled = any(other.group == "complement" and (other.low or 0.0) >= other.sesoi for other in here)
     return "redundant" if gate.group == "necessity" and sufficient and doubled else None
@@ -230,8 +240,8 @@ def _why(gate: GateResult, passed: Sequence[GateResult]) -> str:
     twins = [other for other in passed if other.group == gate.group and other.split == gate.split]
     if estimate < gate.sesoi and gate.group == "necessity" and twins:
         return "ablation-dependent"
-    if estimate < gate.sesoi and gate.group == "random":
-        return "non-unique"
+    if estimate < gate.sesoi and gate.group in CONTROLS:
+        return CONTROLS[gate.group]
     if estimate < gate.sesoi and passed:
         return "conflicting gates"
     return "underpowered"
@@ -249,11 +259,15 @@ def more_clusters(failing: Sequence[GateResult], alpha: float) -> int | None:
     return max(needs, default=None)
 
 
-def qualifiers_of(evidence: Evidence | None, reasons: Sequence[str]) -> tuple[str, ...]:
-    """Labels that go with any verdict."""
-    looked = evidence is not None and any(data.get("looked") for data in evidence.data.values())
-    reused = evidence is not None and evidence.reads > 1
-    names = {"exploratory": looked, "reused split": reused, "non-unique": "non-unique" in reasons}
+def qualifiers_of(plan: Plan, evidence: Evidence | None, reasons: Sequence[str]) -> tuple[str, ...]:
+    """Labels that go with any verdict. A reported rival that is not beaten makes a claim non-unique."""
+    if evidence is None:
+        return ()
+    rivals = [gate for gate in evidence.gates if gate.group == "rival" and gate.split == "confirm"]
+    matched = any(gate.p_above > level_of(plan, evidence, gate) for gate in rivals)
+    names = {"exploratory": any(data.get("looked") for data in evidence.data.values()),
+             "reused split": evidence.reads > 1, "non-unique": "non-unique" in reasons or matched,
+             "lexical": "lexical" in reasons}  # fmt: skip
     return tuple(name for name, holds in names.items() if holds)
 
 
@@ -264,7 +278,8 @@ def wrong_signs(evidence: Evidence | None, counterexamples: Sequence[Counterexam
     hits, n = int(evidence.search.get("hits", 0)), int(evidence.search.get("candidates", 0))
     low, high = clopper_pearson(hits, n)
     worst = sorted(counterexamples, key=lambda hit: hit.score)[:10]
-    return {"hits": hits, "candidates": n, "share": hits / n if n else None, "low": low, "high": high,
+    return {"hits": hits, "candidates": n, "methods": plain(evidence.search.get("methods", {})),
+            "share": hits / n if n else None, "low": low, "high": high,
             "verified": sum(hit.status == "verified" for hit in counterexamples),
             "worst": [plain(hit) for hit in worst]}  # fmt: skip
 

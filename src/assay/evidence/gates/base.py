@@ -4,7 +4,8 @@
    pair was left out), named so that no two gates collide. It runs once per chunk of pairs.
 2. `contrast(table, gate)` turns the columns of a whole split into one contrast per pair, without
    the model. Verdicts can therefore be derived again from stored tables.
-3. `evaluate` summarises the contrast over templates against the gate's SESOI.
+3. `evaluate` summarises the contrast over templates against the gate's SESOI; where words cross
+   templates also over words, and the weaker of the two counts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 from assay.evidence.kinds import Columns
 from assay.records import GatePlan, GateResult
 from assay.registry import Registry
-from assay.statistics import summarise
+from assay.statistics import summarise, weaker
 
 Column = Sequence[float | None]
 Table = Mapping[str, Any]  # {"templates": [..], "columns": Columns, "controls": {..}}
@@ -33,7 +34,8 @@ class Contrast:
 class Gate:
     """A registered gate. `kinds`: the claim kinds it can serve; `after`: columns it needs first.
 
-    `precondition` gates decide only whether there is something to test.
+    `precondition` gates decide only whether there is something to test. `bars`: SESOIs of kinds whose bar is
+    another one. `says`: the estimate in words, "it ranks a member above a non-member {estimate} of the time".
     """
 
     name: str
@@ -45,10 +47,12 @@ class Gate:
     contrast: Callable[[Table, GatePlan], Contrast]
     options: dict[str, Any] = field(default_factory=dict)
     precondition: bool = False
+    bars: Mapping[str, float] = field(default_factory=dict)
+    says: str = ""
 
-    def plan(self, sesoi: float | None = None, **options: Any) -> GatePlan:
+    def plan(self, sesoi: float | None = None, kind: str = "", **options: Any) -> GatePlan:
         """The gate as it will be locked."""
-        chosen = self.sesoi if sesoi is None else sesoi
+        chosen = self.bars.get(kind, self.sesoi) if sesoi is None else sesoi
         return GatePlan(self.name, self.group, chosen, self.required, {**self.options, **options})
 
 
@@ -78,6 +82,8 @@ def evaluate(gate: GatePlan, split: str, table: Table, alpha: float, seed: int) 
     except KeyError:
         return None
     summary = summarise(contrast.values, table["templates"], gate.sesoi, alpha, seed)
+    if table.get("words"):
+        summary = weaker(summary, summarise(contrast.values, table["words"], gate.sesoi, alpha, seed))
     tables = {"per_template": summary.per_template, "per_control": contrast.per_control, **contrast.notes}
     return GateResult(
         gate.name, split, gate.group, gate.required, gate.sesoi, summary.estimate, summary.low,

@@ -1,0 +1,82 @@
+"""A feature: one number per example, read off a site.
+
+Either one unit of a site (`mlp_act.3.17`, a head's norm is none), or a direction at a site: the projection
+of the activation on a unit vector. A direction is named after its site and the hash of its numbers
+(`resid_post.3#1f0c9a7b`), so that two claims about it meet in the ledger.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from assay.errors import ShapeError, SiteError, bad_argument
+from assay.records import digest
+from assay.sites import Site, parse_site
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A unit (`index`) or a direction (`vector`, unit norm) of a whole site."""
+
+    site: str
+    index: int | None = None
+    vector: tuple[float, ...] | None = None
+
+    @property
+    def name(self) -> str:
+        """`site.index`, or `site#hash` for a direction."""
+        return f"{self.site}.{self.index}" if self.vector is None else f"{self.site}#{digest(list(self.vector))[:8]}"
+
+    def direction(self, width: int) -> Float[Tensor, " d"]:
+        """The unit vector (d,) it is read along. Raises ShapeError when it does not fit the site."""
+        if self.vector is not None:
+            if len(self.vector) != width:
+                raise ShapeError(f"direction at {self.site}: got {len(self.vector)} numbers; allowed: {width}.")
+            return torch.tensor(self.vector)
+        out = torch.zeros(width)
+        if self.index is None or not 0 <= self.index < width:
+            raise ShapeError(f"{self.site}: got unit {self.index}; allowed: 0 to {width - 1}.")
+        out[self.index] = 1.0
+        return out
+
+    def record(self) -> dict[str, Any]:
+        """Plain data, as a claim's subject keeps it."""
+        return {"site": self.site, "index": self.index, "vector": None if self.vector is None else list(self.vector)}
+
+
+def direction(site: str, vector: Sequence[float] | Tensor) -> Feature:
+    """A direction at a whole site, scaled to unit norm. Raises UsageError for zeros or non-finite numbers."""
+    numbers = [float(value) for value in vector]
+    norm = math.sqrt(math.fsum(value * value for value in numbers))
+    if not math.isfinite(norm) or norm == 0.0:
+        raise bad_argument("direction", f"norm {norm}", "finite numbers that are not all zero")
+    return Feature(_whole(site), vector=tuple(value / norm for value in numbers))
+
+
+def feature_of(given: Any) -> Feature:
+    """A feature from `Feature`, `mlp_act.3.17`, or the record of one. Raises SiteError or UsageError."""
+    if isinstance(given, Feature):
+        return given
+    if isinstance(given, Mapping):
+        vector = given.get("vector")
+        return Feature(given["site"], given.get("index"), None if vector is None else tuple(vector))
+    if isinstance(given, str | Site):
+        site = parse_site(str(given))
+        if site.index is None:
+            raise SiteError(f"feature: got {site}; allowed: one unit, such as {site}.0, or a direction at a site.")
+        return Feature(str(site.whole), site.index)
+    if isinstance(given, Sequence) and len(given) == 1:
+        return feature_of(given[0])
+    raise bad_argument("feature", given, "one unit such as mlp_act.3.17, or a Feature")
+
+
+def _whole(site: str) -> str:
+    parsed = parse_site(site)
+    if parsed.index is not None:
+        raise bad_argument("site", site, "a whole site, without a unit", f"Did you mean {parsed.whole}?")
+    return str(parsed)

@@ -1,0 +1,110 @@
+"""*represents*: this feature stands for this concept.
+
+1. A claim names one feature: a unit of a site (`mlp_act.3.17`) or a direction at a site.
+2. On tune: thresholds of its activation, random directions from the covariance there, the words' own
+   score, the best other units as rivals, untrained twins. All of it before sealed data are read.
+3. On confirm and ood: does it rank members above non-members, better than random directions, shuffled
+   labels, untrained twins and the words; does it stay silent on non-members and near misses; does it
+   fire on members of every kind, and only on them?
+
+Association, not use: that the model relies on the feature is another claim (*uses*).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from assay.data.prepare_concept import PreparedConcept
+from assay.evidence.features import feature_of
+from assay.evidence.hosts import Host, as_host
+from assay.evidence.kinds import KINDS, Columns, Progress
+from assay.evidence.lexical import lexical_scorer
+from assay.evidence.scored import (
+    Scorer,
+    ScoreSetup,
+    measure_scores,
+    numbers,
+    projection,
+    random_directions,
+    record_of,
+    thresholds,
+)  # fmt: skip
+from assay.records import Example, GatePlan, Plan
+
+SCHEMES = ("all", "permuted")
+N_RIVALS = 3
+
+
+class Represents:
+    """The kind *represents*, as the trial uses it."""
+
+    name = "represents"
+    score = "score"
+
+    def subject(self, model: Any, given: Any) -> dict[str, Any]:
+        """One feature. Raises SiteError or UsageError for anything else."""
+        feature = feature_of(given)
+        return {"sites": [feature.name], "feature": feature.record()}
+
+    def words(self, subject: Mapping[str, Any], quantifier: str, data: str) -> str:
+        """The claim as one sentence."""
+        adverb = {"tends": "tends to stand", "usually": "usually stands", "always": "always stands"}[quantifier]
+        return f"{subject['sites'][0]} {adverb} for {data}"
+
+    def load(self, model: Any, items: Sequence[Example]) -> PreparedConcept:
+        """Examples ready to be read."""
+        return as_host(model).load(items)
+
+    def prepare(
+        self, model: Any, plan: Plan, subject: Mapping[str, Any], tune: PreparedConcept
+    ) -> tuple[ScoreSetup, dict[str, Any]]:
+        """Thresholds and controls, from tune."""
+        host, feature, seed = as_host(model), feature_of(subject["feature"]), plan.settings["seed"]
+        acts = host.read(feature.site, tune)
+        claimed = projection(feature.direction(acts.shape[1]))
+        half, strict = thresholds(numbers(claimed(acts)), tune.labels)
+        directions = random_directions(acts, plan.settings["draws"], seed)
+        rivals = best_units(acts, tune, feature.index, N_RIVALS)
+        setup = ScoreSetup(
+            feature.site, claimed, half, strict, lexical_scorer([item.text for item in tune.examples], tune.labels),
+            {name: projection(towards) for name, towards in directions.items()},
+            {str(unit): unit_score(unit) for unit in rivals}, untrained_twins(host, claimed, seed), seed=seed,
+        )  # fmt: skip
+        record = {"half": half, "strict": strict, "random": record_of(directions), "rivals": rivals,
+                  "untrained": sorted(setup.untrained)}  # fmt: skip
+        return setup, record
+
+    def measure(
+        self, model: Any, data: PreparedConcept, setup: ScoreSetup, gates: Sequence[GatePlan],
+        report: Progress | None = None,
+    ) -> Columns:  # fmt: skip
+        """All columns the gates need."""
+        return measure_scores(as_host(model), data, setup, gates, report)
+
+
+def untrained_twins(host: Host, score: Scorer, seed: int) -> dict[str, tuple[Host, Scorer]]:
+    """scheme -> (twin, the same score): for scores that are not fitted."""
+    return {scheme: (host.untrained(scheme, seed + number), score) for number, scheme in enumerate(SCHEMES)}
+
+
+def unit_score(unit: int) -> Scorer:
+    """Activations (n, d) -> one unit (n,)."""
+    return lambda acts: acts[:, unit]
+
+
+def best_units(acts: torch.Tensor, tune: PreparedConcept, claimed: int | None, n: int) -> list[int]:
+    """The units whose AUROC on tune is furthest from one half, the claimed one left out."""
+    from scipy.stats import rankdata
+
+    member = torch.tensor(tune.labels).bool().numpy()
+    inside, outside = int(member.sum()), int((~member).sum())
+    if not inside or not outside:
+        return []
+    ranks = rankdata(acts.double().numpy(), axis=0)[member].sum(0)
+    merit = abs((ranks - inside * (inside + 1) / 2) / (inside * outside) - 0.5)
+    order = [int(unit) for unit in (-merit).argsort(kind="stable") if unit != claimed]
+    return order[:n]
+
+
+KINDS.add("represents", Represents())
