@@ -28,7 +28,7 @@ test: setup browser
 check: setup
 	$(LINT)
 	$(BIN)/pyright
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow' --ignore tests/test_browser.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow and not whole'
 
 browser:
 	@command -v chromium >/dev/null || [ -n "$$CHROMIUM" ] || { SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); \

@@ -14,6 +14,8 @@ import pytest
 from assay.report.html import heat_map_html, render_report
 from report_records import demo, sweep
 
+pytestmark = pytest.mark.whole
+
 PROBE = """<script>
 window.faults = [];
 addEventListener("error", (e) => faults.push("error: " + e.message), true);

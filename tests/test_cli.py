@@ -14,6 +14,8 @@ from assay.cli.main import NOUNS, cli
 from assay.testing import planted_induction
 from planted_task import write_task
 
+pytestmark = pytest.mark.whole
+
 ASSAY = [sys.executable, "-m", "assay"]
 
 

@@ -10,6 +10,8 @@ import pytest
 from assay.demo import choose_heads, wrong_heads
 from assay.records import PatchResult
 
+pytestmark = pytest.mark.whole
+
 
 def demo(folder, *words):
     return subprocess.run([sys.executable, "-m", "assay", "demo", "--json", "out.json", *words],

@@ -10,6 +10,8 @@ import pytest
 
 import assay
 
+pytestmark = pytest.mark.whole
+
 ROOT = Path(__file__).parent.parent
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 BLOCK = re.compile(r"^```(python|console)\n(.*?)^```", re.M | re.S)

@@ -356,3 +356,15 @@ def test_the_digest_is_of_the_model_and_not_of_where_it_lies(tmp_path, monkeypat
         hf.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
     hf.save_pretrained(tmp_path / "two")
     assert load_model("two", check=False).digest not in digests
+
+
+def test_weights_offloaded_to_disk_give_the_same_numbers(folder: Path) -> None:
+    """Offload is accelerate's; the digest, captures, heads, gradients and generation are those in memory."""
+    full, away = load_model(folder), load_model(folder, device_map={"": "disk"})
+    assert any(parameter.is_meta for parameter in away.hf.parameters())
+    assert away.digest == full.digest and away.proof.layout.points == full.proof.layout.points
+    prompts, sites = ["hello there", "one two three four"], ["embed", "z.0", "attn_out.0.1", "mlp_act.1", "resid_post.1"]
+    here, there = full.capture(prompts, sites), away.capture(prompts, sites)
+    for site in sites:
+        assert torch.equal(here.flat(site), there.flat(site)), site
+    assert away.generate("hello", max_new_tokens=4).tokens == full.generate("hello", max_new_tokens=4).tokens

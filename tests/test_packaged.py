@@ -27,6 +27,8 @@ from assay.errors import ModelError
 from assay.model import cache, convert, packaged
 from tiny_gguf import make_tiny_gguf
 
+pytestmark = pytest.mark.whole
+
 TEXTS = [
     "Alice was beginning to get very tired of sitting by her sister on the bank,\n"
     "and of having nothing to do: once or twice she had peeped into the book.",

@@ -139,12 +139,14 @@ def assay(*arguments):
     return subprocess.run([sys.executable, "-m", "assay", *arguments], capture_output=True, text=True)
 
 
+@pytest.mark.whole
 def test_help_does_not_import_torch():
     code = "import sys, assay.cli.main; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
     assert "patch" in assay("--help").stdout
 
 
+@pytest.mark.whole
 def test_user_mistakes_end_in_one_line():
     for arguments, says in ((("ptch",), "Did you mean 'patch'"), (("patch", "no-such-model", "ioi"), "no-such-model"),
                             (("patch", "glass-en", "nope"), "not bundled")):  # fmt: skip
@@ -152,6 +154,7 @@ def test_user_mistakes_end_in_one_line():
         assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.whole
 def test_patch_command_writes_json_and_picture(tmp_path):
     rows = [{"clean": f"the {a} said", "corrupted": f"the {b} said", "answer": " the", "foil": " a", "template": a}
             for a, b in (("King", "Queen"), ("Rabbit", "Mouse"), ("Cat", "Turtle"))]  # fmt: skip
@@ -169,6 +172,7 @@ def test_patch_command_writes_json_and_picture(tmp_path):
     assert out.stat().st_mode & 0o777 == 0o666 & ~mask  # readable as any other file of this user
 
 
+@pytest.mark.whole
 def test_model_check_command(tmp_path):
     done = assay("model", "check", "glass-en", "--json", "-")
     record = json.loads(done.stdout)

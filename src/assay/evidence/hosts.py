@@ -7,7 +7,6 @@ Planted worlds (`assay.testing`) are hosts themselves, so that gates meet known 
 
 import copy
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -55,9 +54,12 @@ class ModelHost:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.name = model.name
 
-    @cached_property
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
     def digest(self) -> str:
         return self.model.digest
 

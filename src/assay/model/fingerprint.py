@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from assay.model.offload import state_items
+
 PLAIN = (str, int, float, complex, bool, bytes, type(None), type(...), torch.dtype, torch.device, torch.Size, range, slice)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 METHODS = (types.FunctionType, staticmethod, classmethod, property)
@@ -33,7 +35,7 @@ class Unreadable(Exception):
 def weights_state(hf: nn.Module) -> Any:
     """A SHA-256 object that has eaten names, shapes and bytes of all saved weights."""
     state = hashlib.sha256()
-    for key, value in sorted(hf.state_dict().items()):
+    for key, value in state_items(hf):
         state.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
         state.update(_bytes(value))
     return state

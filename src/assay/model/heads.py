@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from assay.model.layout import Layout
+from assay.model.offload import brought_in
 from assay.model.points import Point
 from assay.sites import Site
 
@@ -33,7 +34,9 @@ class HeadMaths:
 
     def bias_share(self, layer: int, stash: dict[tuple[str, int], Tensor]) -> Tensor | float:
         """What the output projection's bias adds."""
-        bias = getattr(self._o_proj(layer), "bias", None)
+        o_proj = self._o_proj(layer)
+        with brought_in(o_proj):
+            bias = getattr(o_proj, "bias", None)
         if not isinstance(bias, Tensor):
             return 0.0
         parts = bias[None, None, None].expand(*stash["z", layer].shape[:2], 1, -1)
@@ -43,10 +46,11 @@ class HeadMaths:
         """W_O by head."""
         o_proj = self._o_proj(layer)
         n_heads, d_head = self._split_sizes(layer)
-        weight = o_proj.weight
-        assert isinstance(weight, Tensor)
-        is_conv1d = type(o_proj).__name__ == "Conv1D"  # GPT-2 keeps (in, out)
-        return (weight if is_conv1d else weight.T).view(n_heads, d_head, -1)
+        with brought_in(o_proj):
+            weight = o_proj.weight
+            assert isinstance(weight, Tensor)
+            is_conv1d = type(o_proj).__name__ == "Conv1D"  # GPT-2 keeps (in, out)
+            return (weight if is_conv1d else weight.T).view(n_heads, d_head, -1)
 
     def _o_proj(self, layer: int) -> nn.Module:
         path = self.layout.blocks[layer].o_proj

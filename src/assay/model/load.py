@@ -26,6 +26,7 @@ from torch import nn
 from assay.errors import ModelError, bad_argument
 from assay.model.find import PICKLES, Found, find_model, use_safetensors
 from assay.model.model import Model
+from assay.model.offload import home
 from assay.model.packaged import PACKAGED, list_models
 
 __all__ = ["LoadOptions", "Loaded", "list_models", "load_hf", "load_model"]
@@ -129,7 +130,7 @@ def load_hf(
 
 def refuse_reading_ahead(hf: Any, name: str) -> None:
     """ModelError when a token changes the logits before it: a bidirectional (BERT-like) model."""
-    ids = torch.tensor([[1, 2, 3], [1, 2, 4]], device=hf.get_input_embeddings().weight.device)
+    ids = torch.tensor([[1, 2, 3], [1, 2, 4]], device=home(hf.get_input_embeddings()))
     with torch.no_grad():
         logits = hf(input_ids=ids, use_cache=False).logits[:, :2].float()
     moved = (logits[0] - logits[1]).abs().max() / logits.abs().max()

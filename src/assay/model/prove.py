@@ -26,6 +26,7 @@ from assay.model.edits import Edit, add, patch
 from assay.model.heads import HeadMaths
 from assay.model.hooks import ignore
 from assay.model.layout import Layout, find_layout, tolerance
+from assay.model.offload import brought_in, home
 from assay.model.points import relative_error
 from assay.model.prefix import NO_CACHE, Prefixes, provable_width
 from assay.model.roles import PLACE, ROLES, Region, leak
@@ -104,7 +105,7 @@ def probe_tokens(hf: nn.Module, rows: int = 2, length: int = LENGTH) -> Tensor:
     generator = torch.Generator().manual_seed(20)
     low = min(16, size // 4)
     ids = torch.randint(low, size, (rows, length), generator=generator)
-    return ids.to(embedding.weight.device)
+    return ids.to(home(embedding))
 
 
 class _Prover:
@@ -238,7 +239,9 @@ class _Prover:
         self._note(Site("mlp_act", layer), "W_down . mlp_act = the MLP's output", relative_error(down, raw))
 
     def _ends(self) -> None:
-        table = self.hf.get_input_embeddings().weight[self.tokens]  # type: ignore[operator]
+        embedding: Any = self.hf.get_input_embeddings()  # type: ignore[operator]
+        with brought_in(embedding):
+            table = embedding.weight[self.tokens.to(embedding.weight.device)].to(self.tokens.device)
         embed = self.acts[Site("embed")]
         factor = (embed * table).sum() / (table * table).sum()
         self._note(Site("embed"), "embed = W_E[token] (times a constant)", relative_error(embed, factor * table))

@@ -21,6 +21,7 @@ from assay.errors import UsageError, bad_argument
 from assay.model.activations import Activations, Collector
 from assay.model.hooks import Pass, Sink, StopPass, attached, ignore
 from assay.model.layout import Layout
+from assay.model.offload import home
 from assay.model.prefix import Prefixes, keep_only
 from assay.model.request import Batch, Checkpoint, LogitsAt, Metric, Progress, Request, position_table
 from assay.sites import Site
@@ -38,7 +39,7 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
-        return self.hf.get_input_embeddings().weight.device  # type: ignore[operator]
+        return home(self.hf.get_input_embeddings())  # type: ignore[operator]
 
     def batches(self, request: Request) -> list[Batch]:
         """Prompts by length, as many as the budget allows per batch."""
