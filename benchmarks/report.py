@@ -37,10 +37,15 @@ def speed_table(rows: list[Row], facts: Mapping[str, Any]) -> str:
     for row in rows:
         verdict = "" if facts["quick"] else ", met" if row.ours.cpu <= row.target else ", missed"
         lines.append(_line([
-            row.case, f"{row.base} ({row.base_seconds:.2g} s)", _cell(row, "Assay", f"{row.ours.cpu:.2f}"),
+            row.case, f"{row.base} ({seconds(row.base_seconds)} s)", _cell(row, "Assay", f"{row.ours.cpu:.2f}"),
             f"{row.ours.wall:.2f}", f"{row.target:.3g}{verdict}", *(_cell(row, label) for label in labels),
         ]))  # fmt: skip
     return "\n".join(lines)
+
+
+def seconds(value: float) -> str:
+    """Two digits where that says enough: 1.2, 8.9, 77, 385."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
 
 
 def _cell(row: Row, label: str, *first: str) -> str:

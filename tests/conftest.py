@@ -1,5 +1,8 @@
 """Small real models: tiny random-weight configs of many families, and the packaged ones."""
 
+import dataclasses
+import os
+
 import pytest
 import torch
 import transformers as T
@@ -72,3 +75,17 @@ def smollm2():
     from assay import load_model
 
     return load_model("smollm2-135m")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """`tests/mutate_gates.py` asks for one gate to be removed or to pass always, before any test is collected."""
+    mutation, _, name = os.environ.get("ASSAY_MUTATE_GATE", "").partition(":")
+    if not name:
+        return
+    import assay.evidence  # noqa: F401
+    from assay.evidence.gates import GATES, Contrast
+
+    gate = GATES._items.pop(name)
+    if mutation == "passes":
+        far = lambda table, plan: Contrast([1e3 + 1e-3 * row for row in range(len(table["templates"]))])  # noqa: E731
+        GATES._items[name] = dataclasses.replace(gate, contrast=far)

@@ -1,0 +1,211 @@
+"""Every verdict state, reason code and qualifier, reached on worlds and models whose truth is planted.
+
+`tests/test_verdicts.py` checks the rule clause by clause on evidence made by hand; here it comes from measurement.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from assay.data.prepare import prepare
+from assay.errors import EvidenceError, ReproduceError, TamperedError
+from assay.evidence.claims import record_look, rederive
+from assay.evidence.features import direction
+from assay.evidence.memory import MemoryStore
+from assay.evidence.run import Settings, Statement, state_claim, test_claim
+from assay.evidence.search import SEARCHES
+from assay.evidence.source import MemorySource, Source
+from assay.testing import planted_induction, planted_world
+from planted_task import write_task
+
+SETTINGS = Settings(tune=96, confirm=240, ood=168, draws=5)
+SMALL = Settings(tune=16, confirm=48, ood=36, draws=8, control_pairs=2)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return planted_world(0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return planted_induction()
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    return Source(str(write_task(tmp_path_factory.mktemp("task") / "induction.jsonl")))
+
+
+def judged(planted, vector=None, store=None, statement=None, source=None, **settings):
+    """The verdict on "this direction stands for the concept" in a planted world."""
+    store = MemoryStore() if store is None else store
+    source = planted.source if source is None else source
+    feature = direction(planted.world.site, planted.concept if vector is None else vector)
+    claim, _ = state_claim(store, planted.world, source, feature, statement=statement or Statement("represents"),
+                           settings=replace(SETTINGS, **settings))  # fmt: skip
+    return test_claim(store, claim.id, planted.world, source=source)
+
+
+def changed(planted, change):
+    """The same items with something changed about each, split by split."""
+    return MemorySource("changed", {split: change(split, list(items)) for split, items in planted.source.splits.items()})
+
+
+# states ------------------------------------------------------------------------------------------
+
+
+def test_supported(planted):
+    verdict = judged(planted)
+    assert (verdict.verdict, verdict.reasons, verdict.qualifiers) == ("supported", (), ())
+
+
+def test_refuted_below_its_bar(planted):
+    verdict = judged(planted, np.random.default_rng(3).standard_normal(len(planted.concept)))
+    assert (verdict.verdict, verdict.reasons) == ("refuted", ("below SESOI",))
+
+
+def test_refuted_by_a_counterexample_to_always():
+    """A weaker feature: supported as a tendency, and false as a law."""
+    weak = planted_world(1, strength=1.2)
+    assert judged(weak).verdict == "supported"
+    verdict = judged(weak, statement=Statement("represents", "always"))
+    assert verdict.verdict == "refuted" and "counterexample" in verdict.reasons
+    assert any(hit["status"] == "verified" for hit in verdict.counterexamples["worst"])
+
+
+def test_not_tested_before_confirm_is_read(planted):
+    store = MemoryStore()
+    claim, _ = state_claim(store, planted.world, planted.source, direction(planted.world.site, planted.concept),
+                           statement=Statement("represents"), settings=SETTINGS)  # fmt: skip
+    verdict = rederive(store, claim.id)
+    assert (verdict.verdict, verdict.reasons) == ("not tested", ("confirm unread",))
+
+
+def test_not_tested_where_the_behaviour_is_absent(model, task, tmp_path):
+    """The same prompts with answer and foil swapped: the model does the opposite, there is nothing to carry."""
+    swapped = write_task(tmp_path / "swapped.jsonl")
+    swapped.write_text(swapped.read_text().replace('"answer"', '"x"').replace('"foil"', '"answer"').replace('"x"', '"foil"'))
+    store = MemoryStore()
+    claim, _ = state_claim(store, model, Source(str(swapped)), "z.1.0,z.1.1", settings=SMALL)
+    verdict = test_claim(store, claim.id, model)
+    assert (verdict.verdict, verdict.reasons) == ("not tested", ("behaviour absent",))
+
+
+# reason codes of "inconclusive" ------------------------------------------------------------------
+
+
+def test_underpowered_says_how_many_clusters_are_needed(planted):
+    few = changed(planted, lambda split, items: [item for item in items if int(item.template.split()[1]) < 6])
+    verdict = judged(planted, source=few)
+    assert verdict.verdict == "inconclusive" and "underpowered" in verdict.reasons
+    assert any("8 needed" in note for note in verdict.decision["notes"])
+
+
+def test_conflicting_gates(planted):
+    """As much of a second meaning: it ranks members well, and fires on about as many members as claimed."""
+    verdict = judged(planted, planted.concept + 1.1 * planted.world.directions[2])
+    assert verdict.verdict == "inconclusive" and "conflicting gates" in verdict.reasons
+
+
+def test_non_unique_when_a_random_direction_does_as_well():
+    """One feature that is nearly all there is: directions drawn from the data see it too."""
+    loud = planted_world(2, strength=6.0, n_features=8, width=16)
+    verdict = judged(loud, draws=19)
+    assert (verdict.verdict, verdict.reasons[0]) == ("inconclusive", "non-unique") and "non-unique" in verdict.qualifiers
+
+
+def test_lexical_when_the_words_say_it():
+    verdict = judged(planted_world(3, lexical=1.0))
+    assert (verdict.verdict, verdict.reasons[0], verdict.qualifiers) == ("inconclusive", "lexical", ("lexical",))
+
+
+def test_search_incomplete_when_a_search_was_not_run(planted):
+    verdict = judged(planted, search={"misfits": 0})
+    assert (verdict.verdict, verdict.reasons) == ("inconclusive", ("search incomplete",))
+
+
+def test_counterexamples_when_too_many_go_the_wrong_way():
+    weak = planted_world(1, strength=0.7)
+    verdict = judged(weak, statement=Statement("represents", "usually"))
+    assert verdict.verdict == "inconclusive" and "counterexamples" in verdict.reasons
+
+
+def test_instrument_when_the_scores_are_constant(planted):
+    frozen = replace(planted, world=replace(planted.world, vectors={text: np.ones_like(v) for text, v in
+                                                                     planted.world.vectors.items()}))  # fmt: skip
+    verdict = judged(frozen)
+    assert (verdict.verdict, verdict.reasons) == ("inconclusive", ("instrument",))
+
+
+def test_instrument_when_tune_and_confirm_share_a_template(planted):
+    def leak(split, items):
+        return [*items, *planted.source.splits["tune"][:4]] if split == "confirm" else items
+
+    verdict = judged(planted, source=changed(planted, leak), confirm=244)
+    assert (verdict.verdict, verdict.reasons) == ("inconclusive", ("instrument",))
+    assert any("leak" in note for note in verdict.decision["notes"])
+
+
+# qualifiers --------------------------------------------------------------------------------------
+
+
+def test_exploratory_after_a_look_at_sealed_items(planted):
+    store = MemoryStore()
+    record_look(store, planted.world.digest, "a plot", planted.source.items("confirm", 10, 0))
+    verdict = judged(planted, store=store)
+    assert (verdict.verdict, verdict.qualifiers) == ("supported", ("exploratory",))
+
+
+def test_reused_split_is_said_and_charged(planted):
+    store = MemoryStore()
+    feature = direction(planted.world.site, planted.concept)
+    verdicts = []
+    for _ in range(2):
+        claim, _ = state_claim(store, planted.world, planted.source, feature, statement=Statement("represents"),
+                               settings=SETTINGS)  # fmt: skip
+        verdicts.append(test_claim(store, claim.id, planted.world, source=planted.source))
+    assert [verdict.decision["alpha"] for verdict in verdicts] == [0.05, 0.025]
+    assert "reused split" in verdicts[1].qualifiers
+
+
+# what must be caught -----------------------------------------------------------------------------
+
+
+def test_another_model_is_refused(planted):
+    store, other = MemoryStore(), planted_world(9)
+    claim, _ = state_claim(store, planted.world, planted.source, direction(planted.world.site, planted.concept),
+                           statement=Statement("represents"), settings=SETTINGS)  # fmt: skip
+    with pytest.raises(ReproduceError, match="State a claim about this model instead"):
+        test_claim(store, claim.id, other.world, source=planted.source)
+
+
+def test_data_given_in_memory_must_be_given_again(planted):
+    store = MemoryStore()
+    claim, _ = state_claim(store, planted.world, planted.source, direction(planted.world.site, planted.concept),
+                           statement=Statement("represents"), settings=SETTINGS)  # fmt: skip
+    with pytest.raises(EvidenceError, match="give them again"):
+        test_claim(store, claim.id, planted.world)
+    with pytest.raises(ReproduceError, match="not those the plan was locked on"):
+        test_claim(store, claim.id, planted.world, source=changed(planted, lambda split, items: items[:-3]))
+
+
+def test_a_late_change_of_the_bar_is_caught(planted):
+    store = MemoryStore()
+    claim, plan = state_claim(store, planted.world, planted.source, direction(planted.world.site, planted.concept),
+                              statement=Statement("represents"), settings=SETTINGS)  # fmt: skip
+    softer = replace(plan, gates=tuple(replace(gate, sesoi=0.0) for gate in plan.gates))
+    store._claims[claim.id] = (claim, softer)
+    with pytest.raises(TamperedError, match="differ from what was locked"):
+        test_claim(store, claim.id, planted.world, source=planted.source)
+
+
+def test_every_search_method_is_named_on_the_verdict(planted):
+    found = judged(planted).counterexamples["methods"]
+    assert set(found) == {method.name for method in SEARCHES if "represents" in method.kinds}
+
+
+def test_nothing_here_depends_on_alignment(model, task):
+    """The planted task fits the planted model: no pair is dropped."""
+    assert prepare(task.items("confirm", 48, 0), model).dropped == {}
