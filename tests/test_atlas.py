@@ -10,7 +10,7 @@ import pytest
 
 from assay.atlas.migrations import MIGRATIONS, NEWEST, migrate, version_of
 from assay.atlas.store import FILE, HEAD, Atlas
-from assay.errors import EvidenceError, StoreError
+from assay.errors import EvidenceError, StoreError, TamperedError
 from assay.evidence.claims import audit, judge, lock_of
 from assay.records import Counterexample
 from test_verdicts import CLAIM, PLAN, evidence
@@ -132,6 +132,182 @@ def test_what_is_not_an_atlas_is_said(tmp_path):
         Atlas(tmp_path).claims()
     with pytest.raises(StoreError, match="cannot be made"):
         Atlas(tmp_path / FILE / "below").append("look", {})
+
+
+# one opening for many operations -----------------------------------------------------------------
+
+
+def test_a_block_opens_once_reads_then_writes_and_lets_go(atlas, monkeypatch):
+    stored(atlas)
+    opened, connect = [], duckdb.connect
+    monkeypatch.setattr(duckdb, "connect", lambda *a, **o: opened.append(o.get("read_only")) or connect(*a, **o))
+    with atlas, Atlas(atlas.path) as same:
+        atlas.claims(), same.verdict("c1"), same.tally()
+        assert opened == [True]
+        atlas.append("look", {"what": "first write"})
+        same.append("look", {"what": "second"})
+        assert opened == [True, False] and atlas.tally()["looks"] == 2
+    with duckdb.connect(str(atlas.path / FILE)) as db:  # nobody holds it any more
+        assert db.execute("SELECT count(*) FROM ledger").fetchone() == (6,)
+
+
+def test_a_failing_write_inside_a_block_leaves_nothing(atlas):
+    stored(atlas)
+    with atlas:
+        with pytest.raises(RuntimeError), atlas.writing() as db:
+            db.execute("DELETE FROM claims")
+            raise RuntimeError("stopped in the middle")
+        assert [claim.id for claim in atlas.claims()] == ["c1"]
+        atlas.append("look", {"what": "goes on"})
+    assert atlas.verify() == []
+
+
+def test_nothing_is_added_to_a_ledger_that_lost_its_end(atlas):
+    stored(atlas)
+    with duckdb.connect(str(atlas.path / FILE)) as db:
+        db.execute('DELETE FROM ledger WHERE "index" = 3')
+    with pytest.raises(TamperedError, match="nothing is added"):
+        atlas.append("look", {"what": "would hide it"})
+    assert any("deleted at the end" in problem for problem in atlas.verify())
+
+
+def test_nothing_is_added_to_an_older_copy(atlas):
+    stored(atlas)
+    old = (atlas.path / FILE).read_bytes()
+    atlas.append("look", {"what": "one more"})
+    (atlas.path / FILE).write_bytes(old)
+    with pytest.raises(TamperedError, match="nothing is added"):
+        atlas.append("look", {"what": "would hide it"})
+
+
+@pytest.mark.parametrize("sql, table", [
+    ("DELETE FROM marks WHERE kind = 'ticket'", "marks"),
+    ("UPDATE marks SET subject = 'other' WHERE kind = 'data'", "marks"),
+    ("DELETE FROM cluster_sets WHERE cluster = 'a'", "cluster_sets"),
+    ("UPDATE standing SET verdict = 'supported', p = 0.0", "standing"),
+])  # fmt: skip
+def test_tampering_with_the_index_shows(atlas, sql, table):
+    stored(atlas)
+    atlas.append("ticket", {"claim": "c1", "ticket": "c1-1", "split": "confirm", "subject": "s", "data": "d"})
+    atlas.append("data", {"claim": "c1", "ticket": "c1-1", "split": "confirm", "subject": "s", "clusters": ["a", "b"]})
+    assert atlas.verify() == [] and atlas.reads("s", "other", ["b"]) == 1
+    with duckdb.connect(str(atlas.path / FILE)) as db:
+        db.execute(sql)
+    assert any(f"table {table}" in problem for problem in atlas.verify())
+
+
+def test_an_anchor_kept_elsewhere_shows_a_rewritten_ledger(atlas, tmp_path):
+    stored(atlas)
+    anchor = atlas.heads()[0]
+    atlas.append("look", {"what": "later"})
+    assert atlas.verify(anchor) == []
+    rewritten = Atlas(tmp_path / "nicer")
+    stored(rewritten)
+    rewritten.append("look", {"what": "another"})
+    assert rewritten.verify() == [] and any("does not match" in problem for problem in rewritten.verify(anchor))
+
+
+def test_an_older_atlas_gets_its_index_from_its_ledger(tmp_path):
+    """A ledger written before there was an index answers as one written with it."""
+    source = Atlas(tmp_path / "new")
+    stored(source)
+    for number in range(3):
+        body = {"claim": f"c{number}", "ticket": f"t{number}", "split": "confirm", "subject": "s", "data": "d"}
+        source.append("ticket", body)
+        source.append("data", {**body, "clusters": ["b", "a"]})
+        source.append("look", {"what": "w", "model": "m", "clusters": ["a"]})
+    old = Atlas(tmp_path / "old")
+    old.path.mkdir()
+    with duckdb.connect(str(old.path / FILE)) as db:
+        migrate(db, up_to=2)
+        db.execute(f"ATTACH '{source.path / FILE}' AS new (READ_ONLY)")
+        for table in ("ledger", "ledger_head", "claims", "plans", "verdicts", "evidence", "counterexamples"):
+            db.execute(f"INSERT INTO {table} SELECT * FROM new.{table}")
+    assert old.reads("s", "x", ["a"]) == 3 and old.looks("m", ["a"]) == source.looks("m", ["a"])
+    assert old.tally() == source.tally() and old.sharing("other", ["b"]) == ["c0", "c1", "c2"]
+    assert [problem for problem in old.verify() if HEAD not in problem] == []
+    assert audit(old, "c1") == []
+
+
+# real processes ---------------------------------------------------------------------------------
+
+BLOCK = """
+import sys
+from assay.atlas.store import Atlas
+with Atlas(sys.argv[1]) as atlas:
+    atlas.append("look", {"what": "the winner"})
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+APPEND = """
+import sys
+from assay.atlas.store import Atlas
+for number in range(6):
+    Atlas(sys.argv[1], patience=60).append("look", {"what": f"{sys.argv[2]} {number}"})
+"""
+TEST = """
+import sys
+from assay.atlas.store import Atlas
+from assay.evidence.kinds import KINDS
+from assay.evidence.run import test_claim
+from assay.testing import planted_induction
+def hang(*_, **__):
+    print("measuring", flush=True)
+    sys.stdin.read()
+KINDS.get("mediates").measure = hang
+test_claim(Atlas(sys.argv[1]), sys.argv[2], planted_induction())
+"""
+
+
+def process(code, *arguments):
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+def test_of_two_writers_one_wins_and_the_other_is_told(atlas):
+    stored(atlas)
+    winner = process(BLOCK, atlas.path)
+    try:
+        assert winner.stdout and winner.stdout.readline().strip() == "held"
+        with pytest.raises(StoreError, match="being written by another process.*or give another --atlas"):
+            atlas.append("look", {"what": "the loser"})
+    finally:
+        winner.communicate("")
+    assert [entry["body"]["what"] for entry in atlas.entries() if entry["kind"] == "look"] == ["the winner"]
+    assert atlas.verify() == []
+
+
+def test_two_writers_taking_turns_lose_nothing(atlas):
+    stored(atlas)
+    writers = [process(APPEND, atlas.path, name) for name in ("a", "b")]
+    errors = [writer.communicate()[1] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0, 0], errors
+    said = [entry["body"]["what"] for entry in atlas.entries() if entry["kind"] == "look"]
+    assert sorted(said) == sorted(f"{name} {number}" for name in ("a", "b") for number in range(6))
+    assert atlas.verify() == []
+
+
+def test_a_process_killed_during_a_test_leaves_a_ledger_that_verifies(tmp_path):
+    from assay.evidence.run import Settings, state_claim, test_claim
+    from assay.evidence.source import Source
+    from assay.testing import planted_induction
+    from planted_task import write_task
+
+    atlas, model = Atlas(tmp_path / "atlas"), planted_induction()
+    source = Source(str(write_task(tmp_path / "task.jsonl")))
+    settings = Settings(tune=16, confirm=32, ood=24, draws=4, control_pairs=1)
+    claim, _ = state_claim(atlas, model, source, "z.0.0,z.1.0,z.1.1", settings=settings)
+    killed = process(TEST, atlas.path, claim.id)
+    assert killed.stdout and killed.stdout.readline().strip() == "measuring", killed.communicate()[1]
+    killed.kill()  # SIGKILL: nothing in that process runs after this
+    killed.communicate()
+    assert killed.returncode == -9
+    assert atlas.verify() == [] and audit(atlas, claim.id) == []
+    assert "ticket" in [entry["kind"] for entry in atlas.entries_of(claim.id)] and atlas.evidence(claim.id) is None
+    verdict = test_claim(atlas, claim.id, model)
+    assert verdict.decision["reads"] == 1 and "reused split" not in verdict.qualifiers
+    assert atlas.tally()["tickets"] == 1 and atlas.verify() == [] and audit(atlas, claim.id) == []
+    assert len(atlas.runs(claim.id)) == 1 and atlas.runs(claim.id)[0].ticket == f"{claim.id}-1"
 
 
 def test_unknown_claims_name_what_there_is(atlas):

@@ -28,6 +28,12 @@ def test_members_are_compared_inside_their_template():
     assert placements(scores, labels, ["a", "a", "b", "b"]) == [1.0, None, None, 0.0]
 
 
+def test_items_without_a_score_are_left_out_on_both_sides():
+    scores, labels = [1.0, None, 0.5, None, 2.0], [1, 1, 0, 0, 0]
+    assert placements(scores, labels, ["t"] * 5) == [0.5, None, None, None, None]
+    assert placements([None, None], [1, 0], ["t", "t"]) == [None, None]
+
+
 def test_templates_of_one_label_are_compared_with_all_others():
     scores, labels, groups = [3, 4, 1, 2], [1, 1, 0, 0], ["a", "b", "c", "d"]
     assert comparison_groups(labels, groups) == [""] * 4

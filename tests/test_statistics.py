@@ -118,3 +118,56 @@ def test_summary_averages_within_templates_first():
     assert (found.sample["K"], found.sample["N"]) == (2, 3)
     with pytest.raises(ValueError):
         s.summarise([float("nan")], ["a"], 0.0)
+
+
+@pytest.mark.parametrize("shape", ["normal", "right", "left"])
+def test_null_p_values_are_uniform_or_larger_for_skewed_clusters(shape):
+    """One-sided Kolmogorov-Smirnov: never more small p-values than a uniform draw has, up to what is known of skew.
+
+    Left-skewed effects are the hard case (evidence: up to .10 at nominal .05 for either test alone)."""
+    rng = np.random.default_rng(11)
+    noise = rng.normal(size=(1500, 20)) if shape == "normal" else rng.exponential(size=(1500, 20)) - 1
+    p = s.p_values_many(0.2 + (-noise if shape == "left" else noise), 0.2, draws=499)[0]
+    if shape == "left":
+        assert (p <= 0.05).mean() <= 0.10
+    else:
+        assert stats.kstest(p, "uniform", alternative="greater").pvalue > 0.01
+
+
+@pytest.mark.parametrize("shape", ["normal", "right", "left"])
+def test_intervals_cover_skewed_clusters(shape):
+    rng = np.random.default_rng(12)
+    noise = rng.normal(size=(1000, 20)) if shape == "normal" else rng.exponential(size=(1000, 20)) - 1
+    data = 1.0 + (-noise if shape == "left" else noise)
+    hits = [low <= 1.0 <= high for low, high in (s.interval(row, draws=999) for row in data)]
+    assert 0.93 <= np.mean(hits) <= 0.97
+
+
+def test_tost_holds_its_level_and_shows_equivalence():
+    rng = np.random.default_rng(13)
+    at_the_edge = [s.tost(row, -0.1, 0.1, draws=299) for row in rng.normal(0.1, 0.1, (500, 16))]
+    assert np.mean(np.array(at_the_edge) <= 0.05) <= stats.binom.ppf(0.999, 500, 0.05) / 500
+    inside = [s.tost(row, -0.1, 0.1, draws=299) for row in rng.normal(0.0, 0.1, (60, 16))]
+    assert np.mean(np.array(inside) <= 0.05) > 0.8
+    assert s.tost(rng.normal(0, 5, 16), -0.1, 0.1) > 0.5  # a wide interval shows nothing
+    with pytest.raises(ValueError):
+        s.tost([0.0, 1.0], 0.1, -0.1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.booleans())
+def test_false_discovery_adjustment_agrees_with_statsmodels(p, dependent):
+    wanted = multipletests(p, method="fdr_by" if dependent else "fdr_bh")[1]
+    assert s.benjamini_hochberg(p, dependent) == pytest.approx(wanted.tolist())
+
+
+@pytest.mark.parametrize(("estimate", "sd", "sesoi"), [(0.5, 0.6, 0.2), (0.2001, 0.5, 0.2), (0.21, 0.3, 0.2), (0.9, 0.0, 0.2)])
+def test_clusters_needed_is_the_first_number_that_is_enough(estimate, sd, sesoi):
+    def enough(k):
+        return (stats.t.ppf(0.95, k - 1) + stats.t.ppf(0.8, k - 1)) * sd / np.sqrt(k) <= abs(estimate - sesoi)
+
+    found = s.clusters_needed(estimate, sd, sesoi)
+    if found is None:
+        assert not enough(10_000)
+    else:
+        assert enough(found) and (found == s.MIN_BOOTSTRAP or not enough(found - 1))

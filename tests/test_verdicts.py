@@ -3,6 +3,8 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from assay.errors import EvidenceError
 from assay.evidence.verdicts import decide, excuse
@@ -112,6 +114,37 @@ def test_always_is_refuted_by_one_verified_counterexample():
 def test_usually_allows_a_tenth_of_wrong_signs_and_no_more():
     usually = replace(CLAIM, quantifier="usually")
     assert ruling(claim=usually, search={"complete": True, "hits": 12, "candidates": 60}).reasons == ("counterexamples",)
+
+
+def searched(hits: int, tried: int, hunted: int = 0) -> dict:
+    """A search record: one sampled method, and one that hunts."""
+    methods = {"drawn": {"tried": tried, "hits": hits, "sampled": True},
+               "hunted": {"tried": 60, "hits": hunted, "sampled": False}}  # fmt: skip
+    return {"complete": True, "hits": hits, "candidates": tried, "methods": methods}
+
+
+def test_tends_does_not_survive_that_most_items_fail():
+    assert ruling(search=searched(30, 60)).verdict == "supported"
+    assert ruling(search=searched(36, 60)).verdict == "supported"  # more than half, but not significantly
+    assert ruling(search=searched(39, 60)).reasons == ("counterexamples",)
+    assert ruling(search=searched(0, 60, hunted=60)).verdict == "supported"  # hunting for failures is no sample
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["tends", "usually", "always"]), st.integers(0, 60), st.integers(0, 60), st.integers(0, 3),
+    st.integers(0, 3), st.sampled_from([0.001, 0.2]), st.sampled_from([1.0, 0.0005]),
+)  # fmt: skip
+def test_more_counterexamples_never_raise_a_verdict(quantifier, hits, more, verified, opened, p, p_below):
+    """Property: from supported over undecided to refuted, hits only lead down."""
+    rank = {"refuted": 0, "inconclusive": 1, "not tested": 1, "supported": 2}
+    claim, changes = replace(CLAIM, quantifier=quantifier), {("sufficiency", "confirm"): (0.5, p, p_below)}
+    hit = Counterexample("c1", "clean", "corrupted", "t", "sufficiency", -1.0, "above 0", "verified")
+    found = [hit] * verified + [replace(hit, status="open")] * opened
+    few = ruling(changes, claim=claim, search=searched(min(hits, more), 60))
+    many = ruling(changes, claim=claim, search=searched(max(hits, more), 60, hunted=30), hits=found)
+    assert rank[many.verdict] <= rank[few.verdict]
+    assert set(few.reasons) <= set(many.reasons) or many.verdict == "refuted"
 
 
 def test_reading_again_divides_the_level():

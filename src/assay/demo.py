@@ -31,7 +31,6 @@ from assay.data.prepare import PreparedTask, prepare
 from assay.data.tasks import TASKS, load_task
 from assay.errors import TaskError
 from assay.evidence.claims import record_look
-from assay.evidence.ledger import tally
 from assay.evidence.mediates import set_effects
 from assay.evidence.run import Settings, Statement, state_claim, test_claim
 from assay.evidence.source import Source
@@ -87,7 +86,7 @@ def run_demo(run: DemoRun) -> DemoReport:
         model={**run.model.passport(), "name": run.model.name}, date=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         tasks=summaries, positions=positions, heads=heads, claims=[verdict.to_json() for verdict in verdicts],
         tokens=tokens, attribution_correlation=correlation, unexplained=unexplained(verdicts[0]),
-        ledger=tally(run.store.entries()),
+        ledger=run.store.tally(),
         run={"timings": run.timings, "cached": run.cached, "commands": commands(run, verdicts),
              "passport": run_passport({"task": run.task, "seed": run.seed, "plan": PLAN})},
     )  # fmt: skip

@@ -7,26 +7,46 @@ says everything a result depends on: versions, arguments as given and as resolve
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from typing import Any
 
 from assay.records import plain
 
 PACKAGES = ("assay", "torch", "transformers", "numpy", "scipy")
+_KEPT: list[dict[str, Any] | None] = []
 
 
 def run_passport(resolved: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Versions, command line as given, settings as resolved, and the git state of the working directory."""
     return {
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": dict(_versions()),
         "python": platform.python_version(), "machine": platform.machine(),
         "command": sys.argv, "resolved": plain(dict(resolved or {})), "git": git_state(),
     }  # fmt: skip
 
 
+@cache
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+@contextmanager
+def one_git_state() -> Iterator[None]:
+    """Inside, git is asked once: for hundreds of small runs that are one run to their reader."""
+    _KEPT.append(git_state())
+    try:
+        yield
+    finally:
+        _KEPT.pop()
+
+
 def git_state() -> dict[str, Any] | None:
     """{"commit", "dirty"} of the working directory; None outside of a repository or without git."""
+    if _KEPT:
+        return _KEPT[-1]
     commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
     return None if commit is None or status is None else {"commit": commit, "dirty": bool(status)}
 

@@ -6,8 +6,11 @@ Every record has one spelling as text (`canonical`), and so one hash (`digest`).
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Any
+
+SCALARS = frozenset((str, int, float, bool, type(None)))
 
 
 def canonical(value: Any) -> str:
@@ -18,15 +21,30 @@ def canonical(value: Any) -> str:
 
 def plain(value: Any) -> Any:
     """Records and tuples as objects and lists."""
+    kind = type(value)
+    if kind in SCALARS:
+        return value
+    if kind is list or kind is tuple:  # long columns of numbers: looked at in one step, copied in another
+        return list(value) if SCALARS.issuperset(map(type, value)) else [plain(item) for item in value]
+    if kind is dict:
+        return {str(key): plain(item) for key, item in value.items()}
     if value is None or isinstance(value, str | int | float):
         return value
     if is_dataclass(value) and not isinstance(value, type):
-        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+        return {name: plain(shown) for name, default in _field_names(kind)
+                if (shown := getattr(value, name)) != default or default is MISSING}  # fmt: skip
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
+
+
+@cache
+def _field_names(kind: type) -> tuple[tuple[str, Any], ...]:
+    """Names of fields, and the default of those added later: while they have it they are left out, so that
+    the hashes of older records still hold."""
+    return tuple((each.name, each.default if each.metadata.get("later") else MISSING) for each in fields(kind))
 
 
 def digest(value: Any) -> str:
@@ -152,7 +170,7 @@ class GatePlan:
     """One gate as locked: the smallest effect of interest, and how the gate is measured.
 
     `group` joins gates that measure one quantity in different ways (necessity by mean and by
-    resample ablation). `required` gates decide; the others are reported.
+    resample ablation). `required` gates decide; the others are reported. `version`: of the gate's own code.
     """
 
     name: str
@@ -160,6 +178,7 @@ class GatePlan:
     sesoi: float
     required: bool
     options: dict[str, Any] = field(default_factory=dict)
+    version: int = field(default=1, metadata={"later": True})
 
 
 @dataclass(frozen=True)
@@ -206,6 +225,7 @@ class GateResult:
     p_below: float
     sample: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, Any] = field(default_factory=dict)
+    version: int = field(default=1, metadata={"later": True})
 
     @property
     def label(self) -> str:
@@ -280,3 +300,70 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """The machine-readable twin, with the keys scripts rely on."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The items of one split as a claim read or used them. `clusters`: hashed names of its clusters.
+
+    `source`: how the data are found again ({"type", "name", ..}); `licence`: as the source gives it.
+    """
+
+    digest: str
+    name: str
+    split: str
+    n: int
+    seed: int
+    clusters: tuple[str, ...]
+    source: dict[str, Any] = field(default_factory=dict)
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measurement of one claim: under which lock and ticket, with what, and how long it took.
+
+    `passport`: packages, model, device, seeds, commit; `passes`: forward passes of the searches.
+    """
+
+    id: str
+    claim: str
+    lock: str
+    ticket: str
+    started: str
+    finished: str
+    seconds: float
+    passes: int
+    passport: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """What is done otherwise than the lock says, and why. Any deviation makes a result *exploratory*.
+
+    `sesoi`: bars used instead of the locked ones, by gate name; the locked plan itself stays as it is.
+    """
+
+    claim: str
+    what: str
+    why: str
+    created: str
+    sesoi: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Replication:
+    """A claim measured again. `who`, `where`: as given, and the machine; `moved`: gates that differ.
+
+    `same`: the same verdict, reasons, qualifiers and numbers came out; `verdict`: what came out.
+    """
+
+    claim: str
+    who: str
+    where: str
+    same: bool
+    before: str
+    verdict: str
+    moved: tuple[str, ...]
+    created: str
+    passport: dict[str, Any] = field(default_factory=dict)

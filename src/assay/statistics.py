@@ -14,8 +14,10 @@ cases at an intraclass correlation of .5. None of this repairs a badly drawn set
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -79,23 +81,38 @@ def placements(
     """Per member, the share of non-members of its group that score below it, ties half; None for non-members.
 
     Their mean over the members of a group is that group's AUROC (Hanley & McNeil 1982). Where fewer than
-    half of the groups have both labels, members are compared with all non-members.
+    half of the groups have both labels, members are compared with all non-members. Items without a score
+    are left out.
     """
-    value = np.array([np.nan if score is None else score for score in scores], dtype=float)
-    member = np.array([label == 1 for label in labels])
-    names = np.array(groups)
-    mixed = [name for name in set(groups) if len(set(member[names == name])) == 2]
-    if 2 * len(mixed) < len(set(groups)):
-        names = np.full(len(names), "")
-    out: list[float | None] = [None] * len(value)
-    for name in set(names.tolist()):
-        inside = names == name
-        rows, others = np.flatnonzero(inside & member), np.sort(value[inside & ~member])
-        if len(others):
-            below, upto = (np.searchsorted(others, value[rows], side=side) for side in ("left", "right"))
-            for row, share in zip(rows, (below + upto) / (2 * len(others)), strict=True):
-                out[row] = float(share)
+    out: list[float | None] = [None] * len(scores)
+    known = [row for row, score in enumerate(scores) if score is not None and not math.isnan(score)]
+    if not known:
+        return out
+    value = np.array([scores[row] for row in known], dtype=float)
+    member = np.array([labels[row] == 1 for row in known], dtype=bool)
+    names = comparison_groups([labels[row] for row in known], [groups[row] for row in known])
+    group = np.unique(np.array(names), return_inverse=True)[1].reshape(-1)
+    others = np.bincount(group[~member], minlength=int(group.max()) + 1)
+    # rank of (group, score) as one whole number: one search serves all groups
+    order = np.unique(value, return_inverse=True)[1].reshape(-1)
+    place = group * (int(order.max()) + 1) + order
+    sorted_others, starts = np.sort(place[~member]), np.cumsum(others) - others
+    rows = np.flatnonzero(member & (others[group] > 0))
+    below, upto = (np.searchsorted(sorted_others, place[rows], side=side) for side in ("left", "right"))
+    shares = (below + upto - 2 * starts[group[rows]]) / (2 * others[group[rows]])
+    for row, share in zip(rows.tolist(), shares.tolist(), strict=True):
+        out[known[row]] = share
     return out
+
+
+def comparison_groups(labels: Sequence[float | None], groups: Sequence[str]) -> list[str]:
+    """Within what members are compared with non-members: their group, or everything where fewer than half of
+    the groups have both labels (documents with one label each, for instance)."""
+    found: dict[str, set[bool]] = {}
+    for label, group in zip(labels, groups, strict=True):
+        found.setdefault(group, set()).add(label == 1)
+    mixed = sum(len(both) == 2 for both in found.values())
+    return list(groups) if 2 * mixed >= len(found) else [""] * len(groups)
 
 
 def cluster_means(values: Sequence[float], clusters: Sequence[str]) -> dict[str, float]:
@@ -182,10 +199,26 @@ def _t_star(row: Array, error: float, draws: int, seed: int) -> Array:
     where most clusters agree and one does not, resamples without it would have no spread and an
     infinite t, and no effect however large could be told from none.
     """
-    picks = np.random.default_rng(seed).integers(0, len(row), size=(draws, len(row)))
-    samples = row[picks]
+    return _t_star_of(row.tobytes(), error, draws, seed)
+
+
+@lru_cache(maxsize=8)
+def _t_star_of(data: bytes, error: float, draws: int, seed: int) -> Array:
+    """`_t_star`, kept: the p-value and the interval of one gate ask for the same resamples."""
+    row = np.frombuffer(data)
+    samples = row[_picks(len(row), draws, seed)]
     errors = samples.std(1, ddof=1) / math.sqrt(len(row))
-    return (samples.mean(1) - row.mean()) / np.maximum(errors, FLOOR * error)
+    star = (samples.mean(1) - row.mean()) / np.maximum(errors, FLOOR * error)
+    star.flags.writeable = False
+    return star
+
+
+@lru_cache(maxsize=8)
+def _picks(k: int, draws: int, seed: int) -> NDArray[np.int64]:
+    """Which clusters (draws, k) every resample takes: the same for all gates with that many clusters."""
+    picks = np.random.default_rng(seed).integers(0, k, size=(draws, k))
+    picks.flags.writeable = False
+    return picks
 
 
 def _error(row: Array) -> float:
@@ -244,8 +277,13 @@ def mde80(means: ArrayLike, alpha: float = 0.05, k: int | None = None) -> float 
     k = len(row) if k is None else k
     if len(row) < 2 or k < 2:
         return None
-    factor = stats.t.ppf(1 - alpha, k - 1) + stats.t.ppf(0.8, k - 1)
-    return float(factor * row.std(ddof=1) / math.sqrt(k))
+    return float(_factor80(alpha, k) * row.std(ddof=1) / math.sqrt(k))
+
+
+@lru_cache(maxsize=20_000)
+def _factor80(alpha: float, k: int) -> float:
+    """How many standard errors from the bar an effect is found with 80% power."""
+    return float(stats.t.ppf(1 - alpha, k - 1) + stats.t.ppf(0.8, k - 1))
 
 
 def clusters_needed(estimate: float, sd: float, sesoi: float, alpha: float = 0.05) -> int | None:
@@ -253,10 +291,12 @@ def clusters_needed(estimate: float, sd: float, sesoi: float, alpha: float = 0.0
     gap = abs(estimate - sesoi)
     if gap == 0:
         return None
-    for k in range(2, 10_001):
-        if (stats.t.ppf(1 - alpha, k - 1) + stats.t.ppf(0.8, k - 1)) * sd / math.sqrt(k) <= gap:
-            return max(k, MIN_BOOTSTRAP)
-    return None
+
+    def enough(k: int) -> bool:
+        return _factor80(alpha, k) * sd / math.sqrt(k) <= gap
+
+    first = bisect_left(range(2, 10_001), True, key=enough)  # more clusters never make it harder
+    return max(first + 2, MIN_BOOTSTRAP) if first < 9_999 else None
 
 
 def clopper_pearson(hits: int, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -278,3 +318,64 @@ def holm(p: Sequence[float]) -> list[float]:
     adjusted = np.empty(len(p))
     adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
     return adjusted.tolist()
+
+
+def summarise_exact(
+    values: Sequence[float | None], clusters: Sequence[str], sesoi: float, alpha: float = 0.05, seed: int = 0
+) -> Summary:
+    """A share of successes near 1, by the exact binomial with one observation per cluster.
+
+    A cluster fails by its share of failures; the failures of all clusters are rounded up to a whole number, as if
+    texts of one cluster were copies of each other (intraclass correlation 1). Without a failure this is the rule
+    of three: about 3 / (1 - sesoi) clusters. `sample` has "needed", the clusters that would settle it at this rate.
+    """
+    kept = [(v, c) for v, c in zip(values, clusters, strict=True) if v is not None]
+    numbers, names = [v for v, _ in kept], [c for _, c in kept]
+    per_template = cluster_means(numbers, names)
+    n, lost = len(per_template), math.fsum(1 - share for share in per_template.values())
+    failures = max(0, min(n, math.ceil(lost - 1e-9)))
+    above = float(stats.binom.cdf(failures, n, 1 - sesoi)) if n else 1.0
+    fewest = max(0, math.floor(lost + 1e-9))
+    below = float(stats.binom.sf(fewest - 1, n, 1 - sesoi)) if n else 1.0
+    low, high = 1 - clopper_pearson(failures, n)[1], 1 - clopper_pearson(fewest, n)[0]
+    sample = {"K": n, "N": len(numbers), "icc": icc(numbers, names), "sd": None, "mde80": None,
+              "method": "exact binomial on clusters", "needed": certificate(lost / n if n else 0.0, sesoi, alpha)}  # fmt: skip
+    return Summary(1 - lost / n if n else None, low, high, above, below, sample, per_template)
+
+
+def certificate(rate: float, sesoi: float, alpha: float = 0.05) -> int | None:
+    """Clusters needed to certify success above `sesoi` when failures keep coming at `rate`; None where never."""
+    if rate >= 1 - sesoi:
+        return None
+    low, high = 1, 1
+    while stats.binom.cdf(math.ceil(rate * high), high, 1 - sesoi) > alpha:
+        low, high = high, 2 * high
+        if high > 10_000_000:
+            return None
+    while low < high:
+        middle = (low + high) // 2
+        met = stats.binom.cdf(math.ceil(rate * middle), middle, 1 - sesoi) <= alpha
+        low, high = (low, middle) if met else (middle + 1, high)
+    return low
+
+
+def benjamini_hochberg(p: Sequence[float], dependent: bool = False) -> list[float]:
+    """FDR-adjusted p-values (Benjamini & Hochberg 1995), in the order given; `dependent`: under any dependence
+    (Benjamini & Yekutieli 2001). A list of those below a level is a screening list, not confirmed claims."""
+    if not len(p):
+        return []
+    return stats.false_discovery_control(p, method="by" if dependent else "bh").tolist()
+
+
+def tost(
+    means: ArrayLike, low: float, high: float, *, draws: int = DRAWS, seed: int = 0
+) -> float:
+    """p of "the mean lies outside of (low, high)" from cluster means (K,): two one-sided tests (Schuirmann 1987).
+
+    Small p shows equivalence within the bounds; a large p of an ordinary test never does. 1.0 below 2 clusters.
+    """
+    if not low < high:
+        raise ValueError(f"tost: got bounds {low} and {high}; allowed: low below high.")
+    above = p_values(means, low, draws=draws, seed=seed)[0]
+    below = p_values(means, high, draws=draws, seed=seed)[1]
+    return max(above, below)

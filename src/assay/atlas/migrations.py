@@ -35,7 +35,44 @@ def m002_evidence(db: Connection) -> None:
     db.execute("CREATE TABLE counterexamples (evidence BIGINT, claim VARCHAR, score DOUBLE, status VARCHAR, body JSON)")
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_claims, m002_evidence)
+def m003_index(db: Connection) -> None:
+    """What the ledger is asked, as tables that follow from it; records of data, deviations, replications, imports."""
+    db.execute("CREATE TABLE marks (entry BIGINT, kind VARCHAR, subject VARCHAR, split VARCHAR, claim VARCHAR,"
+               " ticket VARCHAR, data VARCHAR, clusters VARCHAR)")  # fmt: skip
+    db.execute("CREATE TABLE cluster_sets (name VARCHAR, cluster VARCHAR)")
+    db.execute("CREATE TABLE standing (claim VARCHAR PRIMARY KEY, verdict VARCHAR, p DOUBLE)")
+    for table in ("deviations", "replications"):
+        db.execute(f"CREATE TABLE {table} (number BIGINT DEFAULT nextval('record_number'), claim VARCHAR,"
+                   " created VARCHAR, body JSON)")  # fmt: skip
+    db.execute("CREATE TABLE datasets (digest VARCHAR PRIMARY KEY, name VARCHAR, split VARCHAR, body JSON)")
+    db.execute("CREATE TABLE imports (claim VARCHAR PRIMARY KEY, verdict VARCHAR, created VARCHAR, kind VARCHAR,"
+               " statement VARCHAR, body JSON)")  # fmt: skip
+    db.execute("ALTER TABLE runs ADD COLUMN claim VARCHAR")
+    db.execute("ALTER TABLE runs ADD COLUMN body JSON")
+    db.execute(f"INSERT INTO marks {MARKS_OF_LEDGER}")
+    db.execute(f"INSERT INTO cluster_sets {SETS_OF_LEDGER}")
+    db.execute(f"INSERT INTO standing {STANDING_OF_VERDICTS}")
+    db.execute("CREATE INDEX marks_claim ON marks (claim)")
+    db.execute("CREATE INDEX marks_subject ON marks (subject)")
+    db.execute("CREATE INDEX verdicts_claim ON verdicts (claim)")
+    db.execute("CREATE INDEX evidence_claim ON evidence (claim)")
+    db.execute("CREATE INDEX counterexamples_evidence ON counterexamples (evidence)")
+
+
+SET_NAME = "sha256(array_to_string(list_sort(list_distinct(CAST(body->'$.clusters' AS VARCHAR[]))), ' '))"
+MARKS_OF_LEDGER = (
+    "SELECT \"index\", kind, coalesce(body->>'$.subject', body->>'$.model'), body->>'$.split', body->>'$.claim',"
+    f" body->>'$.ticket', coalesce(body->>'$.data', body->>'$.digest'), {SET_NAME} FROM ledger"
+)
+SETS_OF_LEDGER = (
+    f"SELECT DISTINCT {SET_NAME} AS name, unnest(CAST(body->'$.clusters' AS VARCHAR[])) AS cluster FROM ledger"
+    " WHERE kind IN ('data', 'look')"
+)
+STANDING_OF_VERDICTS = (
+    "SELECT claim, arg_max(verdict, number), arg_max(CAST(body->>'$.decision.p' AS DOUBLE), number)"
+    " FROM verdicts GROUP BY claim"
+)
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_claims, m002_evidence, m003_index)
 NEWEST = len(MIGRATIONS)
 
 

@@ -3,153 +3,118 @@
     with Atlas("./atlas") as atlas:
         atlas.claims()
 
-1. The database is opened for each operation and closed after it, so that one process can write while
-   others read. A process that finds it locked waits up to `patience` seconds, then says who holds it.
-2. Every `record_*` writes its rows and its ledger entry in one transaction: all or nothing.
-3. The ledger's head is kept in a table and, after the commit, in the file `ledger.head`.
+1. Every `record_*` writes its rows and its ledger entry in one transaction: all or nothing.
+2. The ledger's head is kept in a table and in a file. Nothing is added to a ledger whose end is not the one
+   they name.
+3. What the ledger is asked is answered from indexed tables (`index.py`), not by reading all entries.
 
 Anyone who may write the directory may rewrite it. The chain makes that visible, not impossible.
 """
 
 import json
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import duckdb
 from duckdb import DuckDBPyConnection as Connection
 
-from assay.atlas.migrations import NEWEST, migrate, version_of
+from assay.atlas import index
+from assay.atlas.database import FILE, HEAD, Database
 from assay.errors import EvidenceError, StoreError
-from assay.evidence.claims import evidence_digest
-from assay.evidence.ledger import Entry, next_entry, verify_chain
-from assay.files import write_file
-from assay.records import Claim, Counterexample, Evidence, GatePlan, GateResult, Plan, Verdict, canonical, digest
+from assay.evidence.claims import Listed, evidence_digest
+from assay.evidence.ledger import ChainCheck, Entry
+from assay.evidence.ledger import counts as no_counts
+from assay.records import (
+    Claim,
+    Counterexample,
+    Dataset,
+    Deviation,
+    Evidence,
+    GatePlan,
+    GateResult,
+    Plan,
+    Replication,
+    Run,
+    Verdict,
+    canonical,
+    digest,
+)  # fmt: skip
 
-FILE = "atlas.duckdb"
-HEAD = "ledger.head"
-_IN_PROCESS = threading.RLock()
+__all__ = ["FILE", "HEAD", "Atlas"]
 
 
-class Atlas:
+class Atlas(Database):
     """One atlas. Nothing is opened or made before it is used."""
-
-    def __init__(self, path: str | Path = "./atlas", *, patience: float = 10.0) -> None:
-        self.path = Path(path)
-        self.patience = patience
-
-    def __enter__(self) -> "Atlas":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    # opening ---------------------------------------------------------------------------------
-
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """A read-only connection. Raises StoreError when there is no atlas, or it cannot be read."""
-        if not (self.path / FILE).is_file():
-            raise StoreError(f"atlas {self.path}: there is none here. State a claim first, or give --atlas DIR.")
-        with _IN_PROCESS:
-            db = self._connect(read_only=True)
-            try:
-                version = version_of(db)
-                if version == NEWEST:
-                    yield db
-                    return
-            finally:
-                db.close()
-        self._check_version(version)
-        with self.writing():
-            pass  # brings an older atlas up to date
-        with self.reading() as db:
-            yield db
-
-    @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A connection inside one transaction; makes or updates the atlas when needed."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"atlas {self.path}: cannot be made ({error.strerror}).") from error
-        with _IN_PROCESS:
-            db = self._connect(read_only=False)
-            try:
-                self._check_version(version_of(db))
-                migrate(db)
-                db.execute("BEGIN")
-                yield db
-                head = db.execute("SELECT count, hash FROM ledger_head").fetchone()
-                db.execute("COMMIT")
-            finally:
-                db.close()
-            if head is not None:
-                write_file(self.path / HEAD, canonical({"count": head[0], "hash": head[1]}).encode())
-
-    def _connect(self, read_only: bool) -> Connection:
-        deadline = time.monotonic() + self.patience
-        while True:
-            try:
-                return duckdb.connect(str(self.path / FILE), read_only=read_only)
-            except duckdb.IOException as error:
-                if "lock" not in str(error):
-                    raise StoreError(f"atlas {self.path}: {FILE} cannot be opened: {_first_line(error)}") from error
-                if time.monotonic() > deadline:
-                    raise StoreError(
-                        f"atlas {self.path} is being written by another process: {_first_line(error)}."
-                        " Wait until it is done or end it, or give another --atlas DIR."
-                    ) from error
-                time.sleep(0.05)
-            except duckdb.Error as error:
-                raise StoreError(f"atlas {self.path}: {FILE} cannot be opened: {_first_line(error)}") from error
-
-    def _check_version(self, version: int) -> None:
-        if version > NEWEST:
-            raise StoreError(f"atlas {self.path} has schema version {version}; this Assay knows up to {NEWEST}."
-                             " Update Assay.")  # fmt: skip
 
     # ledger ----------------------------------------------------------------------------------
 
     def append(self, kind: str, body: Mapping[str, Any]) -> Entry:
-        """Add one entry to the ledger."""
+        """Add one entry to the ledger. Raises TamperedError when its end is not the one the head names."""
         with self.writing() as db:
-            return _append(db, kind, body)
+            return self._append(db, kind, body)
+
+    def _append(self, db: Connection, kind: str, body: Mapping[str, Any]) -> Entry:
+        return index.append(db, kind, body, self._head_in_file())
 
     def entries(self) -> list[Entry]:
         """The ledger, oldest first; empty when there is no atlas yet."""
-        if not (self.path / FILE).is_file():
+        if not self._file.is_file():
             return []
         with self.reading() as db:
-            rows = db.execute('SELECT "index", "time", kind, body, previous, hash FROM ledger ORDER BY "index"').fetchall()
-        keys = ("index", "time", "kind", "body", "previous", "hash")
-        return [{**dict(zip(keys, row, strict=True)), "body": json.loads(row[3])} for row in rows]
+            return [entry for chunk in index.chunks(db) for entry in chunk]
+
+    def entry_count(self) -> int:
+        """How many entries there are; 0 when there is no atlas yet."""
+        if not self._file.is_file():
+            return 0
+        with self.reading() as db:
+            return int((index.head_of(db) or index.EMPTY_HEAD)["count"])
+
+    def entries_of(self, claim: str) -> list[Entry]:
+        """The entries about one claim, oldest first."""
+        with self.reading() as db:
+            return index.entries_of(db, claim)
+
+    def reads(self, subject: str, data: str, clusters: Sequence[str]) -> int:
+        """How many tickets of this subject met the same confirm data or any of the same clusters."""
+        with self.reading() as db:
+            return index.reads(db, subject, data, clusters)
+
+    def looks(self, model: str, clusters: Sequence[str]) -> list[str]:
+        """What was looked at on these clusters with this model (its digest), outside of claim tests."""
+        with self.reading() as db:
+            return index.looks(db, model, clusters)
+
+    def sharing(self, subject: str, clusters: Sequence[str]) -> list[str]:
+        """Claims of other subjects whose confirm data share a cluster with these: the Holm family."""
+        with self.reading() as db:
+            return index.sharing(db, subject, clusters)
+
+    def tally(self) -> dict[str, int]:
+        """Stated, tested and decided counts: the denominator of every supported claim."""
+        if not self._file.is_file():
+            return no_counts({}, {})
+        with self.reading() as db:
+            return index.tally(db)
 
     def heads(self) -> list[dict[str, Any] | None]:
         """The head kept in the database and the one in the file (None where there is none)."""
         with self.reading() as db:
-            row = db.execute("SELECT count, hash FROM ledger_head").fetchone()
-        table = None if row is None else {"count": row[0], "hash": row[1]}
-        try:
-            return [table, json.loads((self.path / HEAD).read_text())]
-        except FileNotFoundError:
-            return [table, None]
-        except ValueError as error:
-            raise StoreError(f"atlas {self.path}: {HEAD} is not readable ({error}).") from error
+            return [index.head_of(db), self._head_in_file()]
 
-    def verify(self) -> list[str]:
-        """What is wrong with the ledger; an empty list when nothing is."""
-        entries, heads = self.entries(), self.heads()
-        missing = [f"the ledger's head is missing ({name})" for name, head in
-                   zip(("table ledger_head", HEAD), heads, strict=True) if entries and head is None]  # fmt: skip
-        listed = {claim.id for claim in self.claims()}
-        stated = {entry["body"]["claim"] for entry in entries if entry["kind"] == "state"}
-        gone = [f"claim {name} is in the ledger but not in the store" for name in sorted(stated - listed)]
-        added = [f"claim {name} is in the store but not in the ledger" for name in sorted(listed - stated)]
-        return [*verify_chain(entries, *heads), *missing, *gone, *added]
+    def verify(self, *anchors: Mapping[str, Any]) -> list[str]:
+        """What is wrong with the ledger; an empty list when nothing is. `anchors`: heads kept elsewhere.
+
+        Reads every entry once, some thousand at a time.
+        """
+        with self.reading() as db:
+            table, file = index.head_of(db), self._head_in_file()
+            check = ChainCheck(table, file, *anchors)
+            for chunk in index.chunks(db):
+                check.feed(chunk)
+            heads = {"table ledger_head": table, HEAD: file}
+            missing = [f"the ledger's head is missing ({name})" for name, head in heads.items()
+                       if check.count and head is None]  # fmt: skip
+            return [*check.done(), *missing, *index.record_problems(db), *index.index_problems(db)]
 
     # records ---------------------------------------------------------------------------------
 
@@ -164,14 +129,14 @@ class Atlas:
             db.execute("INSERT INTO plans VALUES (?, ?, ?)", [claim.id, plan.lock, canonical(plan)])
             db.execute("INSERT OR IGNORE INTO tasks VALUES (?, ?, ?)", [digest(claim.task), claim.task["name"],
                        canonical(claim.task)])  # fmt: skip
-            _append(db, "state", {"claim": claim.id, "digest": digest(claim), "statement": claim.statement})
-            _append(db, "lock", {"claim": claim.id, "digest": plan.lock})
+            self._append(db, "state", {"claim": claim.id, "digest": digest(claim), "statement": claim.statement})
+            self._append(db, "lock", {"claim": claim.id, "digest": plan.lock})
 
     def record_evidence(self, evidence: Evidence, counterexamples: Sequence[Counterexample]) -> None:
         """Evidence with its gates and counterexamples, and the run that made them."""
         run = digest([evidence.run, evidence.created])[:16]
         with self.writing() as db:
-            db.execute("INSERT OR IGNORE INTO runs VALUES (?, ?, ?, ?)",
+            db.execute("INSERT OR IGNORE INTO runs (id, created, command, passport) VALUES (?, ?, ?, ?)",
                        [run, evidence.created, "claim test", canonical(evidence.run)])  # fmt: skip
             row = db.execute(
                 "INSERT INTO evidence (claim, run, created, reads, body) VALUES (?, ?, ?, ?, ?) RETURNING number",
@@ -185,7 +150,7 @@ class Atlas:
             for hit in counterexamples:
                 db.execute("INSERT INTO counterexamples VALUES (?, ?, ?, ?, ?)",
                            [number, hit.claim, hit.score, hit.status, canonical(hit)])  # fmt: skip
-            _append(db, "evidence", {"claim": evidence.claim, "digest": evidence_digest(evidence, counterexamples),
+            self._append(db, "evidence", {"claim": evidence.claim, "digest": evidence_digest(evidence, counterexamples),
                                      "reads": evidence.reads})  # fmt: skip
 
     def record_verdict(self, verdict: Verdict) -> None:
@@ -193,13 +158,100 @@ class Atlas:
         with self.writing() as db:
             db.execute("INSERT INTO verdicts (claim, verdict, rule_version, body) VALUES (?, ?, ?, ?)",
                        [verdict.claim, verdict.verdict, verdict.rule_version, canonical(verdict)])  # fmt: skip
-            _append(db, "verdict", {"claim": verdict.claim, "digest": digest(verdict), "verdict": verdict.verdict})
+            db.execute("INSERT INTO standing VALUES (?, ?, ?) ON CONFLICT (claim) DO UPDATE SET verdict ="
+                       " excluded.verdict, p = excluded.p",
+                       [verdict.claim, verdict.verdict, verdict.decision.get("p", 1.0)])  # fmt: skip
+            self._append(db, "verdict", {"claim": verdict.claim, "digest": digest(verdict), "verdict": verdict.verdict})
+
+    def record_deviation(self, deviation: Deviation) -> None:
+        """A deviation from the plan of a claim that is here."""
+        self._record_small("deviations", "deviation", deviation, {})
+
+    def record_replication(self, replication: Replication) -> None:
+        """A claim measured again, whatever came out."""
+        body = {"same": replication.same, "verdict": replication.verdict, "moved": replication.moved}
+        self._record_small("replications", "replication", replication, body)
+
+    def _record_small(self, table: str, kind: str, record: Deviation | Replication, body: Mapping[str, Any]) -> None:
+        self.claim(record.claim)
+        with self.writing() as db:
+            db.execute(f"INSERT INTO {table} (claim, created, body) VALUES (?, ?, ?)",
+                       [record.claim, record.created, canonical(record)])  # fmt: skip
+            self._append(db, kind, {"claim": record.claim, "digest": digest(record), **body})
+
+    def record_dataset(self, dataset: Dataset) -> None:
+        """The items of a split; once, however often they are read."""
+        with self.writing() as db:
+            db.execute("INSERT OR IGNORE INTO datasets VALUES (?, ?, ?, ?)",
+                       [dataset.digest, dataset.name, dataset.split, canonical(dataset)])  # fmt: skip
+
+    def record_run(self, run: Run) -> None:
+        """A finished measurement of a claim."""
+        with self.writing() as db:
+            db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?)",
+                       [run.id, run.started, "claim test", canonical(run.passport), run.claim, canonical(run)])  # fmt: skip
+
+    def record_import(self, card: Mapping[str, Any], created: str) -> None:
+        """A claim of others, by its card. Raises EvidenceError when a claim of that id is here."""
+        claim, verdict = card["claim"], (card["verdict"] or {}).get("verdict", "not tested")
+        with self.writing() as db:
+            for table, column in (("claims", "id"), ("imports", "claim")):
+                if db.execute(f"SELECT 1 FROM {table} WHERE {column} = ?", [claim["id"]]).fetchone():
+                    raise EvidenceError(f"claim {claim['id']} is already in atlas {self.path} ({table}). Nothing was imported.")
+            db.execute("INSERT INTO imports VALUES (?, ?, ?, ?, ?, ?)", [claim["id"], verdict, created,
+                       claim["kind"], claim["statement"], canonical(card)])  # fmt: skip
+            self._append(db, "import", {"claim": claim["id"], "digest": digest(card), "verdict": verdict})
+
+    def imported(self, claim_id: str) -> dict[str, Any] | None:
+        """The card of an imported claim; None for any other."""
+        with self.reading() as db:
+            row = db.execute("SELECT body FROM imports WHERE claim = ?", [claim_id]).fetchone()
+        return None if row is None else json.loads(row[0])
 
     def claims(self) -> list[Claim]:
-        """All claims, oldest first."""
+        """All claims, oldest first. See `listing` for a page of them."""
         with self.reading() as db:
             rows = db.execute("SELECT body FROM claims ORDER BY created, id").fetchall()
         return [_claim(json.loads(body)) for (body,) in rows]
+
+    def listing(self, limit: int = 50, offset: int = 0, verdict: str = "", kind: str = "") -> tuple[list[Listed], int]:
+        """A page of own and imported claims, oldest first, and how many there are in all of this choice."""
+        with self.reading() as db:
+            rows, total = index.page(db, limit, offset, verdict, kind)
+        return [Listed(*row) for row in rows], total
+
+    def p_of(self, claims: Sequence[str]) -> dict[str, float]:
+        """The p that stands for each of these claims; 1 where there is no verdict, or the plan was deviated from."""
+        with self.reading() as db:
+            rows = db.execute("SELECT claim, p FROM standing WHERE claim IN (SELECT unnest(?::VARCHAR[])) AND"
+                              " claim NOT IN (SELECT claim FROM deviations)", [list(claims)]).fetchall()  # fmt: skip
+        return {**dict.fromkeys(claims, 1.0), **{claim: float(p) for claim, p in rows}}
+
+    def deviations(self, claim_id: str) -> list[Deviation]:
+        """Deviations from the plan of a claim, oldest first."""
+        return [Deviation(**body) for body in self._all("deviations", claim_id)]
+
+    def replications(self, claim_id: str) -> list[Replication]:
+        """Replications of a claim, oldest first."""
+        return [Replication(**{**body, "moved": tuple(body["moved"])}) for body in self._all("replications", claim_id)]
+
+    def runs(self, claim_id: str) -> list[Run]:
+        """Finished measurements of a claim, oldest first."""
+        with self.reading() as db:
+            rows = db.execute("SELECT body FROM runs WHERE claim = ? ORDER BY created", [claim_id]).fetchall()
+        return [Run(**json.loads(body)) for (body,) in rows]
+
+    def datasets(self, digests: Sequence[str]) -> list[Dataset]:
+        """Recorded data by their digests, as many as there are."""
+        with self.reading() as db:
+            rows = db.execute("SELECT body FROM datasets WHERE digest IN (SELECT unnest(?::VARCHAR[])) ORDER BY split",
+                              [list(digests)]).fetchall()  # fmt: skip
+        return [Dataset(**{**body, "clusters": tuple(body["clusters"])}) for body in (json.loads(row[0]) for row in rows)]
+
+    def _all(self, table: str, claim_id: str) -> list[dict[str, Any]]:
+        with self.reading() as db:
+            rows = db.execute(f"SELECT body FROM {table} WHERE claim = ? ORDER BY number", [claim_id]).fetchall()
+        return [json.loads(body) for (body,) in rows]
 
     def claim(self, claim_id: str) -> Claim:
         """A claim by id. Raises StoreError, with what there is, for an unknown one."""
@@ -225,7 +277,7 @@ class Atlas:
                 "SELECT body FROM counterexamples WHERE evidence = (SELECT max(number) FROM evidence WHERE claim = ?)"
                 " ORDER BY rowid", [claim_id],
             ).fetchall()  # fmt: skip
-        return [Counterexample(**json.loads(body)) for (body,) in rows]
+        return [counterexample_of(json.loads(body)) for (body,) in rows]
 
     def verdict(self, claim_id: str) -> Verdict | None:
         """The verdict that stands for a claim."""
@@ -247,17 +299,9 @@ class Atlas:
         return json.loads(row[0])
 
 
-def _append(db: Connection, kind: str, body: Mapping[str, Any]) -> Entry:
-    """Add one entry inside the caller's transaction."""
-    columns = '"index", "time", kind, body, previous, hash'
-    row = db.execute(f'SELECT {columns} FROM ledger ORDER BY "index" DESC LIMIT 1').fetchone()
-    last = None if row is None else {"index": row[0], "hash": row[5]}
-    entry = next_entry(last, kind, body)
-    db.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?)", [entry["index"], entry["time"], entry["kind"],
-               canonical(entry["body"]), entry["previous"], entry["hash"]])  # fmt: skip
-    db.execute("DELETE FROM ledger_head")
-    db.execute("INSERT INTO ledger_head VALUES (?, ?)", [entry["index"] + 1, entry["hash"]])
-    return entry
+def counterexample_of(body: Mapping[str, Any]) -> Counterexample:
+    """A counterexample from its JSON."""
+    return Counterexample(**{**body, "tokens": tuple((token, score) for token, score in body.get("tokens", ()))})
 
 
 def _claim(body: Mapping[str, Any]) -> Claim:
@@ -266,7 +310,3 @@ def _claim(body: Mapping[str, Any]) -> Claim:
 
 def _tuples(key: str, value: Any) -> Any:
     return tuple(value) if key in ("reasons", "qualifiers", "gates", "does_not_show") else value
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0].split(". See also")[0]

@@ -1,19 +1,22 @@
-"""`assay claim state|test|list|show|verify|replay`."""
+"""`assay claim state|test|kinds|list|show|verify|replay`."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
 
+from assay.cli.claim_cards import CARD_COMMANDS
 from assay.cli.common import Common, common_options, model_options
-from assay.errors import UsageError, bad_argument
+from assay.cli.given import number, options_of, pairs, rule_of, settings_of, subject_of
+from assay.errors import bad_argument
 from assay.records import Claim, Plan
 
 EXIT_NOT_AS_REQUIRED = 1
 EXIT_TAMPERED = 3
 EXIT_DIFFERS = 10
-SETTINGS = ("tune", "confirm", "ood", "alpha", "positions", "draws", "control_pairs")
 
 
 @click.group()
@@ -23,104 +26,163 @@ def claim() -> None:
 
 @claim.command()
 @click.argument("name", metavar="MODEL")
-@click.argument("task", metavar="TASK")
-@click.argument("sites", metavar="SITES")
+@click.argument("data", metavar="DATA")
+@click.argument("subject", metavar="SUBJECT")
+@click.option("--kind", default="mediates", show_default=True, help="What is claimed. See: assay claim kinds")
+@click.option("--direction", "directions", multiple=True, metavar="FILE",
+              help="Numbers of a direction at the site SUBJECT: .safetensors, .npy or .json; may be given again.")  # fmt: skip
+@click.option("--rule", default=None, metavar="TEXT",
+              help="When the feature is on (kind explains): concept, /pattern/, words, or JSON.")  # fmt: skip
+@click.option("--part", "parts", multiple=True, metavar="NAME=X", help="Another part of the subject: probe, strengths, ..")
 @click.option("--quantifier", default="tends", show_default=True, help="tends, usually or always")
 @click.option("--statement", "text", default="", help="The claim in your words.")
 @click.option("--parent", default=None, metavar="CLAIM", help="The claim this one narrows.")
 @click.option("--corruption", default=None, help="Of a bundled task. Default: the task's first.")
 @click.option("--sesoi", multiple=True, metavar="GATE=X", help="Smallest effect of interest, e.g. necessity=0.3.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=X",
-              help="tune, confirm, ood (pairs), alpha, positions, draws, control_pairs")  # fmt: skip
+              help="tune, confirm, ood (items), alpha, positions, draws, control_pairs")  # fmt: skip
+@click.option("--option", "options", multiple=True, metavar="NAME=X", help="What the kind wants besides.")
+@click.option("--search", multiple=True, metavar="METHOD=N", help="Candidates a counterexample search may try.")
 @model_options
 @common_options
-def state(
-    common: Common, name: str, task: str, sites: str, dtype: str, prepend_bos: bool | None, **options: Any
-) -> None:
-    """State that SITES of MODEL carry TASK, and lock the plan. TASK: a bundled name or a file.
+def state(common: Common, name: str, data: str, subject: str, dtype: str, prepend_bos: bool | None, **given: Any) -> None:
+    """State a claim about SUBJECT of MODEL on DATA, and lock the plan.
 
-    SITES, comma-separated: heads z.L.H, mlp_out.L, attn_out.L or resid_post.L.
+    DATA: a bundled task or concept, or a file of one (JSONL, CSV). SUBJECT, comma-separated where there are several:
+    heads and layers (z.L.H, mlp_out.L, attn_out.L, resid_post.L) for mediates; units (mlp_act.L.N), or sites with
+    --direction, for represents, uses, steers, explains, detects and connects (source,target); a site for decodes.
     """
-    bars = {key: _value("--sesoi", key, value) for key, value in _pairs("--sesoi", options["sesoi"])}
-    given = dict(_setting(*pair) for pair in _pairs("--set", options["settings"]))
+    from assay.evidence.kinds import KINDS
+    from assay.evidence.run import Settings, Statement
+    from assay.evidence.search import SEARCHES
+    from assay.evidence.source import find_source
+
+    KINDS.get(given["kind"])
+    bars = {key: number("--sesoi", key, value) for key, value in pairs("--sesoi", given["sesoi"]).items()}
+    asked = pairs("--search", given["search"])
+    budgets = {key: int(number("--search", key, value, whole=True)) for key, value in asked.items()}
+    for method in budgets:
+        SEARCHES.get(method)
+    default = Settings(seed=common.seed)
+    settings = replace(default, **settings_of(pairs("--set", given["settings"]), default), search=budgets,
+                       options=options_of(pairs("--option", given["options"])))  # fmt: skip
+    words = Statement(given["kind"], given["quantifier"], given["text"], given["parent"])
+    parts = options_of(pairs("--part", given["parts"])) | ({} if given["rule"] is None else {"rule": rule_of(given["rule"])})
+    named = subject_of(subject, given["directions"], parts)
+    source = find_source(data, given["corruption"])
+    source.items("tune", settings.tune, common.seed)  # refuses a bad file before the model is loaded
+    _state(common, common.load(name, dtype, prepend_bos), source, named, words, bars, settings)
+
+
+def _state(common: Common, model: Any, source: Any, named: Any, words: Any, bars: dict[str, float], settings: Any) -> None:
+    """Lock it, and print it with everything that should be known before it is tested."""
     from assay.atlas.store import Atlas
     from assay.evidence.claims import warnings_of
-    from assay.evidence.run import Settings, Statement, state_claim
-    from assay.evidence.source import Source
+    from assay.evidence.run import state_claim
     from assay.records import plain
 
-    words = Statement(quantifier=options["quantifier"], text=options["text"], parent=options["parent"])
-    settings = replace(Settings(seed=common.seed), **given)
-    source = Source(task, options["corruption"])
-    source.items("tune", 1, 0)  # refuses an unknown task or a bad file before the model is loaded
-    model = common.load(name, dtype, prepend_bos)
-    stated, plan = state_claim(
-        Atlas(common.atlas), model, source, sites, statement=words, sesoi=bars, settings=settings
-    )
-    for warning in warnings_of(plan):
+    _check_subject(model, words.kind, named)
+    store = Atlas(common.atlas)
+    stated, plan = state_claim(store, model, source, named, statement=words, sesoi=bars, settings=settings)
+    left_out = source.dropped()
+    warnings = [*(f"{n} items of {source.name} are in no split: {why}." for why, n in left_out.items()), *warnings_of(plan)]
+    for warning in warnings:
         common.note(f"warning: {warning}")
-    record = {"claim": stated.id, "statement": stated.statement, "lock": plan.lock, "warnings": warnings_of(plan),
-              "plan": plain(plan), "record": plain(stated)}  # fmt: skip
+    record = {"claim": stated.id, "statement": stated.statement, "lock": plan.lock, "warnings": warnings,
+              "left_out": left_out, "plan": plain(plan), "record": plain(stated)}  # fmt: skip
     common.emit(record, lambda: f"{stated_text(stated, plan)}\nnext: assay claim test {stated.id}")
+
+
+def _check_subject(model: Any, kind: str, named: Any) -> None:
+    """Raises UsageError for parts that a kind does not have, or lacks."""
+    from assay.evidence.kinds import KINDS
+
+    subject = KINDS.get(kind).subject
+    try:
+        subject(model, named)
+    except (AttributeError, KeyError, TypeError) as error:
+        takes = (subject.__doc__ or "").split(". ")[0].strip().rstrip(".")
+        got = sorted(named) if isinstance(named, dict) else named
+        raise bad_argument("SUBJECT", got, f"for kind {kind}: {takes}", "Name further parts with --part.") from error
 
 
 @claim.command()
 @click.argument("claim_id", metavar="CLAIM")
 @click.option("--model", "name", default=None, metavar="MODEL", help="Where the model is now, if it moved.")
+@click.option("--corpus", default=None, metavar="FILE", help="Ordinary texts to look for counterexamples in, one a line.")
 @click.option("--require", type=click.Choice(["supported"]), help="Exit 1 unless the verdict is this.")
 @model_options
 @common_options
 def test(
-    common: Common, claim_id: str, name: str | None, require: str | None, dtype: str, prepend_bos: bool | None
-) -> None:
+    common: Common, claim_id: str, name: str | None, corpus: str | None, require: str | None, dtype: str,
+    prepend_bos: bool | None,
+) -> None:  # fmt: skip
     """Read the sealed splits of CLAIM, once, and decide."""
     from assay.atlas.store import Atlas
+    from assay.data.vectors import read_corpus
     from assay.evidence.run import test_claim
     from assay.report.terminal import verdict_panel
 
     store = Atlas(common.atlas)
     stated = store.claim(claim_id)
+    texts = () if corpus is None else read_corpus(Path(corpus))
     model = common.load(name or model_of(stated), dtype, prepend_bos)
     with common.progress("testing") as report:
-        verdict = test_claim(store, claim_id, model, report)
+        verdict = test_claim(store, claim_id, model, report, corpus=texts)
     common.emit(verdict.to_json(), lambda: verdict_panel(verdict.to_json()))
     if require and verdict.verdict != require:
         sys.exit(EXIT_NOT_AS_REQUIRED)
 
 
-@claim.command("list")
+@claim.command()
+@click.argument("kind", metavar="[KIND]", required=False)
 @common_options
-def list_(common: Common) -> None:
-    """All claims with their verdicts, refuted ones included, and the counts."""
-    from assay.atlas.store import Atlas
-    from assay.evidence.ledger import tally
+def kinds(common: Common, kind: str | None) -> None:
+    """What can be claimed, and what each kind must pass: gates, their smallest effect of interest, required or not.
 
-    store = Atlas(common.atlas)
-    rows = [(stated, store.verdict(stated.id)) for stated in store.claims()]
-    counts = tally(store.entries())
-    record = {"claims": [{"claim": c.id, "version": c.version, "kind": c.kind, "statement": c.statement,
-                          "verdict": v.verdict if v else "not tested", "reasons": list(v.reasons) if v else []}
-                         for c, v in rows], "counts": counts}  # fmt: skip
-    lines = [f"{item['claim']}  {item['verdict']:<12}  {item['statement']}" for item in record["claims"]]
-    common.emit(record, lambda: "\n".join([*lines, counts_text(counts)]))
+    Required gates decide, reported ones are shown; "by claim": required where the claim is one that asks for it.
+    """
+    from assay.evidence.gates import gates_for
+    from assay.evidence.kinds import KINDS
+    from assay.evidence.search import searches_for
+
+    rows = []
+    for name in [kind] if kind else KINDS.names():
+        gates = [{"name": gate.name, "group": gate.group, "sesoi": gate.bars.get(name, gate.sesoi),
+                  "required": None if callable(gate.required) else gate.required, "precondition": gate.precondition}
+                 for gate in gates_for(name)]  # fmt: skip
+        methods = [{"name": method.name, "budget": method.budget, "required": method.required}
+                   for method in searches_for(name)]  # fmt: skip
+        rows.append({"kind": name, "about": about(KINDS.get(name)), "gates": gates, "search": methods})
+    common.emit(rows, lambda: "\n".join(line for row in rows for line in kind_lines(row)))
 
 
 @claim.command()
 @click.argument("claim_id", metavar="CLAIM")
 @common_options
 def show(common: Common, claim_id: str) -> None:
-    """One claim: statement, plan, verdict, gates and counterexamples."""
+    """One claim: statement, plan, verdict, gates and counterexamples, and whether it is stale."""
     from assay.atlas.store import Atlas
     from assay.evidence.claims import rederive
+    from assay.evidence.stale import stale_reasons, with_stale
     from assay.records import plain
     from assay.report.terminal import verdict_panel
 
     store = Atlas(common.atlas)
+    if (card := store.imported(claim_id)) is not None and card["verdict"] is not None:
+        theirs = {**card["verdict"], "qualifiers": [*card["verdict"]["qualifiers"], "imported"], "stale": card["stale"]}
+        common.emit({**theirs, "record": card["claim"], "plan": card["plan"], "deviations": card["deviations"],
+                     "replications": card["replications"]}, lambda: verdict_panel(theirs))  # fmt: skip
+        return
     stated, plan = store.claim(claim_id), store.plan(claim_id)
     verdict = store.verdict(claim_id) or rederive(store, claim_id)
-    record = {**verdict.to_json(), "record": plain(stated), "plan": plain(plan)}
+    twin = with_stale(verdict.to_json(), stale_reasons(store, stated))
+    record = {**twin, "record": plain(stated), "plan": plain(plan), "deviations": plain(store.deviations(claim_id)),
+              "replications": plain(store.replications(claim_id))}  # fmt: skip
     common.note(stated_text(stated, plan))
-    common.emit(record, lambda: verdict_panel(verdict.to_json()))
+    for reason in twin["stale"]:
+        common.note(f"stale: {reason}")
+    common.emit(record, lambda: verdict_panel(twin))
 
 
 @claim.command()
@@ -132,13 +194,13 @@ def verify(common: Common, claim_id: str | None) -> None:
     from assay.evidence.claims import audit
 
     store = Atlas(common.atlas)
-    entries = store.entries()
-    chosen = [store.claim(claim_id)] if claim_id else store.claims()
-    problems = store.verify()
-    for stated in chosen:
-        problems += audit(store, stated.id, entries)
-    text = "\n".join(problems) or f"{len(entries)} ledger entries and {len(chosen)} claims: all verdicts follow."
-    record = {"ok": not problems, "problems": problems, "entries": len(entries), "claims": len(chosen)}
+    with store:
+        problems, n = store.verify(), store.entry_count()
+        chosen = [claim_id] if claim_id else [stated.id for stated in store.claims()]
+        for name in chosen:
+            problems += audit(store, name)
+    text = "\n".join(problems) or f"{n} ledger entries and {len(chosen)} claims: all verdicts follow."
+    record = {"ok": not problems, "problems": problems, "entries": n, "claims": len(chosen)}
     common.emit(record, lambda: text)
     if problems:
         sys.exit(EXIT_TAMPERED)
@@ -147,9 +209,10 @@ def verify(common: Common, claim_id: str | None) -> None:
 @claim.command()
 @click.argument("claim_id", metavar="CLAIM")
 @click.option("--model", "name", default=None, metavar="MODEL", help="Where the model is now, if it moved.")
+@click.option("--who", default="", help="Who replicates, for the record.")
 @model_options
 @common_options
-def replay(common: Common, claim_id: str, name: str | None, dtype: str, prepend_bos: bool | None) -> None:
+def replay(common: Common, claim_id: str, name: str | None, who: str, dtype: str, prepend_bos: bool | None) -> None:
     """Measure CLAIM again from its plan and compare.
 
     Exit 0: the same verdict and numbers. 10: they differ. 3: stored records do not hold. 4: it cannot be
@@ -161,7 +224,7 @@ def replay(common: Common, claim_id: str, name: str | None, dtype: str, prepend_
     store = Atlas(common.atlas)
     model = common.load(name or model_of(store.claim(claim_id)), dtype, prepend_bos)
     with common.progress("replaying") as report:
-        found = replay_claim(store, claim_id, model, report)
+        found = replay_claim(store, claim_id, model, report, who=who)
     said = "the same verdict and numbers" if found.same else "it differs"
     record = {"claim": claim_id, "same": found.same, "before": found.before, "again": found.again.verdict,
               "moved": list(found.moved)}  # fmt: skip
@@ -171,22 +234,20 @@ def replay(common: Common, claim_id: str, name: str | None, dtype: str, prepend_
         sys.exit(EXIT_DIFFERS)
 
 
+for _command in CARD_COMMANDS:
+    claim.add_command(_command)
+
+
 # words -------------------------------------------------------------------------------------------
 
 
 def stated_text(stated: Claim, plan: Plan) -> str:
     """A claim and its plan, in a few lines."""
     bars = ", ".join(f"{gate.name} > {gate.sesoi:g}" for gate in plan.gates if gate.required)
-    sizes = ", ".join(f"{name} {recipe['n']} pairs of {recipe['templates']} templates"
+    sizes = ", ".join(f"{name} {recipe['n']} items of {recipe['templates']} templates"
                       for name, recipe in plan.splits.items())  # fmt: skip
     return (f"claim {stated.id} (version {stated.version}, {stated.kind}): {stated.statement}\n"
             f"required: {bars}\nsplits: {sizes}\nlocked: {plan.lock}")  # fmt: skip
-
-
-def counts_text(counts: dict[str, int]) -> str:
-    """The denominator, in one line."""
-    states = ", ".join(f"{counts[key]} {key}" for key in ("supported", "refuted", "inconclusive", "not tested"))
-    return f"{counts['stated']} stated, {counts['tried']} tried: {states}; {counts['looks']} looks"
 
 
 def model_of(stated: Claim) -> str:
@@ -199,26 +260,18 @@ def model_of(stated: Claim) -> str:
     return stated.subject["model"]
 
 
-def _pairs(option: str, items: tuple[str, ...]) -> list[tuple[str, str]]:
-    for item in items:
-        if "=" not in item:
-            raise UsageError(f"{option}: got {item!r}; allowed: NAME=VALUE.")
-    return [(item.partition("=")[0], item.partition("=")[2]) for item in items]
+def about(kind: Any) -> str:
+    """What claims of a kind say: the first line of its module."""
+    text = sys.modules[type(kind).__module__].__doc__ or type(kind).__doc__ or ""
+    return text.strip().splitlines()[0].rstrip(".")
 
 
-def _value(option: str, key: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise UsageError(f"{option} {key}: got {text!r}; allowed: a number.") from error
-
-
-def _setting(key: str, text: str) -> tuple[str, Any]:
-    if key not in SETTINGS:
-        raise bad_argument("--set", key, ", ".join(SETTINGS))
-    if key == "positions":
-        return key, text
-    try:
-        return key, float(text) if key == "alpha" else int(text)
-    except ValueError as error:
-        raise UsageError(f"--set {key}: got {text!r}; allowed: a number.") from error
+def kind_lines(row: dict[str, Any]) -> Sequence[str]:
+    """One kind with its gates and searches."""
+    width = max((len(gate["name"]) for gate in row["gates"]), default=0)
+    lines = [row["about"] if row["kind"] in row["about"] else f"{row['kind']}: {row['about']}"]
+    for gate in row["gates"]:
+        decides = "by claim" if gate["required"] is None else "required" if gate["required"] else "reported"
+        role = "precondition" if gate["precondition"] else decides
+        lines.append(f"  {gate['name']:<{width}}  > {gate['sesoi']:<5g}  {role:<12}  {gate['group']}")
+    return [*lines, f"  counterexamples: {', '.join(method['name'] for method in row['search']) or 'none'}", ""]

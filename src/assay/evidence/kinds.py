@@ -13,9 +13,10 @@ Counterexamples are looked for by the methods in `search/`, which say themselves
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_args, get_type_hints, runtime_checkable
 
-from assay.records import GatePlan, Plan
+from assay.errors import bad_argument
+from assay.records import Example, GatePlan, Pair, Plan
 from assay.registry import Registry
 
 Columns = dict[str, list[float | None]]
@@ -81,3 +82,12 @@ class Kind(Protocol):
 
 
 KINDS: Registry[Kind] = Registry("claim kind")
+
+
+def check_items(kind: Kind, items: Sequence[Item], data: str) -> None:
+    """Raises UsageError for pairs where a kind takes labelled texts, or the reverse, as its `load` is annotated."""
+    names = {Pair: "a task (pairs of prompts)", Example: "a concept (labelled texts)"}
+    wanted = [taken for taken in get_args(get_type_hints(kind.load).get("items")) if taken in names]
+    if wanted and items and not isinstance(items[0], tuple(wanted)):
+        hint = f"See: assay {'tasks' if Pair in wanted else 'concepts'}."
+        raise bad_argument("data", data, f"{' or '.join(names[taken] for taken in wanted)} for kind {kind.name}", hint)

@@ -2,37 +2,32 @@
 
 1. A claim names units of one kind: heads (`z.L.H`), MLPs (`mlp_out.L`), attention layers
    (`attn_out.L`) or residual sites (`resid_pre|mid|post.L`), at all positions or the last one.
-2. The instrument measures them on aligned pairs: clean, corrupted, ablated (clean run with units at
-   their tune mean, or at their corrupted values), restored (corrupted run with clean values).
-3. Means are taken over clean tune prompts; the first position has a mean of its own, because attention
-   sinks make it hundreds of times larger than the rest.
-4. It also measures random sets of the same size, layers and kind, and the complement.
-5. Passes resume at the first edited layer; pairs are taken in chunks so that memory stays bounded.
+2. They are ablated in three ways and restored (`circuits_instrument.py`); so are random sets of the same
+   size, layers and kind, and everything of the kind that is not claimed.
+3. Every claimed unit is left out of the set once, and random units are added to it: which are padding?
+4. A patch of everything and a patch of nothing go the same way, to see that the instrument works.
 
 Patching shows that information needed for the task flows through the units. It does not show what
-they compute, that they are the only ones, or that the finding holds for other corruptions.
+they compute, that they are the only ones, or that the finding holds for other corruptions. Directions inside
+a site are not split into what later weights read and what they do not: a claim about a whole site does not
+meet the illusion of patched subspaces, and says nothing about any of its directions.
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from assay.data.prepare import PreparedTask, prepare
 from assay.errors import bad_argument
+from assay.evidence.circuits_instrument import Instrument, Setup, chunks, site_means, unit_key, width_of
 from assay.evidence.gates.base import evaluate, get_gate
 from assay.evidence.kinds import KINDS, Columns, Progress
-from assay.model.edits import Edit, patch
 from assay.model.model import Model
 from assay.records import GatePlan, Pair, Plan
 from assay.sites import Site
 
 UNIT_NAMES = ("z", "mlp_out", "attn_out", "resid_pre", "resid_mid", "resid_post")
-CHUNK_FLOATS = 1 << 25
-Means = dict[Site, tuple[Tensor, Tensor]]
+N_ADDED = 10  # random units that minimality compares the claimed ones with
 
 
 def units_of(model: Model, sites: str | Sequence[str | Site]) -> tuple[Site, ...]:
@@ -47,11 +42,6 @@ def units_of(model: Model, sites: str | Sequence[str | Site]) -> tuple[Site, ...
     if len(names := sorted({unit.name for unit in found})) > 1:
         raise bad_argument("sites", " and ".join(names), "one kind of site per claim", "State one claim per kind.")
     return tuple(sorted(found, key=unit_key))
-
-
-def unit_key(unit: Site) -> tuple[int, int]:
-    """Order of units: by layer, then head."""
-    return unit.layer or 0, -1 if unit.index is None else unit.index
 
 
 def all_units(model: Model, name: str) -> list[Site]:
@@ -86,125 +76,15 @@ def random_sets(
     return list(drawn), sum(drawn.values())
 
 
-def site_means(model: Model, prompts: list[list[int]], units: Sequence[Site]) -> Means:
-    """(mean at the first position, mean over all later ones) of every unit, over all prompts."""
-    first: dict[Site, Tensor] = {}
-    later: dict[Site, Tensor] = {}
-    count = 0
-    for rows in _chunks([len(ids) for ids in prompts], _width(model, units)):
-        acts = model.capture([prompts[row] for row in rows], _wholes(units))
-        starts = torch.tensor([0, *acts.lengths[:-1]]).cumsum(0)
-        count += sum(acts.lengths) - len(rows)
-        for whole in _wholes(units):
-            flat = acts.flat(whole).double()
-            at_first = flat[starts].sum(0)
-            first[whole] = first.get(whole, 0) + at_first  # type: ignore[operator]
-            later[whole] = later.get(whole, 0) + flat.sum(0) - at_first  # type: ignore[operator]
-    return {unit: (_part(first[unit.whole] / len(prompts), unit, 0).float(),
-                   _part(later[unit.whole] / max(1, count), unit, 0).float()) for unit in units}  # fmt: skip
+def added_units(pool: Sequence[Site], units: Sequence[Site], n: int, seed: int) -> tuple[Site, ...]:
+    """Up to n units outside the subject, drawn at random, those of its layers first."""
+    free = [unit for unit in pool if unit not in set(units)]
+    random.Random(f"added-{seed}").shuffle(free)
+    layers = {unit.layer for unit in units}
+    return tuple(sorted(free, key=lambda unit: unit.layer not in layers)[:n])
 
 
-# the instrument ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What stays the same over the chunks of a measurement."""
-
-    units: tuple[Site, ...]
-    complement: tuple[Site, ...]
-    random_sets: tuple[tuple[Site, ...], ...]
-    means: Means
-    metric: str
-    positions: str
-    control_pairs: int
-
-
-class Instrument:
-    """Measures one chunk of pairs; scores are kept, so gates may ask for the same thing twice."""
-
-    def __init__(self, model: Model, task: PreparedTask, rows: Sequence[int], setup: Setup) -> None:
-        self.model, self.setup = model, setup
-        self.units, self.complement, self.random_sets = setup.units, setup.complement, setup.random_sets
-        self._clean = [task.clean[row] for row in rows]
-        self._corrupted = [task.corrupted[row] for row in rows]
-        self._metric = task.metric(setup.metric).select(list(rows))
-        self._controls = control_rows(task.templates, rows, setup.control_pairs)
-        self._checkpoints: dict[tuple[str, int], Any] = {}
-        self._kept: dict[Any, list[float | None]] = {}
-        wholes = _wholes((*setup.units, *setup.complement))
-        self._values: dict[str, dict[Site, Tensor]] = {}
-        for run, prompts in (("clean", self._clean), ("corrupted", self._corrupted)):
-            acts = model.capture(prompts, wholes, positions=setup.positions)
-            self._values[run] = {whole: acts[whole] for whole in wholes}
-
-    @property
-    def clean(self) -> list[float | None]:
-        """The metric on clean prompts."""
-        return self._score("clean", ())
-
-    @property
-    def corrupted(self) -> list[float | None]:
-        """The metric on corrupted prompts."""
-        return self._score("corrupted", ())
-
-    def ablated(self, units: tuple[Site, ...], how: str, controls: bool = False) -> list[float | None]:
-        """Clean prompts with units at their mean (`mean`) or corrupted values (`resample`)."""
-        return self._score("clean", units, how, controls)
-
-    def restored(self, units: tuple[Site, ...], controls: bool = False) -> list[float | None]:
-        """Corrupted prompts with units at their clean values."""
-        return self._score("corrupted", units, "restore", controls)
-
-    def _score(self, run: str, units: tuple[Site, ...], how: str = "", controls: bool = False) -> list[float | None]:
-        key = (run, units, how, controls)
-        if key in self._kept:
-            return self._kept[key]
-        prompts = self._clean if run == "clean" else self._corrupted
-        rows = self._controls if controls else list(range(len(prompts)))
-        out: list[float | None] = [None] * len(prompts)
-        if rows:
-            start = min((unit.layer or 0 for unit in units), default=0)
-            scores = self.model.score(
-                [prompts[row] for row in rows], self._metric.select(rows),
-                edits=[self._edit(unit, how, rows) for unit in units],
-                resume=self._checkpoint(run, start).select(rows) if start > 0 else None,
-            )  # fmt: skip
-            for row, value in zip(rows, scores.tolist(), strict=True):
-                out[row] = value
-        self._kept[key] = out
-        return out
-
-    def _edit(self, unit: Site, how: str, rows: list[int]) -> Edit:
-        if how == "mean":
-            return self._mean_edit(unit)
-        source = self._values["corrupted" if how == "resample" else "clean"]
-        value = _part(source[unit.whole][rows], unit, 2)
-        return patch(unit, value[:, 0] if self.setup.positions == "last" else value, self.setup.positions)
-
-    def _mean_edit(self, unit: Site) -> Edit:
-        first, later = self.setup.means[unit]
-        if self.setup.positions == "last":
-            return patch(unit, later, "last")
-        longest = max(map(len, self._clean))
-        return patch(unit, torch.stack([first, *[later] * (longest - 1)])[None])
-
-    def _checkpoint(self, run: str, layer: int) -> Any:
-        if (run, layer) not in self._checkpoints:
-            prompts = self._clean if run == "clean" else self._corrupted
-            self._checkpoints[run, layer] = self.model.checkpoint(prompts, [layer])
-        return self._checkpoints[run, layer]
-
-
-def control_rows(templates: Sequence[str], rows: Sequence[int], per_template: int) -> list[int]:
-    """Places in `rows` of the pairs that controls are measured on: the first few of every template."""
-    seen: dict[str, int] = {}
-    allowed: set[int] = set()
-    for number, template in enumerate(templates):
-        seen[template] = seen.get(template, 0) + 1
-        if seen[template] <= per_template:
-            allowed.add(number)
-    return [place for place, row in enumerate(rows) if row in allowed]
+# measuring ---------------------------------------------------------------------------------------
 
 
 def measure_split(
@@ -212,8 +92,8 @@ def measure_split(
 ) -> Columns:
     """All columns the gates need, over all pairs of a split."""
     columns: Columns = {}
-    chunks = list(_chunks([len(ids) for ids in task.clean], _width(model, (*setup.units, *setup.complement))))
-    for number, rows in enumerate(chunks):
+    parts = list(chunks([len(ids) for ids in task.clean], width_of(model, (*setup.units, *setup.complement))))
+    for number, rows in enumerate(parts):
         instrument = Instrument(model, task, rows, setup)
         for gate in gates:
             for name, values in get_gate(gate.name).measure(instrument, gate).items():
@@ -221,7 +101,7 @@ def measure_split(
                 for row, value in zip(rows, values, strict=True):
                     whole[row] = value
         if report:
-            report("measuring", number + 1, len(chunks))
+            report("measuring", number + 1, len(parts))
     return columns
 
 
@@ -257,33 +137,6 @@ def _signs(scores: dict[str, float | None]) -> tuple[bool, bool]:
     return (values["clean"] - values["ablated.resample"] > 0, values["restored"] - values["corrupted"] > 0)
 
 
-def _wholes(units: Sequence[Site]) -> list[Site]:
-    return sorted({unit.whole for unit in units}, key=unit_key)
-
-
-def _part(value: Tensor, unit: Site, axis: int) -> Tensor:
-    """One head of a whole-layer value, heads on `axis`; other units are whole already."""
-    return value if unit.index is None else value.select(axis, unit.index)
-
-
-def _width(model: Model, units: Sequence[Site]) -> int:
-    """Floats captured per token, both runs."""
-    return 2 * len(_wholes(units)) * max(model.dims.d_model, model.dims.n_heads * model.dims.d_head)
-
-
-def _chunks(lengths: Sequence[int], width: int) -> Iterator[list[int]]:
-    """Rows in order, as many at a time as the memory bound allows."""
-    chunk: list[int] = []
-    for row in range(len(lengths)):
-        longest = max(lengths[other] for other in (*chunk, row))
-        if chunk and (len(chunk) + 1) * longest * width > CHUNK_FLOATS:
-            yield chunk
-            chunk = []
-        chunk.append(row)
-    if chunk:
-        yield chunk
-
-
 # the kind ----------------------------------------------------------------------------------------
 
 
@@ -316,9 +169,10 @@ class Mediates:
         setup = Setup(
             units, tuple(unit for unit in pool if unit not in set(units)), tuple(draws),
             site_means(model, tune.clean, units), plan.metric, settings["positions"], settings["control_pairs"],
+            added_units(pool, units, N_ADDED, settings["seed"]),
         )  # fmt: skip
         record = {"random": [[str(unit) for unit in draw] for draw in draws], "left_their_layer": moved,
-                  "complement": len(setup.complement)}  # fmt: skip
+                  "complement": len(setup.complement), "added": [str(unit) for unit in setup.added]}  # fmt: skip
         return setup, record
 
     def measure(

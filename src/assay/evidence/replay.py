@@ -4,27 +4,31 @@
 2. The model and the texts must be those that were locked, by digest.
 3. Everything is measured again from the plan: same units, controls, seeds and gates.
 4. The rule is applied with the reads and the family of the first verdict, and both are compared.
+5. What came out is stored as a replication: who, where, the same or not, which gates moved.
 
 A replay shows that the numbers come out again. It is no new evidence: the data are the same.
 """
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from assay.errors import EvidenceError, TamperedError
-from assay.evidence.claims import ClaimStore, audit
+from assay.evidence.claims import ClaimStore, audit, ruled
+from assay.evidence.empirical import MISBEHAVES
 from assay.evidence.kinds import Progress
+from assay.evidence.ledger import now
 from assay.evidence.run import Trial
 from assay.evidence.source import Population
-from assay.evidence.verdicts import decide
-from assay.records import GateResult, Verdict
+from assay.passport import run_passport
+from assay.records import GateResult, Replication, Verdict
 
 TOLERANCE = 1e-3  # of effects that are shares: rounding of another processor is far below, a changed effect above
 
 
 @dataclass(frozen=True)
-class Replication:
+class Replay:
     """A verdict, what came out again, and every gate that moved by more than rounding."""
 
     claim: str
@@ -42,9 +46,10 @@ def replay_claim(
     tolerance: float = TOLERANCE,
     *,
     source: Population | None = None,
-) -> Replication:
-    """Measure again and compare. Raises TamperedError for records that do not hold, ReproduceError for
-    another model or other data, EvidenceError for a claim that was never tested."""
+    who: str = "",
+) -> Replay:
+    """Measure again and compare; what came out is stored. Raises TamperedError for records that do not hold,
+    ReproduceError for another model or other data, EvidenceError for a claim that was never tested."""
     claim, plan = store.claim(claim_id), store.plan(claim_id)
     evidence, before = store.evidence(claim_id), store.verdict(claim_id)
     if evidence is None or before is None:
@@ -54,14 +59,18 @@ def replay_claim(
     outcome = Trial(claim, plan, model, progress, source=source).run()
     data = {split: {**found, "looked": evidence.data.get(split, {}).get("looked", [])}
             for split, found in outcome.data.items()}  # fmt: skip
+    noted = tuple(flag for flag in evidence.flags if flag.startswith(MISBEHAVES))  # of the model, not of this run
     measured = replace(evidence, tables=outcome.tables, gates=outcome.gates, search=outcome.search, data=data,
-                       flags=outcome.flags)  # fmt: skip
-    again = decide(claim, plan, measured, outcome.hits, rule_version=before.rule_version, family=before.decision["family"])
+                       flags=(*outcome.flags, *noted))  # fmt: skip
+    again = ruled(claim, plan, measured, outcome.hits, deviations=store.deviations(claim_id),
+                  family=before.decision["family"])  # fmt: skip
     moved = moved_gates(evidence.gates, outcome.gates, tolerance)
     same = (again.verdict, again.reasons, again.qualifiers) == (before.verdict, before.reasons, before.qualifiers)
-    store.append("replication", {"claim": claim_id, "same": same and not moved, "verdict": again.verdict,
-                                 "moved": list(moved)})  # fmt: skip
-    return Replication(claim_id, same and not moved, before.verdict, again, moved)
+    passport = {**model.passport(), **run_passport(plan.settings)}
+    where = f"{platform.system()} {platform.machine()}, {passport.get('device', 'cpu')}"
+    store.record_replication(Replication(claim_id, who or "not named", where, same and not moved, before.verdict,
+                                         again.verdict, moved, now(), passport))  # fmt: skip
+    return Replay(claim_id, same and not moved, before.verdict, again, moved)
 
 
 def moved_gates(before: Sequence[GateResult], again: Sequence[GateResult], tolerance: float) -> tuple[str, ...]:

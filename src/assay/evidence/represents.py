@@ -62,9 +62,10 @@ class Represents:
         """Thresholds and controls, from tune."""
         host, feature, seed = as_host(model), feature_of(subject["feature"]), plan.settings["seed"]
         acts = host.read(feature.site, tune)
-        claimed = projection(feature.direction(acts.shape[1]))
+        towards = feature.direction(acts.shape[1])
+        claimed = projection(towards)
         half, strict = thresholds(numbers(claimed(acts)), tune.labels)
-        directions = random_directions(acts, plan.settings["draws"], seed)
+        directions = random_directions(acts, towards, plan.settings["draws"], seed)
         rivals = best_units(acts, tune, feature.index, N_RIVALS)
         setup = ScoreSetup(
             feature.site, claimed, half, strict, lexical_scorer([item.text for item in tune.examples], tune.labels),

@@ -10,22 +10,24 @@
 3. Everything a kind needs is behind its interface (`kinds.py`); a trial knows items, columns and gates.
 """
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from assay.errors import ReproduceError, UsageError, bad_argument
 from assay.evidence import claims
 from assay.evidence.claims import QUANTIFIERS, ClaimStore
+from assay.evidence.empirical import instrument_flags
 from assay.evidence.gates import evaluate
-from assay.evidence.kinds import KINDS, Columns, Data, Item, Kind, Progress
-from assay.evidence.ledger import looked_at, now, subject_key
-from assay.evidence.search import SEARCHES, Hunt
+from assay.evidence.kinds import KINDS, Columns, Data, Item, Kind, Progress, check_items
+from assay.evidence.ledger import now, subject_key
+from assay.evidence.search import SEARCHES, Found, Hunt
 from assay.evidence.source import Population, clusters, leaks, source_of
+from assay.evidence.stale import other_gates, other_tokenizer, tokenizer_of
 from assay.passport import run_passport
-from assay.records import Claim, Counterexample, Evidence, GateResult, Plan, Verdict, digest
+from assay.records import Claim, Counterexample, Dataset, Evidence, GateResult, Plan, Run, Verdict, digest
 from assay.statistics import mde80
 
 KEPT_HITS = 20
@@ -47,7 +49,7 @@ class Settings:
     alpha: float = 0.05
     metric: str = "logit_diff"
     positions: str = "all"
-    draws: int = 19
+    draws: int = 99
     control_pairs: int = 4
     options: dict[str, Any] = field(default_factory=dict)
     search: dict[str, int] = field(default_factory=dict)
@@ -106,7 +108,9 @@ def state_claim(
     model.fresh_digest()
     claim = _claim(store, model, source, kind.subject(model, subject), statement, settings.positions)
     plan = claims.make_plan(claim, source, settings.sizes, sesoi or {}, asdict(settings))
-    tune = kind.load(model, source.items("tune", settings.tune, settings.seed))
+    items = source.items("tune", settings.tune, settings.seed)
+    check_items(kind, items, source.name)
+    tune = kind.load(model, items)
     setup, controls = kind.prepare(model, plan, claim.subject, tune)
     seen = claims.seen_gates(plan.gates)
     columns = kind.measure(model, tune, setup, seen)
@@ -136,19 +140,30 @@ def test_claim(
 
     def on_read(split: str, items: Sequence[Item]) -> list[str]:
         """Spend the ticket and say what is read, before it is read; what was looked at of it earlier."""
-        entries = store.entries()
-        ticket = claims.ticket_for(store, claim, plan, subject)
-        store.append("data", {"claim": claim.id, "ticket": ticket, "split": split, "subject": subject,
-                              "digest": digest(items), "clusters": clusters(items)})  # fmt: skip
-        return looked_at(entries, model.digest, clusters(items))
+        names, locked = clusters(items), plan.splits[split]
+        with store:
+            looked = store.looks(model.digest, names)
+            ticket = claims.ticket_for(store, claim, plan, subject)
+            store.append("data", {"claim": claim.id, "ticket": ticket, "split": split, "subject": subject,
+                                  "digest": digest(items), "clusters": names})  # fmt: skip
+            store.record_dataset(Dataset(digest(items), claim.task["name"], split, locked["n"], locked["seed"],
+                                         tuple(names), claim.task, str(claim.task.get("licence", ""))))  # fmt: skip
+        return looked
 
     trial = Trial(claim, plan, model, progress, on_read, source, corpus)
+    started, clock = now(), time.perf_counter()
     outcome = trial.run()
-    reads = claims.reads_of(store.entries(), subject, plan, trial.items("confirm"))
+    reads = claims.reads_of(store, subject, plan, trial.items("confirm"))
     passport = {**model.passport(), **run_passport(plan.settings), "rule": plan.rule_version}
+    flags = (*outcome.flags, *instrument_flags(store, model.digest, claim.kind))
     evidence = Evidence(claim.id, plan.lock, passport, outcome.tables, outcome.gates, outcome.search, outcome.data,
-                        reads, outcome.flags, now())  # fmt: skip
+                        reads, flags, now())  # fmt: skip
     store.record_evidence(evidence, outcome.hits)
+    ticket = next((e["body"]["ticket"] for e in reversed(store.entries_of(claim.id)) if e["kind"] == "ticket"), "")
+    passes = sum(int(found.get("passes", 0)) for found in outcome.search["methods"].values())
+    run = digest([passport, evidence.created])[:16]
+    store.record_run(Run(run, claim.id, plan.lock, ticket, started, evidence.created, time.perf_counter() - clock,
+                         passes, passport))  # fmt: skip
     return claims.judge(store, claim_id)
 
 
@@ -197,8 +212,10 @@ class Trial:
         setup, controls = self.kind.prepare(model, plan, self.claim.subject, tune)
         if controls != plan.settings["controls"]:
             self.flags.append("the controls made now are not those in the plan")
-        known = [item for items in seen.values() for item in items]
-        data = {split: self._read(split, known) for split in plan.levels}
+        data: dict[str, Data] = {}
+        for split in plan.levels:
+            data[split] = self._read(split, seen)
+            seen[split] = self.items(split)
         tables: dict[str, dict[str, Any]] = {}
         search: dict[str, Any] = {"complete": False, "methods": {}, "hits": 0, "candidates": 0}
         hits: list[Counterexample] = []
@@ -216,6 +233,8 @@ class Trial:
             raise ReproduceError(f"claim {self.claim.id} is about {subject['model']} with digest"
                                  f" {subject['digest'][:12]}; got {got.name} with {got.digest[:12]}."
                                  " State a claim about this model instead.")  # fmt: skip
+        if problems := [*other_tokenizer(self.claim, got), *other_gates(self.plan)]:
+            raise ReproduceError(f"claim {self.claim.id}: {'; '.join(problems)}. State the claim again.")
         for split, locked in self.plan.splits.items():
             if self.source.digest(split, locked["n"], locked["seed"]) != locked["digest"]:
                 raise ReproduceError(f"task {self.source.name}: its data are not those the plan was locked on"
@@ -226,16 +245,17 @@ class Trial:
         locked = self.plan.splits[split]
         return self.source.items(split, locked["n"], locked["seed"])
 
-    def _read(self, split: str, known: Sequence[Item]) -> Data:
-        """Items of a sealed split, ready for the model; whether they leak into what was seen."""
+    def _read(self, split: str, known: Mapping[str, Sequence[Item]]) -> Data:
+        """Items of a sealed split, ready for the model; whether they leak into the splits read before."""
         items = self.items(split)
         looked = self.on_read(split, items)
         data = self.kind.load(self.model, items)
         self.data[split] = {"digest": digest(items), "pairs": len(data), "clusters": len(clusters(data.items)),
                             "dropped": data.dropped, "looked": looked}  # fmt: skip
-        if shared := leaks(known, items):
-            what = ", ".join(f"{n} {name}" for name, n in shared.items())
-            self.flags.append(f"leak: {split} shares {what} with tune")
+        for other, seen in known.items():
+            if shared := leaks(seen, items):
+                what = ", ".join(f"{n} {name}" for name, n in shared.items())
+                self.flags.append(f"leak: {split} shares {what} with {other}")
         return data
 
     def _table(self, data: Data, columns: Columns) -> dict[str, Any]:
@@ -266,7 +286,7 @@ class Trial:
             method = SEARCHES.get(name)
             hunt = Hunt(self.model, self.claim, self.plan, self.kind, data, setup, columns, budget, KEPT_HITS,
                         self.plan.settings["seed"], self.corpus)  # fmt: skip
-            found = method.find(hunt)
+            found = method.find(hunt) if budget > 0 else Found(0, 0, complete=False)  # a search not run is not finished
             kept.extend(found.kept)
             methods[name] = {**found.record(method.sampled), "required": method.required}
         sampled = [found for found in methods.values() if found["sampled"]]
@@ -301,11 +321,12 @@ def _claim(
         "version": 1 if parent is None else parent.version + 1, "parent": statement.parent, "kind": statement.kind,
         "statement": text, "quantifier": statement.quantifier,
         "subject": {"model": model.name, "source": str(model.source), "digest": model.digest, "positions": positions,
+                    **tokenizer_of(model),
                     **subject},
         "task": source.record(), "direction": "positive",
         "rivals": list(statement.rivals), "created": now(),
     }  # fmt: skip
-    return Claim(id=claims.claim_id({**body, "n": len(store.entries())}), **{**body, "rivals": statement.rivals})
+    return Claim(id=claims.claim_id({**body, "n": store.entry_count()}), **{**body, "rivals": statement.rivals})
 
 
 def _mde(plan: Plan, gates: Sequence[Any], tune: Data, columns: Columns) -> dict[str, float | None]:
@@ -321,8 +342,8 @@ def _mde(plan: Plan, gates: Sequence[Any], tune: Data, columns: Columns) -> dict
 
 
 def _finite(column: Sequence[float | None]) -> bool:
-    return all(value is None or np.isfinite(value) for value in column)
+    return all(value is None or math.isfinite(value) for value in column)
 
 
 def _number(value: float | None) -> float | None:
-    return None if value is None or not np.isfinite(value) else float(value)
+    return None if value is None or not math.isfinite(value) else float(value)

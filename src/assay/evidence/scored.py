@@ -97,13 +97,16 @@ class ScoreInstrument:
         return [float(value) for value in self.setup.lexical([example.text for example in self.data.examples])]
 
     def planted(self, true: bool) -> list[float | None]:
-        """The score of a direction that was planted with the labels (true) or with shuffled labels."""
+        """The score of a direction that was planted with the labels (true) or with shuffled labels.
+
+        What lies along the direction already is dealt out anew, so that it tells nothing of the labels itself.
+        """
         acts, rng = self.acts(), np.random.default_rng(self.setup.seed + 7)
         towards = torch.tensor(rng.standard_normal(acts.shape[1]), dtype=acts.dtype)
         towards = towards / towards.norm()
         labels = np.array([example.label for example in self.data.examples])
         carried = labels if true else rng.permutation(labels)
-        base = acts @ towards
+        base = (acts @ towards)[torch.tensor(rng.permutation(len(acts)))]
         spread = float(base.std()) or 1.0
         return numbers(base + PLANTED_STRENGTH * spread * torch.tensor(carried, dtype=acts.dtype))
 
@@ -112,7 +115,13 @@ def measure_scores(
     host: Host, data: PreparedConcept, setup: ScoreSetup, gates: Sequence[GatePlan], report: Progress | None = None
 ) -> Columns:
     """All columns the gates need, over all examples of a split."""
-    instrument = ScoreInstrument(host, data, setup)
+    return measure_with(ScoreInstrument(host, data, setup), gates, report)
+
+
+def measure_with(
+    instrument: ScoreInstrument, gates: Sequence[GatePlan], report: Progress | None = None
+) -> Columns:
+    """All columns the gates need, with an instrument of a kind's own."""
     columns: Columns = {}
     for number, gate in enumerate(gates):
         columns.update(get_gate(gate.name).measure(instrument, gate))
@@ -146,19 +155,28 @@ def projection(direction: Float[Tensor, " d"]) -> Scorer:
     return lambda acts: acts @ direction.to(acts.dtype)
 
 
-def random_directions(tune: Float[Tensor, "example d"], draws: int, seed: int) -> dict[str, Tensor]:
-    """Unit directions from three pools: isotropic, from the covariance of tune activations, and single units
-    of about the firing density of ... units drawn at random. `pool.number` -> (d,)."""
-    rng = np.random.default_rng(seed)
-    width = tune.shape[1]
-    centred = (tune - tune.mean(0)).double().numpy()
+def random_directions(
+    tune: Float[Tensor, "example d"], claimed: Float[Tensor, " d"], draws: int, seed: int
+) -> dict[str, Tensor]:
+    """About `draws` unit directions from three pools, as `pool.number` -> (d,).
+
+    `isotropic`; `covariance`: of tune activations after the claimed direction is taken out, otherwise a strong
+    feature would be compared with noisy copies of itself; `unit`: single units that are above their own mean on
+    about as many examples as the claimed direction is.
+    """
+    rng, each = np.random.default_rng(seed), max(1, round(draws / 3))
+    acts, towards = tune.double().numpy(), claimed.double().numpy()
+    score, width = acts @ towards, acts.shape[1]
+    others = acts - acts.mean(0)
+    others = others - np.outer(others @ towards, towards) / float(towards @ towards)
     found: dict[str, Tensor] = {}
-    for number in range(draws):
+    for number in range(each):
         found[f"isotropic.{number:02d}"] = _unit(rng.standard_normal(width))
-        found[f"covariance.{number:02d}"] = _unit(rng.standard_normal(len(centred)) @ centred)
-    alive = np.flatnonzero(centred.std(0) > 0)
-    units = rng.permutation(alive if len(alive) else np.arange(width))[:draws]
-    for number, unit in enumerate(units):
+        found[f"covariance.{number:02d}"] = _unit(rng.standard_normal(len(others)) @ others)
+    alive = np.flatnonzero((acts.std(0) > 0) & (np.abs(towards) < 0.9 * np.linalg.norm(towards)))
+    density = np.abs((acts > acts.mean(0)).mean(0)[alive] - (score > score.mean()).mean())
+    similar = alive[np.argsort(density, kind="stable")[: 3 * each]]
+    for number, unit in enumerate(rng.permutation(similar)[:each]):
         found[f"unit.{number:02d}"] = _unit(np.eye(1, width, int(unit))[0])
     return found
 

@@ -11,6 +11,35 @@ from assay.records import Claim, GateResult, Plan
 
 KIND_WORDS = {"z": "attention head", "mlp_out": "MLP layer", "attn_out": "attention layer"}
 KIND_LIMITS = {
+    "uses": (
+        "What the direction stands for, or that a property can be read from it: that is another claim (represents, decodes).",
+        "That no other direction carries the behaviour, or that erasing leaves activations the model could have by itself.",
+    ),
+    "steers": (
+        "That the model itself uses this direction: that is another claim (uses).",
+        "That it is the best way to steer: a plain instruction may do more. Nor what happens in long generations.",
+    ),
+    "connects": (
+        "That nothing else drives the second feature, or that the first drives nothing else.",
+        "What either feature stands for: that is another claim (represents).",
+    ),
+    "decodes": (
+        "That the model uses what can be read here: that is another claim (uses).",
+        "That it is stored in this form, or only here.",
+    ),
+    "explains": (
+        "That the feature does in the output what the explanation says: the output side was not tested.",
+        "That this is the only explanation that fits, or that it names what the model means.",
+    ),
+    "detects": (
+        "That it catches what somebody built to get past it: only the searches that were run.",
+        "That it works in families of situations that were not sampled.",
+        "That it sees more than a reader of the model's output would: no such reader was compared.",
+    ),
+    "reconstructs": (
+        "What any of its latents stands for: that is another claim (represents, explains).",
+        "That it is good for other uses than the one named, or that it is the only such dictionary.",
+    ),
     "represents": (
         "That the model uses this feature: that is another claim (uses).",
         "That the concept is stored nowhere else, or that the feature has no second meaning outside the data.",
@@ -66,7 +95,8 @@ def plain_sentence(claim: Claim, verdict: str, reasons: Sequence[str], gates: Se
     if verdict == "refuted":
         if "below SESOI" not in reasons or not required:
             return f"Refuted: {said}: it was claimed always, and cases were found where it fails."
-        worst = min(required, key=lambda gate: gate.p_below)
+        deciding = [gate for gate in required if gate.group not in ("random", "lexical")]  # controls alone never refute
+        worst = min(deciding or required, key=lambda gate: gate.p_below)
         where = "" if worst.split == "confirm" else f" on {worst.split} data"
         return f"Refuted: {said}: {gate_words(worst)}{where}; {_share(worst.sesoi)} was claimed."
     told = [words for gate in required if gate.split == "confirm" and (words := gate_words(gate))]
@@ -135,7 +165,7 @@ def _clusters(gates: Sequence[GateResult]) -> int:
 def _failures(gates: Sequence[GateResult], reasons: Sequence[str], them: str) -> str:
     if "below SESOI" not in reasons:
         return "it was claimed always, and prompts were found where it fails"
-    low = [gate for gate in gates if gate.required and gate.group != "random" and gate.estimate is not None]
+    low = [gate for gate in gates if gate.required and gate.group not in ("random", "ablation") and gate.estimate is not None]
     worst = min(low, key=lambda gate: gate.p_below)
     words = {"necessity": f"switching {them} off removes", "sufficiency": f"restoring {them} alone brings back"}
     what = words.get(worst.group, f"{worst.name} is")

@@ -16,7 +16,9 @@ Rule 1, for a claim with required gates on the splits confirm and ood:
 5. *supported*: every required gate beats its SESOI on confirm at alpha and on ood at its own level
    (intersection-union: no correction inside a claim), on at least 8 clusters each, after Holm over
    the claims that share the confirm split, with a finished counterexample search.
-6. *inconclusive* with reason codes: everything else. A wide interval is never a refutation.
+6. Counterexamples only lower a verdict. "Always" is refuted by one that was verified; "usually" allows a share of
+   failing items, "tends" that not significantly more than half fail, both among items drawn beforehand.
+7. *inconclusive* with reason codes: everything else. A wide interval is never a refutation.
 
 A verdict holds for the population, corruption and model of its claim. The rule's own error rates
 are a property to be measured, not to be read off the code.
@@ -27,13 +29,14 @@ from dataclasses import dataclass
 
 from assay.errors import EvidenceError
 from assay.evidence.sentence import does_not_show, sentence
-from assay.records import Claim, Counterexample, Evidence, GateResult, Plan, Verdict, digest, plain
+from assay.records import Claim, Counterexample, Deviation, Evidence, GateResult, Plan, Verdict, digest, plain
 from assay.statistics import clopper_pearson, clusters_needed, holm
 
 RULE_VERSION = "1"
 MIN_CLUSTERS = 8
 WRONG_SIGN_SHARE = 0.10
-CONTROLS = {"random": "non-unique", "lexical": "lexical"}  # a control that does as well, and what it is called
+# a control that does as well, or another way to switch off that shows the opposite, and what it is called
+CONTROLS = {"random": "non-unique", "lexical": "lexical", "ablation": "ablation-dependent"}
 STATES = ("supported", "refuted", "inconclusive", "not tested")
 
 
@@ -58,24 +61,30 @@ def decide(
     *,
     rule_version: str = RULE_VERSION,
     family: Mapping[str, float] | None = None,
+    deviations: Sequence[Deviation] = (),
 ) -> Verdict:
     """The verdict. `family`: p of every other claim that shares the confirm split.
 
-    Raises EvidenceError for an unknown rule version, or evidence that belongs to another plan.
+    Raises EvidenceError for an unknown rule version, or evidence that belongs to another plan or model.
     """
     if rule_version != RULE_VERSION:
         raise EvidenceError(f"rule version: got {rule_version!r}; allowed: {RULE_VERSION!r}. Use the release"
                             " of Assay that decided this claim.")  # fmt: skip
     if evidence is not None and (evidence.claim, evidence.lock) != (claim.id, plan.lock):
         raise EvidenceError(f"claim {claim.id}: the evidence belongs to another claim or plan.")
+    measured = claim.subject.get("digest") if evidence is None else evidence.run.get("digest", claim.subject.get("digest"))
+    if measured != claim.subject.get("digest"):
+        raise EvidenceError(f"claim {claim.id}: the evidence was measured on another model ({str(measured)[:12]}) than"
+                            " the claim is about. It never counts.")  # fmt: skip
     others = dict(sorted((family or {}).items()))
     ruling = rule(claim, plan, evidence, counterexamples, others)
     gates = () if evidence is None else evidence.gates
-    qualifiers = qualifiers_of(plan, evidence, ruling.reasons)
+    qualifiers = qualifiers_of(plan, evidence, ruling.reasons, deviations)
     decision = {
         "p": ruling.p, "p_adjusted": ruling.adjusted, "alpha": ruling.alpha, "family": others,
         "reads": 0 if evidence is None else evidence.reads, "notes": list(ruling.notes),
         "more_clusters": ruling.more_clusters, "evidence": None if evidence is None else digest(evidence),
+        **({"deviations": [digest(deviation) for deviation in deviations]} if deviations else {}),
     }  # fmt: skip
     return Verdict(
         claim.id, claim.kind, ruling.verdict, ruling.reasons, qualifiers,
@@ -93,14 +102,15 @@ def rule(
     counterexamples: Sequence[Counterexample],
     family: Mapping[str, float],
 ) -> Ruling:
-    """The bare decision, steps 1 to 6."""
+    """The bare decision, steps 1 to 7."""
     alpha = plan.levels["confirm"]
     if evidence is None:
         return Ruling("not tested", ("confirm unread",), alpha=alpha)
     charged = alpha / max(1, evidence.reads)
     if absent := absent_behaviour(plan, evidence.gates, "confirm", alpha):
         if too_few := few_clusters(evidence.gates):
-            return Ruling("inconclusive", ("underpowered",), too_few, alpha=charged)
+            short = missing_clusters([gate for gate in evidence.gates if gate.group == "behaviour"])
+            return Ruling("inconclusive", ("underpowered",), too_few, alpha=charged, more_clusters=short)
         return Ruling("not tested", ("behaviour absent",), absent, alpha=charged)
     required, missing = required_gates(plan, evidence)
     if broken := (*evidence.flags, *broken_instrument(evidence.gates, alpha)):
@@ -128,7 +138,7 @@ def rule(
     if not failing and adjusted > charged:
         reasons.setdefault("underpowered")
         notes.append(f"p {p:.3g} is {adjusted:.3g} after Holm over {len(family) + 1} claims on this confirm split")
-    more = more_clusters(failing, charged)
+    more = max(filter(None, (more_clusters(failing, charged), missing_clusters(required))), default=None)
     if reasons or failing or adjusted > charged:
         reasons = reasons or {"underpowered": None}
         return Ruling("inconclusive", tuple(reasons), tuple(notes), p, adjusted, charged, more)
@@ -231,7 +241,18 @@ def doubts(
         hits, n = evidence.search.get("hits", 0), evidence.search.get("candidates", 0)
         if n and clopper_pearson(hits, n)[1] > WRONG_SIGN_SHARE:
             found.append(("counterexamples", f"{hits} of {n} pairs have the wrong sign; {WRONG_SIGN_SHARE:.0%} allowed"))
+    found += [("counterexamples", note) for note in mostly_failing(evidence)]
     return found
+
+
+def mostly_failing(evidence: Evidence) -> list[str]:
+    """Sampled searches in which significantly more than half of the items fail: then nothing "tends to" hold.
+
+    Methods that hunt for failures are left out: how often they succeed is a property of the hunt.
+    """
+    sampled = {name: m for name, m in evidence.search.get("methods", {}).items() if m.get("sampled") and m.get("tried")}
+    return [f"{name}: {m['hits']} of {m['tried']} fail, more than half" for name, m in sorted(sampled.items())
+            if clopper_pearson(m["hits"], m["tried"])[0] > 0.5]  # fmt: skip
 
 
 def _why(gate: GateResult, passed: Sequence[GateResult]) -> str:
@@ -240,7 +261,7 @@ def _why(gate: GateResult, passed: Sequence[GateResult]) -> str:
     twins = [other for other in passed if other.group == gate.group and other.split == gate.split]
     if estimate < gate.sesoi and gate.group == "necessity" and twins:
         return "ablation-dependent"
-    if estimate < gate.sesoi and gate.group in CONTROLS:
+    if estimate <= gate.sesoi and gate.group in CONTROLS:
         return CONTROLS[gate.group]
     if estimate < gate.sesoi and passed:
         return "conflicting gates"
@@ -252,20 +273,31 @@ def more_clusters(failing: Sequence[GateResult], alpha: float) -> int | None:
     needs = []
     for gate in failing:
         sd, k = gate.sample.get("sd"), int(gate.sample.get("K") or 0)
-        total = None if gate.estimate is None or sd is None else clusters_needed(gate.estimate, sd, gate.sesoi, alpha)
+        total = gate.sample.get("needed")  # gates that are decided by an exact count say it themselves
+        if total is None and gate.estimate is not None and sd is not None:
+            total = clusters_needed(gate.estimate, sd, gate.sesoi, alpha)
         if total is None:
             return None
         needs.append(max(1, total - k))
     return max(needs, default=None)
 
 
-def qualifiers_of(plan: Plan, evidence: Evidence | None, reasons: Sequence[str]) -> tuple[str, ...]:
-    """Labels that go with any verdict. A reported rival that is not beaten makes a claim non-unique."""
+def missing_clusters(gates: Sequence[GateResult]) -> int | None:
+    """How many clusters the gate with the fewest lacks to be able to support anything; None when it lacks none."""
+    short = max((MIN_CLUSTERS - int(gate.sample.get("K") or 0) for gate in gates), default=0)
+    return short if short > 0 else None
+
+
+def qualifiers_of(
+    plan: Plan, evidence: Evidence | None, reasons: Sequence[str], deviations: Sequence[Deviation] = ()
+) -> tuple[str, ...]:
+    """Labels that go with any verdict. A reported rival that is not beaten makes a claim non-unique; sealed data
+    seen before, or any deviation from the plan, makes it exploratory."""
     if evidence is None:
-        return ()
+        return ("exploratory",) * bool(deviations)
     rivals = [gate for gate in evidence.gates if gate.group == "rival" and gate.split == "confirm"]
     matched = any(gate.p_above > level_of(plan, evidence, gate) for gate in rivals)
-    names = {"exploratory": any(data.get("looked") for data in evidence.data.values()),
+    names = {"exploratory": bool(deviations) or any(data.get("looked") for data in evidence.data.values()),
              "reused split": evidence.reads > 1, "non-unique": "non-unique" in reasons or matched,
              "lexical": "lexical" in reasons}  # fmt: skip
     return tuple(name for name, holds in names.items() if holds)

@@ -13,6 +13,7 @@ import enum
 import functools
 import hashlib
 import inspect
+import json
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -39,6 +40,18 @@ def weights_state(hf: nn.Module) -> Any:
         state.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
         state.update(_bytes(value))
     return state
+
+
+def tokenizer_digest(tokenizer: Any, prepend_bos: bool, bos_id: int | None) -> str | None:
+    """Hash of how texts become tokens: vocabulary, merges, normaliser, special tokens, and what is put before."""
+    if tokenizer is None:
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = json.loads(backend.to_str()) if backend is not None else {"vocabulary": sorted(tokenizer.get_vocab().items())}
+    for name in ("padding", "truncation"):  # set by the last call, no part of what the tokenizer is
+        parts.pop(name, None)
+    text = json.dumps([parts, bool(prepend_bos), bos_id], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def tree_hash(hf: nn.Module) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from assay.errors import LayoutError, ShapeError, SiteError, UsageError, bad_argument
 from assay.model.activations import Activations, Collector
 from assay.model.edits import Edit, Positions, check_value
-from assay.model.fingerprint import weights_state
+from assay.model.fingerprint import tokenizer_digest, weights_state
 from assay.model.generate import Generation, Sampling, generate
 from assay.model.gradients import gradients
 from assay.model.layout import Layout
@@ -130,6 +130,11 @@ class Model:
         """The digest of the weights as they are now, whatever was read before."""
         self.__dict__.pop("_weights", None)
         return self.digest
+
+    @property
+    def tokenizer_digest(self) -> str | None:
+        """SHA-256 of how texts become tokens: vocabulary, merges, normaliser and BOS setting. None without one."""
+        return tokenizer_digest(self.tokenizer, self.prepend_bos, self.bos_id)
 
     def passport(self) -> dict[str, Any]:
         """What a result must say about the model that produced it."""

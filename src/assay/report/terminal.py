@@ -94,6 +94,8 @@ def verdict_panel(verdict: Mapping[str, Any]) -> RenderableType:
     said = [*card["reasons"], *card["qualifiers"], *card["notes"]]
     if said:
         parts.append(Text("because: " + "; ".join(visible(item, 200) for item in said)))
+    if card["more"]:
+        parts.append(Text(f"about {card['more']} more sentence patterns per split would probably settle it"))
     if card["does_not_show"]:
         parts.append(Text("\nThis does not show:", style="bold"))
         parts += [Text(f"  - {visible(item, 400)}") for item in card["does_not_show"]]

@@ -10,16 +10,23 @@ sequence ("a b c ... a" -> "b") in the textbook way (Elhage et al. 2021, Olsson 
     others  inert
 
 So {z.0.0, z.1.0, z.1.1} carry induction, z.0.1 does not although the answer can be read from it, and
-z.1.0 and z.1.1 back each other up.
+z.1.0 and z.1.1 back each other up. `Induction` turns the parts into parameters: how many copies with which
+shares, a decoy or none, how strongly the copied words vary, and `linear`: a large constant in the stream makes
+the norms the same for every input, so that a head's effect is exactly its share of the logits.
 """
 
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from assay.model.load import load_model
 from assay.model.model import Model
+from assay.records import Pair
 
 WORDS = 24
 LONGEST = 40
@@ -27,10 +34,23 @@ D_HEAD = 48
 N_HEADS = 4
 SHARP = 60.0
 COPY = 8.0
+BALLAST = 300.0
 PARTS = ("token", "previous", "unread", "output")
 
 
-def planted_induction() -> Model:
+@dataclass(frozen=True)
+class Induction:
+    """Parameters of the planted model. `copies`: share of the copying done by z.1.0, z.1.1, ..; `spread`: standard
+    deviation over words of how strongly z.1.0 copies, as a share of its mean."""
+
+    copies: tuple[float, ...] = (0.5, 0.5)
+    decoy: bool = True
+    linear: bool = False
+    spread: float = 0.0
+    seed: int = 0
+
+
+def planted_induction(plan: Induction = Induction()) -> Model:
     """The model, with a tokenizer of the words w0 .. w23. Its layout is proved like any other's."""
     import transformers
 
@@ -40,16 +60,20 @@ def planted_induction() -> Model:
         vocab_size=WORDS, n_positions=LONGEST, n_embd=d_model, n_layer=2, n_head=N_HEADS, n_inner=8,
         tie_word_embeddings=False, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
-    assert width <= d_model
+    assert width + 2 <= d_model and len(plan.copies) <= N_HEADS
     hf: Any = transformers.GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         for parameter in hf.parameters():
             parameter.zero_()
         _write_ends(hf)
         _write_head(hf, 0, 0, read="position", look="position", copy_to="previous")
-        _write_head(hf, 0, 1, read="position", look="position", copy_to="unread")
-        for head in (0, 1):
+        if plan.decoy:
+            _write_head(hf, 0, 1, read="position", look="position", copy_to="unread")
+        for head, share in enumerate(plan.copies):
             _write_head(hf, 1, head, read="token", look="previous", copy_to="output")
+            _scale_copies(hf, head, share * word_gains(plan) if head == 0 else np.full(WORDS, share))
+        if plan.linear:
+            _write_ballast(hf, d_model)
         for block in hf.transformer.h:
             nn.init.normal_(block.mlp.c_fc.weight, std=0.02, generator=torch.Generator().manual_seed(0))
             nn.init.normal_(block.mlp.c_proj.weight, std=1e-4, generator=torch.Generator().manual_seed(1))
@@ -101,4 +125,48 @@ def _write_head(hf: Any, layer: int, head: int, *, read: str, look: str, copy_to
             weight[_at(look, number), keys.start + shifted] = 1.0
     for word in range(WORDS):
         weight[_at("token", word), values.start + word] = 1.0
-        attention.c_proj.weight[head * size + word, _at(copy_to, word)] = COPY / (2.0 if layer == 1 else 8.0)
+        attention.c_proj.weight[head * size + word, _at(copy_to, word)] = COPY if layer == 1 else COPY / 8.0
+
+
+def word_gains(plan: Induction) -> np.ndarray:
+    """How strongly z.1.0 copies every word (WORDS,), with mean 1 exactly."""
+    drawn = np.random.default_rng([plan.seed, 5]).standard_normal(WORDS)
+    drawn = (drawn - drawn.mean()) / drawn.std()
+    return 1.0 + plan.spread * drawn
+
+
+def _scale_copies(hf: Any, head: int, gains: np.ndarray) -> None:
+    rows = slice(head * D_HEAD, head * D_HEAD + WORDS)
+    hf.transformer.h[1].attn.c_proj.weight[rows] *= torch.tensor(gains, dtype=torch.float32)[:, None]
+
+
+def _write_ballast(hf: Any, d_model: int) -> None:
+    """Two coordinates of +-BALLAST at every position: the standard deviation of the stream is theirs, and the
+    norms multiply it back."""
+    for coordinate, sign in ((d_model - 2, 1.0), (d_model - 1, -1.0)):
+        hf.transformer.wpe.weight[:, coordinate] = sign * BALLAST
+    size = BALLAST * (2.0 / d_model) ** 0.5
+    for norm in (hf.transformer.ln_f, *(n for block in hf.transformer.h for n in (block.ln_1, block.ln_2))):
+        norm.weight.fill_(size)
+        norm.weight[-2:] = 0.0  # what reads the stream does not see the ballast
+
+
+def repeated_pairs(n_templates: int, per_template: int, seed: int, prefix: str = "") -> list[Pair]:
+    """"a b c d  a b" -> "c"; corrupted: another word in the place of the first "c". A template is a length, a
+    place and a lead, all drawn anew."""
+    rng = random.Random(f"{prefix}-{seed}")
+    pairs = []
+    for number in range(n_templates):
+        length, lead = rng.randrange(5, 12), rng.randrange(0, 4)
+        back = rng.randrange(1, length - 1)
+        for _ in range(per_template):
+            pairs.append(_pair(rng, length, lead, back, f"{prefix}{number}"))
+    return pairs
+
+
+def _pair(rng: random.Random, length: int, lead: int, back: int, template: str) -> Pair:
+    words = rng.sample([f"w{word}" for word in range(WORDS)], length + lead + 1)
+    first, new, before = words[:length], words[length], words[length + 1 :]
+    other = [new if place == back else word for place, word in enumerate(first)]
+    texts: Sequence[str] = [" ".join(before + said + first[:back]) for said in (first, other)]
+    return Pair(texts[0], texts[1], (f" {first[back]}",), (f" {new}",), template)

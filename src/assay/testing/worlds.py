@@ -14,6 +14,7 @@ What a claim about a world should come to is known; what real activations look l
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,15 +42,16 @@ class World:
     source: str = "planted"
     site: str = SITE
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        whole = hashlib.sha256(self.salt.encode())
-        for text in sorted(self.vectors):
-            whole.update(text.encode() + np.round(self.vectors[text], 6).tobytes())
-        return whole.hexdigest()
+        return self.fresh_digest()
 
     def fresh_digest(self) -> str:
-        return self.digest
+        """Hash of texts and activations, computed anew."""
+        texts = sorted(self.vectors)
+        whole = hashlib.sha256("\0".join((self.salt, *texts)).encode())
+        whole.update(np.round(np.stack([self.vectors[text] for text in texts]), 6).tobytes())
+        return whole.hexdigest()
 
     def passport(self) -> dict[str, Any]:
         return {"model": self.name, "digest": self.digest, "source": self.source}
@@ -67,9 +69,10 @@ class World:
 
     def untrained(self, scheme: str, seed: int) -> "World":
         """Activations of the same size that mean nothing."""
-        width = self.directions.shape[1]
+        texts = sorted(self.vectors)
         spread = float(np.std(list(self.vectors.values())))
-        vectors = {text: _seeded(f"{scheme}-{seed}-{text}").standard_normal(width) * spread for text in self.vectors}
+        drawn = _seeded(f"{scheme}-{seed}-{self.digest}").standard_normal((len(texts), self.directions.shape[1]))
+        vectors = dict(zip(texts, drawn * spread, strict=True))
         return replace(self, vectors=vectors, name=f"{self.name}, untrained", salt=f"{scheme}-{seed}")
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from assay.evidence.kinds import Columns
-from assay.records import GatePlan, GateResult
+from assay.records import Claim, GatePlan, GateResult
 from assay.registry import Registry
-from assay.statistics import summarise, weaker
+from assay.statistics import summarise, summarise_exact, weaker
 
 Column = Sequence[float | None]
 Table = Mapping[str, Any]  # {"templates": [..], "columns": Columns, "controls": {..}}
@@ -23,37 +23,45 @@ Table = Mapping[str, Any]  # {"templates": [..], "columns": Columns, "controls":
 
 @dataclass(frozen=True)
 class Contrast:
-    """One number per pair, and what else the gate wants shown."""
+    """One number per pair, and what else the gate wants shown.
+
+    `exact`: the values are shares of successes so near 1 that spread says nothing; decide by the exact binomial.
+    """
 
     values: list[float | None]
     per_control: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    exact: bool = False
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A registered gate. `kinds`: the claim kinds it can serve; `after`: columns it needs first.
+    """A registered gate. `kinds`: the claim kinds it can serve; `required`: whether it decides, for all claims or
+    as the claim at hand says.
 
     `precondition` gates decide only whether there is something to test. `bars`: SESOIs of kinds whose bar is
     another one. `says`: the estimate in words, "it ranks a member above a non-member {estimate} of the time".
+    `version`: goes up when the same data would give other numbers; verdicts by an older one are *stale*.
     """
 
     name: str
     group: str
     kinds: tuple[str, ...]
     sesoi: float
-    required: bool
+    required: bool | Callable[[Claim], bool]
     measure: Callable[[Any, GatePlan], Columns]
     contrast: Callable[[Table, GatePlan], Contrast]
     options: dict[str, Any] = field(default_factory=dict)
     precondition: bool = False
     bars: Mapping[str, float] = field(default_factory=dict)
     says: str = ""
+    version: int = 1
 
-    def plan(self, sesoi: float | None = None, kind: str = "", **options: Any) -> GatePlan:
+    def plan(self, sesoi: float | None = None, kind: str = "", claim: Claim | None = None, **options: Any) -> GatePlan:
         """The gate as it will be locked."""
         chosen = self.bars.get(kind, self.sesoi) if sesoi is None else sesoi
-        return GatePlan(self.name, self.group, chosen, self.required, {**self.options, **options})
+        decides = self.required if isinstance(self.required, bool) else claim is not None and self.required(claim)
+        return GatePlan(self.name, self.group, chosen, decides, {**self.options, **options}, self.version)
 
 
 GATES: Registry[Gate] = Registry("gate")
@@ -81,13 +89,14 @@ def evaluate(gate: GatePlan, split: str, table: Table, alpha: float, seed: int) 
         contrast = found.contrast(table, gate)
     except KeyError:
         return None
-    summary = summarise(contrast.values, table["templates"], gate.sesoi, alpha, seed)
+    summed = summarise_exact if contrast.exact else summarise
+    summary = summed(contrast.values, table["templates"], gate.sesoi, alpha, seed)
     if table.get("words"):
-        summary = weaker(summary, summarise(contrast.values, table["words"], gate.sesoi, alpha, seed))
+        summary = weaker(summary, summed(contrast.values, table["words"], gate.sesoi, alpha, seed))
     tables = {"per_template": summary.per_template, "per_control": contrast.per_control, **contrast.notes}
     return GateResult(
         gate.name, split, gate.group, gate.required, gate.sesoi, summary.estimate, summary.low,
-        summary.high, summary.p_above, summary.p_below, summary.sample, tables,
+        summary.high, summary.p_above, summary.p_below, summary.sample, tables, found.version,
     )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ it could be right or wrong about. None of them says anything about mechanism.
 from assay.evidence.gates.base import Columns, Contrast, Gate, Table, column, difference, register
 from assay.records import GatePlan
 
-KINDS = ("mediates",)
+KINDS = ("mediates", "uses")
+SPAN_KINDS = (*KINDS, "steers")  # what steers may be a behaviour the model does not show by itself
 
 
 def measure(instrument, gate: GatePlan) -> Columns:
@@ -35,5 +36,5 @@ def spread(table: Table, gate: GatePlan) -> Contrast:
     return Contrast(difference(column(table, "clean"), column(table, "corrupted")))
 
 
-for _name, _contrast in (("margin", margin), ("accuracy", accuracy), ("span", spread)):
-    register(Gate(f"behaviour.{_name}", "behaviour", KINDS, 0.0, False, measure, _contrast, precondition=True))
+for _name, _contrast, _kinds in (("margin", margin, KINDS), ("accuracy", accuracy, KINDS), ("span", spread, SPAN_KINDS)):
+    register(Gate(f"behaviour.{_name}", "behaviour", _kinds, 0.0, False, measure, _contrast, precondition=True))

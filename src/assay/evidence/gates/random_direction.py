@@ -1,6 +1,7 @@
 """Random directions: does any direction do it?
 
-1. Three pools: isotropic; drawn from the covariance of tune activations; single units of the same site.
+1. Three pools: isotropic; drawn from the covariance of tune activations after the claimed direction was taken
+   out of them; single units of the same site that are as often above their mean.
 2. Each is scored on the same activations, its sign chosen so that it is as good as it can be.
 3. Contrast per member: its placement under the claimed score minus that under the strongest direction.
 
@@ -13,7 +14,7 @@ from assay.evidence.gates.detection import placed
 from assay.records import GatePlan
 from assay.statistics import placements
 
-KINDS = ("represents",)
+KINDS = ("represents", "detects")  # of a monitor: fitted on random contrast pairs
 
 
 def measure(instrument, gate: GatePlan) -> Columns:

@@ -11,6 +11,7 @@ import numpy as np
 from assay.evidence.gates.base import Contrast, Gate, Table, column, register
 from assay.evidence.gates.detection import KINDS, measure, placed
 from assay.records import GatePlan
+from assay.statistics import comparison_groups
 
 DRAWS = 499
 
@@ -26,11 +27,11 @@ def contrast(table: Table, gate: GatePlan) -> Contrast:
 
 def shuffled_means(scores, labels, templates, draws: int, seed: int = 0) -> np.ndarray:
     """Mean placement (draws,) under labels permuted inside templates; mean of template AUROCs."""
+    from scipy.stats import rankdata
+
     rng = np.random.default_rng(seed)
     value = np.array([np.nan if score is None else score for score in scores], dtype=float)
-    member, names = np.array(labels) == 1, np.array(templates)
-    if all(len(set(member[names == name])) < 2 for name in set(templates)):
-        names = np.full(len(names), "")
+    member, names = np.array(labels) == 1, np.array(comparison_groups(labels, templates))
     total, groups = np.zeros(draws), 0
     for name in sorted(set(names.tolist())):
         inside = np.flatnonzero(names == name)
@@ -38,17 +39,11 @@ def shuffled_means(scores, labels, templates, draws: int, seed: int = 0) -> np.n
         if 0 < m < n:
             one = np.zeros(n)
             one[:m] = 1.0
-            ranks = _midranks(value[inside])
+            ranks = rankdata(value[inside])
             shuffled = rng.permuted(np.tile(one, (draws, 1)), axis=1)
             total += (shuffled @ ranks - m * (m + 1) / 2) / (m * (n - m))
             groups += 1
     return total / groups if groups else np.full(draws, 0.5)
-
-
-def _midranks(values: np.ndarray) -> np.ndarray:
-    from scipy.stats import rankdata
-
-    return rankdata(values)
 
 
 register(Gate("shuffled", "shuffled", KINDS, 0.0, True, measure, contrast, {"draws": DRAWS},

@@ -12,7 +12,7 @@ from assay.evidence.gates.base import Columns, Contrast, Gate, Table, register
 from assay.evidence.gates.random_direction import against_strongest
 from assay.records import GatePlan
 
-KINDS = ("represents", "decodes", "explains")
+KINDS = ("represents", "decodes", "explains", "detects")
 
 
 def measure(instrument, gate: GatePlan) -> Columns:

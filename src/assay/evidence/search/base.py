@@ -6,6 +6,8 @@
    all others are found by trying: they are shown, but their rate is a property of the search.
 3. Search can only lower a verdict. A method that does not finish keeps a claim from being supported, when
    it is `required`.
+4. No hit among n independent draws bounds the share of failures among them by 3/n (95%). What a search tries is
+   no sample: only draws that a method names as `independent` get the bound.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +38,10 @@ class Hunt:
 
 @dataclass(frozen=True)
 class Found:
-    """What a method found: candidates tried, all hits counted, the worst kept, forward passes (prompts run)."""
+    """What a method found: candidates tried, all hits counted, the worst kept, forward passes (prompts run).
+
+    `independent`: how many of the tries were drawn independently of each other and of what was found before.
+    """
 
     tried: int
     n_hits: int
@@ -44,10 +49,12 @@ class Found:
     passes: int = 0
     complete: bool = True
     notes: dict[str, Any] = field(default_factory=dict)
+    independent: int = 0
 
     def record(self, sampled: bool) -> dict[str, Any]:
         """As stored. `bound_if_none`: with no hit among n independent tries, the share is below 3/n (95%)."""
-        bound = 3 / self.tried if self.tried and not self.n_hits else None
+        draws = self.tried if sampled else self.independent
+        bound = min(1.0, 3 / draws) if draws and not self.n_hits else None
         return {"tried": self.tried, "hits": self.n_hits, "kept": len(self.kept), "passes": self.passes,
                 "complete": self.complete, "sampled": sampled, "bound_if_none": bound, "notes": self.notes}  # fmt: skip
 

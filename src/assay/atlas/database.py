@@ -1,0 +1,164 @@
+"""Opening the database of an atlas: one writer, many readers, a clear error rather than corruption.
+
+1. The database is opened for each operation and closed after it, so that one process can write while
+   others read. A process that finds it locked waits up to `patience` seconds, then says who holds it.
+2. Inside `with atlas:` it is opened once, for reading until the first write; others wait until the end, so
+   such a block is for many short operations, never for a measurement. The lock is DuckDB's own in both
+   cases, and every write is its own transaction: a longer block holds the lock longer, and changes nothing else.
+3. The ledger's head is kept in a table and, after the commit, in the file `ledger.head`.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import duckdb
+from duckdb import DuckDBPyConnection as Connection
+
+from assay.atlas import index
+from assay.atlas.migrations import NEWEST, migrate, version_of
+from assay.errors import StoreError
+from assay.files import write_file
+from assay.records import canonical
+
+FILE = "atlas.duckdb"
+HEAD = "ledger.head"
+_IN_PROCESS = threading.RLock()
+_HELD: dict[Path, "_Held"] = {}  # databases that a `with atlas:` block of this process keeps open
+
+
+class _Held:
+    """A database that stays open until the outermost block ends."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.db: Connection | None = None
+        self.read_only = True
+
+    def close(self) -> None:
+        if self.db is not None:
+            self.db.close()
+        self.db = None
+
+
+class Database:
+    """The database file of one atlas. Nothing is opened or made before it is used."""
+
+    def __init__(self, path: str | Path = "./atlas", *, patience: float = 10.0) -> None:
+        self.path = Path(path)
+        self.patience = patience
+
+    def __enter__(self) -> Self:
+        _IN_PROCESS.acquire()
+        _HELD.setdefault(self._file, _Held()).depth += 1
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        held = _HELD[self._file]
+        held.depth -= 1
+        if held.depth == 0:
+            del _HELD[self._file]
+            held.close()
+        _IN_PROCESS.release()
+
+    @property
+    def _file(self) -> Path:
+        return (self.path / FILE).absolute()
+
+    # opening ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A read-only connection. Raises StoreError when there is no atlas, or it cannot be read."""
+        if not self._file.is_file():
+            raise StoreError(f"atlas {self.path}: there is none here. State a claim first, or give --atlas DIR.")
+        with _IN_PROCESS:
+            with self._open(read_only=True) as db:
+                version = version_of(db)
+                if version == NEWEST:
+                    yield db
+                    return
+            self._check_version(version)
+            with self.writing():
+                pass  # brings an older atlas up to date
+            with self._open(read_only=True) as db:
+                yield db
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A connection inside one transaction; makes or updates the atlas when needed."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"atlas {self.path}: cannot be made ({error.strerror}).") from error
+        with _IN_PROCESS:
+            with self._open(read_only=False) as db:
+                self._check_version(version_of(db))
+                migrate(db)
+                db.execute("BEGIN")
+                try:
+                    yield db
+                    head = index.head_of(db)
+                    db.execute("COMMIT")
+                except BaseException:
+                    db.execute("ROLLBACK")
+                    raise
+            if head is not None:
+                write_file(self.path / HEAD, canonical(head).encode())
+
+    @contextmanager
+    def _open(self, read_only: bool) -> Iterator[Connection]:
+        """A connection for one operation; the one that is held, where there is one."""
+        held = _HELD.get(self._file)
+        if held is None:
+            db = self._connect(read_only)
+            try:
+                yield db
+            finally:
+                db.close()
+            return
+        if held.db is None or (held.read_only and not read_only):
+            held.close()
+            held.db, held.read_only = self._connect(read_only), read_only
+        yield held.db
+
+    def _connect(self, read_only: bool) -> Connection:
+        deadline = time.monotonic() + self.patience
+        while True:
+            try:
+                return duckdb.connect(str(self.path / FILE), read_only=read_only)
+            except duckdb.IOException as error:
+                if "lock" not in str(error):
+                    raise StoreError(f"atlas {self.path}: {FILE} cannot be opened: {_first_line(error)}") from error
+                if time.monotonic() > deadline:
+                    raise StoreError(
+                        f"atlas {self.path} is being written by another process: {_first_line(error)}."
+                        " Wait until it is done or end it, or give another --atlas DIR."
+                    ) from error
+                time.sleep(0.05)
+            except duckdb.Error as error:
+                raise StoreError(f"atlas {self.path}: {FILE} cannot be opened: {_first_line(error)}") from error
+
+    def _check_version(self, version: int) -> None:
+        if version > NEWEST:
+            raise StoreError(f"atlas {self.path} has schema version {version}; this Assay knows up to {NEWEST}."
+                             " Update Assay.")  # fmt: skip
+
+    # head ------------------------------------------------------------------------------------
+
+    def _head_in_file(self) -> dict[str, Any] | None:
+        try:
+            found = json.loads((self.path / HEAD).read_text())
+            return {"count": int(found["count"]), "hash": str(found["hash"])}
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"atlas {self.path}: {HEAD} is not readable ({error}).") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0].split(". See also")[0]

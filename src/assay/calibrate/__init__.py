@@ -1,0 +1,10 @@
+"""The battery is itself tested: false support, power, coverage and what every gate is good for.
+
+`calibrate()` runs claims whose truth is planted; `calibrate_model()` runs negative controls on a user's model.
+"""
+
+from assay.calibrate import effects, mediates, represents, scored  # noqa: F401  (each module registers its kind)
+from assay.calibrate.base import CALIBRATIONS, Calibration, Case, Family, Outcome
+from assay.calibrate.run import calibrate
+
+__all__ = ["CALIBRATIONS", "Calibration", "Case", "Family", "Outcome", "calibrate"]

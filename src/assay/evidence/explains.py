@@ -1,0 +1,161 @@
+"""*explains*: a rule predicts when a feature is on.
+
+1. A claim names a feature and an explanation that can be applied to a text: a pattern, a list of words, or the
+   labels of a concept (`rules.py`); beside it, if wanted, the sentence it stands for.
+2. "Member" means from here on: a text for which the rule says *on*. The feature is on above a threshold; the one
+   that parts members from others best on tune.
+3. On tune also: other units of the site with thresholds of equal density, for the same rule to explain (a shuffle
+   of explanations over features); the units that the rule fits best, as candidates to be told apart; and the unit
+   that it fits best in every untrained twin.
+4. On confirm and ood: ranking; members against near misses; precision and recall apart; more than the rule
+   explains of other features; the right feature found among its nearest.
+
+Only the input side: what the feature does to the output is not tested. (Bills et al. 2023; Ma et al. 2025.)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from assay.data.prepare_concept import PreparedConcept
+from assay.errors import TaskError, bad_argument
+from assay.evidence.features import feature_of
+from assay.evidence.hosts import Host, as_host
+from assay.evidence.kinds import KINDS, Columns, Progress
+from assay.evidence.represents import unit_score
+from assay.evidence.rules import Rule, rule_of, rule_words
+from assay.evidence.scored import ScoreInstrument, Scorer, ScoreSetup, measure_with, numbers, projection
+from assay.records import Example, GatePlan, Plan
+
+SCHEMES = ("all", "permuted")
+N_NEAREST = 9  # besides the feature itself: chance is one in ten
+
+
+@dataclass(frozen=True, eq=False)
+class ExplainSetup(ScoreSetup):
+    """Also the rule; `others`: unit -> 1 where that unit is on; `nearest`: unit -> its activation."""
+
+    rule: Rule = lambda examples: []
+    others: Mapping[str, Scorer] = field(default_factory=dict)
+    nearest: Mapping[str, Scorer] = field(default_factory=dict)
+
+
+class Explains:
+    """The kind *explains*, as the trial uses it."""
+
+    name = "explains"
+    score = "score"
+
+    def subject(self, model: Any, given: Any) -> dict[str, Any]:
+        """{"feature", "rule", "text"}. Raises SiteError or UsageError for anything else."""
+        if not isinstance(given, Mapping) or not {"feature", "rule"} <= set(given) <= {"feature", "rule", "text"}:
+            raise bad_argument("subject", given, 'a feature and a rule: {"feature": .., "rule": {"type": ..}, "text": ..}')
+        feature, rule = feature_of(given["feature"]), dict(given["rule"])
+        rule_of(rule)
+        return {"sites": [feature.name], "feature": feature.record(), "rule": rule, "text": str(given.get("text", ""))}
+
+    def words(self, subject: Mapping[str, Any], quantifier: str, data: str) -> str:
+        """The claim as one sentence."""
+        adverb = {"tends": "tends to be on", "usually": "is usually on", "always": "is always on"}[quantifier]
+        said = f" ({subject['text']})" if subject["text"] else ""
+        return f"{subject['sites'][0]} {adverb} where {rule_words(subject['rule'])}{said}, and not elsewhere, in {data}"
+
+    def load(self, model: Any, items: Sequence[Example]) -> PreparedConcept:
+        """Examples ready to be read."""
+        return as_host(model).load(items)
+
+    def prepare(
+        self, model: Any, plan: Plan, subject: Mapping[str, Any], tune: PreparedConcept
+    ) -> tuple[ExplainSetup, dict[str, Any]]:
+        """Threshold and controls, from tune."""
+        host, feature, seed = as_host(model), feature_of(subject["feature"]), plan.settings["seed"]
+        rule = rule_of(subject["rule"])
+        labels = rule(tune.examples)
+        if len(set(labels)) < 2:
+            raise TaskError(f"tune: the rule says the same of all {len(labels)} texts; it must say both on and off.")
+        acts = host.read(feature.site, tune)
+        claimed = projection(feature.direction(acts.shape[1]))
+        scores = numbers(claimed(acts))
+        on = best_threshold(scores, labels)
+        density = float(np.mean([value > on for value in scores if value is not None]))
+        others = equally_dense(acts, density, feature.index, plan.settings["draws"], seed)
+        nearest = [unit for unit in fitting_units(acts, labels) if unit != feature.index][:N_NEAREST]
+        setup = ExplainSetup(
+            feature.site, claimed, on, on, lambda texts: [0.0] * len(texts),
+            untrained=best_in_twins(host, feature.site, tune, labels, seed), seed=seed, rule=rule,
+            others={str(unit): above(unit, threshold) for unit, threshold in others.items()},
+            nearest={str(unit): unit_score(unit) for unit in nearest},
+        )  # fmt: skip
+        record = {"on": on, "density": density, "others": sorted(others), "nearest": nearest,
+                  "untrained": sorted(setup.untrained), "output_side": "not tested"}  # fmt: skip
+        return setup, record
+
+    def measure(
+        self, model: Any, data: PreparedConcept, setup: ExplainSetup, gates: Sequence[GatePlan],
+        report: Progress | None = None,
+    ) -> Columns:  # fmt: skip
+        """All columns the gates need; labels are what the rule says."""
+        said = [replace(example, label=label)
+                for example, label in zip(data.examples, setup.rule(data.examples), strict=True)]  # fmt: skip
+        ruled = PreparedConcept(said, data.tokens, data.at, data.dropped)
+        return measure_with(ScoreInstrument(as_host(model), ruled, setup), gates, report)
+
+
+def best_threshold(scores: Sequence[float | None], labels: Sequence[int]) -> float:
+    """The threshold that parts members from non-members best: largest difference of rates (Youden's J), halfway to
+    the next lower score."""
+    from sklearn.metrics import roc_curve
+
+    values = np.array(scores, dtype=float)
+    wrong, right, cuts = roc_curve(labels, values)
+    cut = float(cuts[1:][np.argmax(right[1:] - wrong[1:])])
+    lower = values[values < cut]
+    return (cut + float(lower.max())) / 2 if len(lower) else cut - 1.0
+
+
+def fitting_units(acts: Float[Tensor, "example d"], labels: Sequence[int]) -> list[int]:
+    """Units by how well the rule fits them: AUROC of their activation, highest first; dead ones left out."""
+    from scipy.stats import rankdata
+
+    values = acts.double().numpy()
+    ranks = rankdata(values, axis=0)[np.array(labels) == 1].sum(0)  # AUROC but for constants
+    alive = values.std(0) > 0
+    return [int(unit) for unit in np.argsort(-ranks, kind="stable") if alive[unit]]
+
+
+def equally_dense(
+    acts: Float[Tensor, "example d"], density: float, claimed: int | None, draws: int, seed: int
+) -> dict[int, float]:
+    """Random other units -> threshold above which they are on as often as the feature, within a factor of 2."""
+    values: NDArray[np.float64] = acts.double().numpy()
+    cuts = np.quantile(values, 1 - density, axis=0, method="inverted_cdf")
+    share = (values > cuts).mean(0)
+    fit = [unit for unit in range(values.shape[1])
+           if unit != claimed and density / 2 <= share[unit] <= 2 * density]  # fmt: skip
+    picked = np.random.default_rng(seed).permutation(fit)[:draws]
+    return {int(unit): float(cuts[unit]) for unit in picked}
+
+
+def above(unit: int, threshold: float) -> Scorer:
+    """Activations (n, d) -> 1 where a unit is above its threshold."""
+    return lambda acts: (acts[:, unit].double() > threshold).double()
+
+
+def best_in_twins(
+    host: Host, site: str, tune: PreparedConcept, labels: Sequence[int], seed: int
+) -> dict[str, tuple[Host, Scorer]]:
+    """scheme -> (twin, the unit of the twin that the rule fits best on tune)."""
+    found: dict[str, tuple[Host, Scorer]] = {}
+    for number, scheme in enumerate(SCHEMES):
+        twin = host.untrained(scheme, seed + number)
+        units = fitting_units(twin.read(site, tune), labels)
+        found[scheme] = (twin, unit_score(units[0] if units else 0))
+    return found
+
+
+KINDS.add("explains", Explains())

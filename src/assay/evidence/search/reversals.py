@@ -1,0 +1,50 @@
+"""Reversals: confirm items on which the claimed effect has the wrong sign.
+
+1. The effect of an item: drop by exchange (*uses*), slope over the strengths (*steers*), fall of B (*connects*).
+2. The worst are measured again, apart from all others; those that fail again are *verified*.
+
+A mean can hide items on which the claim is wrong; this shows how many there are, and which.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from assay.evidence.gates.base import get_gate
+from assay.evidence.gates.steering import slopes
+from assay.evidence.search.base import Found, Hunt, SearchMethod, register_search
+from assay.records import Counterexample
+
+GATES = {"uses": "erasure.resample", "steers": "steering.dose", "connects": "link.effect"}
+
+
+def effects(kind: str, columns: Mapping[str, Sequence[float | None]]) -> list[float | None]:
+    """The claimed effect of every item, in the units it was measured in."""
+    if kind == "uses":
+        pairs = zip(columns["clean"], columns["erased.resample"], strict=True)
+        return [None if clean is None or erased is None else clean - erased for clean, erased in pairs]
+    if kind == "steers":
+        return slopes({"columns": columns}).tolist()
+    return list(columns["link"])
+
+
+def find(hunt: Hunt) -> Found:
+    """Items of the confirm split whose effect is not above 0, worst first."""
+    kind = hunt.claim.kind
+    measured = [(value, row) for row, value in enumerate(effects(kind, hunt.columns)) if value is not None]
+    wrong = sorted((value, row) for value, row in measured if value <= 0)
+    rows = [row for _, row in wrong[: hunt.keep]]
+    again = _again(hunt, kind, rows) if rows else []
+    kept = []
+    for (value, row), fresh in zip(wrong, again, strict=False):
+        item = hunt.data.items[row]
+        status = "verified" if fresh is not None and fresh <= 0 else "open"
+        kept.append(Counterexample(hunt.claim.id, item.texts[0], item.texts[1] if len(item.texts) > 1 else "", item.template,
+                                   GATES[kind], value, "above 0", status, "reversals"))  # fmt: skip
+    return Found(len(measured), len(wrong), tuple(kept), 2 * len(rows))
+
+
+def _again(hunt: Hunt, kind: str, rows: list[int]) -> list[float | None]:
+    gates = [gate for gate in hunt.plan.gates if gate.name == GATES[kind]] or [get_gate(GATES[kind]).plan()]
+    return effects(kind, hunt.kind.measure(hunt.model, hunt.data.select(rows), hunt.setup, gates))
+
+
+register_search(SearchMethod("reversals", tuple(GATES), find, sampled=True, required=True))

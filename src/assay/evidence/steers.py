@@ -1,0 +1,255 @@
+"""*steers*: adding this direction changes this behaviour.
+
+1. A claim names a direction at a site and a grid of strengths, negative ones included: multiples of the unit
+   direction that are added to the activation. Both are part of the claim, so no strength is chosen later.
+2. Behaviour: log-odds of answer against foil after the clean prompts of a task. Every strength is measured on
+   every pair; effects are in units of the task's own contrast (clean minus corrupted).
+3. At the largest strength: the same norm along random directions from three pools (at least 99 while the units
+   last), on a subset of pairs; the change of tokens that were as likely as answer and foil, which a change of
+   temperature would move alike; KL on ordinary texts; and, where one is given, a plain instruction.
+4. Adding nothing, and adding the difference to the corrupted run, go the same way as instrument checks.
+
+A direction that steers is a handle. It does not show that the model itself uses the direction (*uses*), that
+there is no better handle, or what happens in long generations. (Tan et al. 2024; AxBench, Wu et al. 2025.)
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from assay.data.metrics import Metric
+from assay.data.prepare import PreparedTask, prepare
+from assay.errors import bad_argument
+from assay.evidence.effects import (
+    Place,
+    control_rows,
+    deal,
+    neutral_kl,
+    place_of,
+    pushed,
+    random_subspaces,
+    record_of,
+    run_variants,
+    site_features,
+    spread_over,
+    swapped,
+    tune_tokens,
+    unchanged,
+)  # fmt: skip
+from assay.evidence.features import feature_of
+from assay.evidence.gates.base import get_gate
+from assay.evidence.kinds import KINDS, Columns, Progress
+from assay.evidence.neutral import TEXTS
+from assay.model.model import Model
+from assay.records import GatePlan, Pair, Plan
+
+Column = list[float | None]
+DRAWS_PER_POOL = 33  # 99 in all
+MATCHED = 4  # control tokens on each side
+PROMPTS_AT_ONCE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class SteerSetup:
+    """What is fixed before sealed data are read. `instruction`: a plain text to compare with, or none."""
+
+    place: Place
+    vector: Float[Tensor, " d"]
+    strengths: tuple[float, ...]
+    random: Mapping[str, Float[Tensor, " d"]]
+    neutral: Sequence[str]
+    metric: str
+    control_pairs: int
+    instruction: str = ""
+
+    @property
+    def top(self) -> float:
+        """The largest strength."""
+        return max(self.strengths)
+
+
+class SteerInstrument:
+    """Measures pairs of one split; scores are kept, so gates may ask for the same thing twice."""
+
+    def __init__(self, model: Model, task: PreparedTask, setup: SteerSetup) -> None:
+        self.model, self.task, self.setup = model, task, setup
+        self._kept: dict[str, Columns] = {}
+
+    @property
+    def clean(self) -> Column:
+        """The log-odds after clean prompts."""
+        return self._once("clean", lambda: {"clean": self._score(self.task.clean)})["clean"]
+
+    @property
+    def corrupted(self) -> Column:
+        """The log-odds after corrupted prompts."""
+        return self._once("corrupted", lambda: {"corrupted": self._score(self.task.corrupted)})["corrupted"]
+
+    def grid(self) -> Columns:
+        """Log-odds at every strength, named `steered.<strength>`."""
+        return self._once("grid", self._grid)
+
+    def matched(self) -> Columns:
+        """Log-odds of tokens that were as likely as answer and foil, before and at the largest strength."""
+        return self._once("matched", self._matched)
+
+    def controls(self) -> Columns:
+        """Random directions at the largest strength, on the first few pairs of every template."""
+        return self._once("controls", self._controls)
+
+    def damage(self) -> Columns:
+        """KL on ordinary texts at the largest strengths of both signs, the larger of the two per text."""
+        return self._once("damage", self._damage)
+
+    def prompted(self) -> Columns:
+        """Log-odds when a plain instruction stands before the prompt; nothing without one."""
+        return self._once("prompted", self._prompted) if self.setup.instruction else {}
+
+    def added(self, everything: bool) -> Columns:
+        """Log-odds when nothing is added, or the whole difference to the corrupted run."""
+        name = "everything" if everything else "nothing"
+        variant = swapped if everything else unchanged
+        return self._once(name, lambda: {f"added.{name}": self._variants([variant], self._metric)[0]})
+
+    # how each is measured ------------------------------------------------------------------------
+
+    @property
+    def _metric(self) -> Metric:
+        return self.task.metric(self.setup.metric)
+
+    def _once(self, name: str, measure: Any) -> Columns:
+        if name not in self._kept:
+            self._kept[name] = measure()
+        return self._kept[name]
+
+    def _score(self, prompts: Sequence[list[int]], metric: Metric | None = None) -> Column:
+        return self.model.score(list(prompts), metric or self._metric).tolist()
+
+    def _variants(self, variants: Sequence[Any], metric: Metric) -> list[Column]:
+        place, task = self.setup.place, self.task
+        return run_variants(self.model, task.clean, metric, place, variants, task.corrupted).tolist()
+
+    def _grid(self) -> Columns:
+        found = self._variants([pushed(s * self.setup.vector) for s in self.setup.strengths], self._metric)
+        return {column_of(s): values for s, values in zip(self.setup.strengths, found, strict=True)}
+
+    def _matched(self) -> Columns:
+        answers, foils = matched_tokens(self.model, self.task)
+        metric = Metric("logit_diff", answers, foils)
+        steered = self._variants([pushed(self.setup.top * self.setup.vector)], metric)[0]
+        return {"matched": self._score(self.task.clean, metric), "matched.steered": steered}
+
+    def _controls(self) -> Columns:
+        rows = control_rows(self.task.templates, self.setup.control_pairs)
+        task = self.task.select(rows)
+        variants = [pushed(self.setup.top * towards) for towards in self.setup.random.values()]
+        scores = run_variants(self.model, task.clean, task.metric(self.setup.metric), self.setup.place, variants)
+        return {f"random.steered.{name}": spread_over(rows, values, len(self.task))
+                for name, values in zip(self.setup.random, scores.tolist(), strict=True)}  # fmt: skip
+
+    def _damage(self) -> Columns:
+        ends = (max(self.setup.strengths), min(self.setup.strengths))
+        lost = [neutral_kl(self.model, self.setup.neutral, self.setup.place, pushed(s * self.setup.vector)) for s in ends]
+        return {"neutral.kl": deal([max(both) for both in zip(*lost, strict=True)], self.task.templates)}
+
+    def _prompted(self) -> Columns:
+        told, bos = self.model.tokens(self.setup.instruction)[0], self.model.prepend_bos and self.model.bos_id is not None
+        return {"prompted": self._score([[*told, *ids[1 if bos else 0 :]] for ids in self.task.clean])}
+
+
+def column_of(strength: float) -> str:
+    """The column that holds the log-odds at a strength."""
+    return f"steered.{strength:+g}"
+
+
+def matched_tokens(model: Model, task: PreparedTask) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Per pair, the tokens whose logits after the clean prompt are nearest to the answer's and to the foil's."""
+    answers, foils = [], []
+    for start in range(0, len(task), PROMPTS_AT_ONCE):
+        rows = range(start, min(start + PROMPTS_AT_ONCE, len(task)))
+        for row, logits in zip(rows, model.logits([task.clean[row] for row in rows]).float(), strict=True):
+            own = torch.tensor([*task.answers[row], *task.foils[row]], device=logits.device)
+            side = [logits[list(ids)].max() for ids in (task.answers[row], task.foils[row])]
+            near = [(logits - level).abs().index_fill(0, own, float("inf")) for level in side]
+            answers.append(tuple(near[0].topk(MATCHED, largest=False).indices.tolist()))
+            foils.append(tuple(near[1].topk(MATCHED, largest=False).indices.tolist()))
+    return answers, foils
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What a *steers* claim is about: a feature (a direction or unit) and the strengths it is added with."""
+
+    feature: Any
+    strengths: Sequence[float] = field(default_factory=tuple)
+
+
+class Steers:
+    """The kind *steers*, as the trial uses it."""
+
+    name = "steers"
+    score = "clean"
+
+    def subject(self, model: Model, given: Any) -> dict[str, Any]:
+        """A `Steering`, or {"feature", "strengths"}. Raises UsageError for anything else."""
+        given = Steering(**given) if isinstance(given, Mapping) else given
+        if not isinstance(given, Steering):
+            raise bad_argument("subject", given, "a Steering, or {'feature': .., 'strengths': [..]}",
+                               "The strengths are part of the claim: declare them.")  # fmt: skip
+        feature = feature_of(given.feature)
+        _, names = site_features(model, [feature])
+        return {"sites": names, "feature": feature.record(), "strengths": list(grid_of(given.strengths))}
+
+    def words(self, subject: Mapping[str, Any], quantifier: str, data: str) -> str:
+        """The claim as one sentence."""
+        verb = {"tends": "tends to steer", "usually": "usually steers", "always": "always steers"}[quantifier]
+        grid = ", ".join(f"{strength:g}" for strength in subject["strengths"])
+        return f"adding {subject['sites'][0]} (strengths {grid}) {verb} {data}"
+
+    def load(self, model: Model, items: Sequence[Pair]) -> PreparedTask:
+        """Pairs, aligned for the model's tokenizer."""
+        return prepare(items, model)
+
+    def prepare(
+        self, model: Model, plan: Plan, subject: Mapping[str, Any], tune: PreparedTask
+    ) -> tuple[SteerSetup, dict[str, Any]]:
+        """Direction and random directions, from tune."""
+        settings, feature = plan.settings, feature_of(subject["feature"])
+        place = place_of(model, feature.site, settings["positions"])
+        _, centred = tune_tokens(model, [*tune.clean, *tune.corrupted], place)
+        vector = feature.direction(centred.shape[1])
+        draws = max(DRAWS_PER_POOL, settings["draws"])
+        drawn = random_subspaces(centred, vector[None], draws, settings["seed"])
+        options = settings["options"]
+        neutral = list(options.get("neutral", TEXTS))
+        setup = SteerSetup(place, vector, tuple(subject["strengths"]), {name: basis[0] for name, basis in drawn.items()},
+                           neutral, plan.metric, settings["control_pairs"], str(options.get("instruction", "")))  # fmt: skip
+        return setup, {"random": record_of(drawn), "neutral": len(neutral)}
+
+    def measure(
+        self, model: Model, data: PreparedTask, setup: SteerSetup, gates: Sequence[GatePlan], report: Progress | None = None
+    ) -> Columns:
+        """All columns the gates need, over all pairs of a split."""
+        instrument = SteerInstrument(model, data, setup)
+        columns: Columns = {}
+        for number, gate in enumerate(gates):
+            columns.update(get_gate(gate.name).measure(instrument, gate))
+            if report:
+                report("measuring", number + 1, len(gates))
+        return columns
+
+
+def grid_of(strengths: Sequence[float]) -> tuple[float, ...]:
+    """Strengths in order, 0 left out (it is always measured). Raises UsageError without two of each sign."""
+    found = sorted({float(strength) for strength in strengths} - {0.0})
+    if min(sum(s > 0 for s in found), sum(s < 0 for s in found)) < 2 or not all(abs(s) < float("inf") for s in found):
+        raise bad_argument("strengths", list(strengths), "at least two positive and two negative numbers",
+                           "For example -4, -2, 2, 4.")  # fmt: skip
+    return tuple(found)
+
+
+KINDS.add("steers", Steers())

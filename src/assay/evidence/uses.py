@@ -1,0 +1,181 @@
+"""*uses*: the model relies on this direction (or small subspace) for this task.
+
+1. A claim names one direction, or a few, at one site. Whether a property can be read there is no part of it.
+2. Erase it (mean projection): the component is set to its mean over tune prompts of both sides of the pairs
+   (Singh et al. 2024, Belrose et al. 2023). Exchange it: the component is set to its value in the corrupted run.
+   Both must lower the behaviour: what is needed but alike in the two runs comes out as ablation-dependent.
+3. On a subset of pairs: random subspaces of the same rank from three pools, erased by an equal mean squared
+   change (energy matched on tune). The claimed erasure must do more than the strongest of them.
+4. The same erasure on ordinary texts must change little.
+5. An exchange of nothing and one of everything go the same way, to see that the instrument works.
+
+Erasing a subspace shows that the behaviour passes through it under this change. It does not show what the
+subspace stands for, that nothing else would do, or that the change leaves activations the model could have
+by itself; a direction that also reaches into an otherwise dormant pathway can pass (Makelov et al. 2023).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from assay.data.prepare import PreparedTask, prepare
+from assay.evidence.effects import (
+    Centre,
+    Place,
+    Variant,
+    control_rows,
+    deal,
+    erasure,
+    interchange,
+    matched_gains,
+    neutral_kl,
+    orthonormal,
+    place_of,
+    random_subspaces,
+    record_of,
+    run_variants,
+    site_features,
+    spread_over,
+    swapped,
+    tune_tokens,
+    unchanged,
+)  # fmt: skip
+from assay.evidence.features import Feature, feature_of
+from assay.evidence.gates.base import get_gate
+from assay.evidence.kinds import KINDS, Columns, Progress
+from assay.evidence.neutral import TEXTS
+from assay.model.model import Model
+from assay.records import GatePlan, Pair, Plan
+
+Column = list[float | None]
+
+
+@dataclass(frozen=True, eq=False)
+class ErasureSetup:
+    """What is fixed before sealed data are read. `controls`: name -> (basis, factor of its change)."""
+
+    place: Place
+    basis: Float[Tensor, "rank d"]
+    centre: Centre
+    controls: Mapping[str, tuple[Tensor, float]]
+    neutral: Sequence[str]
+    metric: str
+    control_pairs: int
+
+    def erased(self, basis: Tensor, gain: float = 1.0) -> Variant:
+        """The variant that erases a subspace."""
+        return erasure(basis, self.centre, gain, last=self.place.positions == "last")
+
+
+class ErasureInstrument:
+    """Measures pairs of one split; scores are kept, so gates may ask for the same thing twice."""
+
+    def __init__(self, model: Model, task: PreparedTask, setup: ErasureSetup) -> None:
+        self.model, self.task, self.setup = model, task, setup
+        self._kept: dict[str, Column] = {}
+
+    @property
+    def clean(self) -> Column:
+        """The metric on clean prompts."""
+        return self._plain("clean", self.task.clean)
+
+    @property
+    def corrupted(self) -> Column:
+        """The metric on corrupted prompts."""
+        return self._plain("corrupted", self.task.corrupted)
+
+    def erased(self, how: str) -> Column:
+        """Clean prompts with the component at its mean (`mean`) or at its corrupted value (`resample`)."""
+        basis = self.setup.basis
+        return self._run(f"erased.{how}", self.setup.erased(basis) if how == "mean" else interchange(basis))
+
+    def exchanged(self, everything: bool) -> Column:
+        """Clean prompts with the whole activation, or nothing, at its corrupted value."""
+        return self._run(f"exchanged.{everything}", swapped if everything else unchanged)
+
+    def controls(self) -> Columns:
+        """Every random subspace erased, on the first few pairs of every template."""
+        rows = control_rows(self.task.templates, self.setup.control_pairs)
+        task = self.task.select(rows)
+        variants = [self.setup.erased(basis, gain) for basis, gain in self.setup.controls.values()]
+        scores = run_variants(self.model, task.clean, task.metric(self.setup.metric), self.setup.place, variants)
+        return {f"random.erased.{name}": spread_over(rows, values, len(self.task))
+                for name, values in zip(self.setup.controls, scores.tolist(), strict=True)}  # fmt: skip
+
+    def damage(self) -> Column:
+        """KL on ordinary texts under the erasure."""
+        lost = neutral_kl(self.model, self.setup.neutral, self.setup.place, self.setup.erased(self.setup.basis))
+        return deal(lost, self.task.templates)
+
+    def _plain(self, name: str, prompts: Sequence[list[int]]) -> Column:
+        if name not in self._kept:
+            self._kept[name] = self.model.score(list(prompts), self.task.metric(self.setup.metric)).tolist()
+        return self._kept[name]
+
+    def _run(self, name: str, variant: Variant) -> Column:
+        if name not in self._kept:
+            metric = self.task.metric(self.setup.metric)
+            scores = run_variants(self.model, self.task.clean, metric, self.setup.place, [variant], self.task.corrupted)
+            self._kept[name] = scores[0].tolist()
+        return self._kept[name]
+
+
+class Uses:
+    """The kind *uses*, as the trial uses it."""
+
+    name = "uses"
+    score = "clean"
+
+    def subject(self, model: Model, given: Any) -> dict[str, Any]:
+        """One direction or unit, or a list of them at one site. Raises UsageError for anything else."""
+        many = isinstance(given, Sequence) and not isinstance(given, str)
+        features: list[Feature] = [feature_of(each) for each in (given if many else [given])]
+        _, names = site_features(model, features)
+        return {"sites": names, "features": [feature.record() for feature in features]}
+
+    def words(self, subject: Mapping[str, Any], quantifier: str, data: str) -> str:
+        """The claim as one sentence."""
+        verb = {"tends": "tends to rely", "usually": "usually relies", "always": "always relies"}[quantifier]
+        sites = subject["sites"]
+        shown = ", ".join(sites[:4]) + (f" and {len(sites) - 4} more" if len(sites) > 4 else "")
+        return f"the model {verb} on {shown} for {data}"
+
+    def load(self, model: Model, items: Sequence[Pair]) -> PreparedTask:
+        """Pairs, aligned for the model's tokenizer."""
+        return prepare(items, model)
+
+    def prepare(
+        self, model: Model, plan: Plan, subject: Mapping[str, Any], tune: PreparedTask
+    ) -> tuple[ErasureSetup, dict[str, Any]]:
+        """Basis, means and energy-matched controls, from tune."""
+        settings = plan.settings
+        features = [feature_of(record) for record in subject["features"]]
+        place = place_of(model, features[0].site, settings["positions"])
+        centre, centred = tune_tokens(model, [*tune.clean, *tune.corrupted], place)
+        basis = orthonormal([feature.direction(centred.shape[1]) for feature in features])
+        drawn = random_subspaces(centred, basis, settings["draws"], settings["seed"])
+        gains = matched_gains(drawn, basis, centred)
+        neutral = list(settings["options"].get("neutral", TEXTS))
+        setup = ErasureSetup(place, basis, centre, {name: (drawn[name], gain) for name, gain in gains.items()}, neutral,
+                             plan.metric, settings["control_pairs"])  # fmt: skip
+        record = {"random": record_of({name: drawn[name] for name in gains}),
+                  "gains": {name: float(f"{gain:.3g}") for name, gain in gains.items()}, "neutral": len(neutral)}  # fmt: skip
+        return setup, record
+
+    def measure(
+        self, model: Model, data: PreparedTask, setup: ErasureSetup, gates: Sequence[GatePlan], report: Progress | None = None
+    ) -> Columns:
+        """All columns the gates need, over all pairs of a split."""
+        instrument = ErasureInstrument(model, data, setup)
+        columns: Columns = {}
+        for number, gate in enumerate(gates):
+            columns.update(get_gate(gate.name).measure(instrument, gate))
+            if report:
+                report("measuring", number + 1, len(gates))
+        return columns
+
+
+KINDS.add("uses", Uses())

@@ -1,0 +1,292 @@
+"""The calibration itself: it counts what happened, goes on where it was, and sees a battery that is broken."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from scipy import stats
+
+from assay.calibrate import CALIBRATIONS, calibrate
+from assay.calibrate.base import Outcome, alone, try_case
+from assay.calibrate.on_model import calibrate_model, dealt, explored, meaningless
+from assay.calibrate.rates import rates, uniform_or_larger, upper95
+from assay.calibrate.tables import markdown
+from assay.errors import EvidenceError, UsageError
+from assay.evidence import gates
+from assay.evidence.empirical import (
+    MISBEHAVES,
+    EmpiricalNull,
+    calibrated_p,
+    fit_null,
+    instrument_flags,
+    null_of,
+    record_null,
+)
+from assay.evidence.features import direction
+from assay.evidence.memory import MemoryStore
+from assay.evidence.replay import replay_claim
+from assay.evidence.run import Settings, Statement, state_claim, test_claim
+from assay.evidence.screening import LABEL, PROCEDURES, Screen, replayed
+from assay.evidence.source import MemorySource
+from assay.records import Example
+from assay.testing import planted_induction, planted_world
+
+SETTINGS = Settings(tune=96, confirm=240, ood=168, draws=9)
+
+
+@pytest.fixture(scope="module")
+def represents():
+    return CALIBRATIONS.get("represents")
+
+
+def family(calibration, name):
+    return next(each for each in calibration.families if each.name == name)
+
+
+# rates -------------------------------------------------------------------------------------------
+
+
+def test_bounds_are_the_exact_ones():
+    assert upper95(0, 59) == pytest.approx(1 - 0.05 ** (1 / 59)) and upper95(0, 59) <= 0.05 < upper95(0, 58)
+    assert upper95(10, 336) <= 0.05 < upper95(11, 336)
+
+
+def outcome(family, verdict, only=(), p=0.5, low=0.0, high=1.0, truth=None):
+    numbers = {"sensitivity": (0.5, low, high, p, verdict == "supported", True)}
+    return Outcome("represents", family, 0, verdict, (), numbers, tuple(only), truth or {})
+
+
+def test_rates_count_by_truth_and_by_gate(represents):
+    at_bar = {"sensitivity": 0.5}
+    found = rates(represents, [
+        outcome("shuffled", "refuted"), outcome("random unit", "supported"), outcome("twin", "inconclusive", ["near_miss"]),
+        outcome("planted", "refuted"), outcome("1 x SESOI", "inconclusive", p=0.2, low=0.4, high=0.6, truth=at_bar),
+        outcome("1 x SESOI", "supported", p=0.01, low=0.6, high=0.9, truth=at_bar),
+    ])  # fmt: skip
+    assert (found["null"]["n"], found["null"]["supported"], found["false"]["n"]) == (2, 1, 1)
+    assert found["true"]["refuted"] == 1
+    assert [(rung["effect_in_sesoi"], rung["n"], rung["supported"]) for rung in found["power"]] == [(1.0, 2, 1)]
+    assert found["coverage"]["sensitivity, 1 x SESOI"]["covered"] == 0.5
+    assert found["p_values"]["sensitivity at its bar"]["share_below_05"] == 0.5
+    assert found["gates"]["sensitivity"]["stopped"] == 2 and "1 of 2" in markdown({"kinds": {"represents": found}})
+
+
+def test_too_many_small_p_values_are_seen_and_too_many_large_ones_are_not():
+    rng = np.random.default_rng(0)
+    assert uniform_or_larger(rng.random(200)) > 0.05
+    assert uniform_or_larger(rng.random(200) ** 0.3) > 0.05
+    assert uniform_or_larger(rng.random(200) ** 3) < 0.001
+    assert uniform_or_larger([0.5]) is None
+
+
+# claims ------------------------------------------------------------------------------------------
+
+
+def test_every_kind_has_null_false_and_true_claims():
+    for calibration in CALIBRATIONS:
+        truths = {each.truth for each in calibration.families}
+        assert {"null", "false", "true"} <= truths
+        assert sum(calibration.full["null"] for each in calibration.families if each.truth == "null") >= 59
+    ladders = [c.kind for c in CALIBRATIONS if any(each.truth == "ladder" for each in c.families)]
+    assert {"represents", "mediates"} <= set(ladders)
+
+
+def test_a_quick_run_tells_null_from_planted():
+    record = calibrate(["represents"], n=2)
+    found = record["kinds"]["represents"]
+    assert (found["null"]["n"], found["null"]["supported"]) == (12, 0)
+    assert found["true"]["supported"] == 2
+    assert [rung["supported"] for rung in found["power"]][0] == 0 and found["power"][3]["supported"] == 2
+    assert found["gates"]["lexical"]["families"] == {"said in words": 2}  # nothing but the words' own gate stops these
+    assert json.loads(json.dumps(record)) == record
+    with pytest.raises(UsageError, match="calibration"):
+        calibrate(["nothing"])
+
+
+def test_circuits_and_their_decoys():
+    calibration = CALIBRATIONS.get("mediates")
+    found = {name: try_case(calibration, family(calibration, name), 1).verdict
+             for name in ("decoy", "whole circuit")}  # fmt: skip
+    assert found == {"decoy": "refuted", "whole circuit": "supported"}
+
+
+def test_a_battery_without_its_gate_is_seen(represents, monkeypatch):
+    """Calibration is worth something only if it notices: here everything that has to be silent counts as silent."""
+    twin = family(represents, "said in words")
+    assert try_case(represents, twin, 0).verdict != "supported"
+    lexical = gates.get_gate("lexical")
+    always = replace(lexical, contrast=lambda table, gate: gates.Contrast([0.99] * len(table["templates"])))
+    monkeypatch.setitem(gates.GATES._items, "lexical", always)
+    assert try_case(represents, twin, 0).verdict == "supported"
+
+
+def test_the_only_gate_in_the_way_is_named():
+    world = planted_world(0, lexical=1.0)
+    store = MemoryStore()
+    claim, plan = state_claim(store, world.world, world.source, direction(world.world.site, world.concept),
+                              statement=Statement("represents"), settings=SETTINGS)  # fmt: skip
+    test_claim(store, claim.id, world.world, source=world.source)
+    evidence = store.evidence(claim.id)
+    assert evidence is not None and alone(store, claim, plan, evidence) == ("lexical",)
+
+
+@pytest.fixture
+def few(represents, monkeypatch):
+    """Null families and the two ends of the ladder only."""
+    chosen = tuple(f for f in represents.families if f.truth == "null" or f.effect in (0.5, 2.0))
+    monkeypatch.setitem(CALIBRATIONS._items, "represents", replace(represents, families=chosen))
+
+
+def test_an_interrupted_run_goes_on(tmp_path, few, monkeypatch):
+    seen = []
+
+    def stop(label, done, total):
+        seen.append(label)
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(["represents"], n=1, keep=tmp_path, report=stop)
+    (path,) = tmp_path.glob("represents-*.jsonl")
+    kept = path.read_text().splitlines()
+    assert len(kept) == 5
+    path.write_text("\n".join([*kept, '{"kind": "repre']))  # killed while writing
+    from assay.calibrate import run
+
+    made = []
+    original = run.try_case
+
+    def counting(*arguments):
+        made.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(run, "try_case", counting)
+    calibrate(["represents"], n=1, keep=tmp_path)
+    assert len(made) == 6 + 2 - 5  # those that were kept are not made again
+    made.clear()
+    monkeypatch.setattr(run, "try_case", counting)
+    assert calibrate(["represents"], n=1, keep=tmp_path)["kinds"]["represents"]["null"]["n"] == 6 and not made
+
+
+# the empirical null ------------------------------------------------------------------------------
+
+
+def test_the_null_is_fitted_by_maximum_likelihood():
+    rng = np.random.default_rng(1)
+    errors = rng.uniform(0.02, 0.1, 3000)
+    gaps = rng.normal(0.05, np.hypot(0.08, errors))
+    mean, sd = fit_null(gaps.tolist(), errors.tolist())
+    assert (mean, sd) == (pytest.approx(0.05, abs=0.01), pytest.approx(0.08, abs=0.01))
+    mean, sd = fit_null(rng.normal(0, errors).tolist(), errors.tolist())
+    assert sd < 0.02
+    null = EmpiricalNull("detection", ("represents",), 100, 3, 0, 0.05, 0.05, 0.08)
+    assert calibrated_p(0.9, 0.06, 0.7, null) == pytest.approx(stats.norm.sf(0.15 / 0.1))
+
+
+def test_twice_alpha_and_no_accident():
+    def null(hits, n):
+        return EmpiricalNull("detection", ("represents",), n, hits, 0, 0.05, 0.0, 0.0)
+
+    assert not null(6, 60).misbehaves and null(7, 60).misbehaves and not null(5, 10).misbehaves
+    assert replace(null(0, 60), supported=9).misbehaves
+
+
+def words_source(n_templates=24):
+    rng = np.random.default_rng(0)
+    def texts(split):
+        return [Example(f"w{a} w{b} w{c}", int(rng.integers(2)), f"{split} {a}.{b}", (f"w{c}",))
+                for a, b in rng.permutation([(a, b) for a in range(6) for b in range(6)])[: n_templates // 2].tolist()
+                for c in rng.choice(np.arange(12, 24), 8, replace=False).tolist()]  # fmt: skip
+
+    return MemorySource("words", {"discover": texts("d"), "tune": texts("t")})
+
+
+def test_negative_controls_on_a_model_stay_away_from_sealed_data():
+    model, store, source = planted_induction(), MemoryStore(), words_source()
+    found = calibrate_model(model, source, site="resid_post.1", n=20, store=store)
+    assert found.null.n == 20 and found.null.supported == 0 and not found.null.misbehaves
+    assert len({control.name for control in found.controls}) == 6
+    (entry,) = store.entries()
+    assert entry["kind"] == "look" and null_of(store, model.digest, "represents") == found.null
+    assert store.tally()["looks"] == 1 and store.tally()["stated"] == 0
+    with pytest.raises(UsageError, match="20 or more"):
+        calibrate_model(model, source, n=5)
+
+
+def test_controls_mean_nothing():
+    items = explored(words_source(), 0)
+    rng = np.random.default_rng(2)
+    by_word, how = meaningless(items, rng, by_word=True)
+    assert how == "by word" and len({(item.entities, item.label) for item in by_word}) == 12
+    shuffled, how = meaningless(items, rng, by_word=False)
+    assert how == "shuffled"
+    for template in {item.template for item in shuffled}:
+        labels = [item.label for item in shuffled if item.template == template]
+        assert abs(sum(labels) - len(labels) / 2) <= 0.5
+    splits = dealt(shuffled, rng).splits
+    names = [{item.template for item in found} for found in splits.values()]
+    assert not (names[0] & names[1] | names[0] & names[2] | names[1] & names[2]) and len(names[1]) >= 8
+
+
+def test_verdicts_are_withheld_where_the_instrument_misbehaves():
+    world, store = planted_world(0), MemoryStore()
+    bad = EmpiricalNull("detection", ("represents",), 60, 20, 0, 0.05, 0.1, 0.1)
+    record_null(store, world.world.digest, bad, world.source.splits["discover"], "a concept")
+    assert instrument_flags(store, world.world.digest, "mediates") == ()
+    subject = direction(world.world.site, world.concept)
+    claim, _ = state_claim(store, world.world, world.source, subject, statement=Statement("represents"), settings=SETTINGS)
+    verdict = test_claim(store, claim.id, world.world, source=world.source)
+    assert (verdict.verdict, verdict.reasons) == ("inconclusive", ("instrument",))
+    assert MISBEHAVES in verdict.decision["notes"][0] and "exploratory" not in verdict.qualifiers
+    assert replay_claim(store, claim.id, world.world, source=world.source).same
+    record_null(store, world.world.digest, replace(bad, false_positives=2), world.source.splits["discover"], "again")
+    assert instrument_flags(store, world.world.digest, "represents") == ()  # the latest counts
+
+
+# screening ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("procedure", list(PROCEDURES))
+def test_a_screen_keeps_false_discoveries_at_their_share(procedure):
+    shares, power = [], []
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        null = rng.random(200) < 0.8
+        p = stats.norm.sf(rng.normal(size=200) + np.where(null, 0, 3.5))
+        screen = Screen(0.1, procedure)
+        screen.extend((f"feature {place}", float(value)) for place, value in enumerate(p))
+        listed = [test.index for test in screen.listed]
+        shares.append(np.mean(null[listed]) if listed else 0.0)
+        power.append(np.mean([place in listed for place in np.flatnonzero(~null)]))
+    assert np.mean(shares) <= 0.1 + 2 * np.std(shares) / 5 and np.mean(power) > 0.15
+
+
+def test_a_screen_is_append_only_and_labelled():
+    screen = Screen(0.1)
+    screen.extend([("a", 1e-6), ("b", 0.9)])
+    with pytest.raises(EvidenceError, match="tested before"):
+        screen.add("b", 1e-9)
+    record = screen.record()
+    assert record["label"] == LABEL and record["listed"] == ["a"] and record["tested"] == 2
+    assert replayed(record).listed == screen.listed
+    with pytest.raises(EvidenceError, match="does not follow"):
+        replayed({**record, "listed": ["a", "b"]})
+    with pytest.raises(UsageError):
+        Screen(0.1, "luck")
+
+
+# command line ------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_its_json_twin(tmp_path, monkeypatch, few):
+    from assay.cli.calibrate import calibrate as command
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    done = CliRunner().invoke(command, ["--kind", "represents", "--n", "1", "--quiet", "--json", str(tmp_path / "out.json")])
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "out.json").read_text())["kinds"]["represents"]
+    assert {"n", "supported", "upper95"} <= found["null"].keys()
+    assert [rung["effect_in_sesoi"] for rung in found["power"]] == [0.5, 2.0]
+    assert "null claims supported:  0 of 6" in done.output
