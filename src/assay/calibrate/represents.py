@@ -24,7 +24,8 @@ TRIES = 200  # directions to choose the best of
 
 def sizes(per_template: int) -> Settings:
     """All items of a planted world; few random directions, which makes support easier."""
-    return Settings(draws=9, **{split: n * per_template for split, n in SPLITS.items() if split != "discover"})
+    tune, confirm, ood = (SPLITS[split] * per_template for split in ("tune", "confirm", "ood"))
+    return Settings(tune, confirm, ood, draws=9)
 
 
 def small_world(seed: int, **changes: float) -> Planted:
