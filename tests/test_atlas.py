@@ -264,6 +264,7 @@ def process(code, *arguments):
                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
 
+@pytest.mark.whole
 def test_of_two_writers_one_wins_and_the_other_is_told(atlas):
     stored(atlas)
     winner = process(BLOCK, atlas.path)
@@ -277,6 +278,7 @@ def test_of_two_writers_one_wins_and_the_other_is_told(atlas):
     assert atlas.verify() == []
 
 
+@pytest.mark.whole
 def test_two_writers_taking_turns_lose_nothing(atlas):
     stored(atlas)
     writers = [process(APPEND, atlas.path, name) for name in ("a", "b")]
@@ -287,6 +289,7 @@ def test_two_writers_taking_turns_lose_nothing(atlas):
     assert atlas.verify() == []
 
 
+@pytest.mark.whole
 def test_a_process_killed_during_a_test_leaves_a_ledger_that_verifies(tmp_path):
     from assay.evidence.run import Settings, state_claim, test_claim
     from assay.evidence.source import Source

@@ -33,6 +33,8 @@ from assay.evidence.source import MemorySource
 from assay.records import Example
 from assay.testing import planted_induction, planted_world
 
+pytestmark = pytest.mark.whole
+
 SETTINGS = Settings(tune=96, confirm=240, ood=168, draws=9)
 
 

@@ -28,6 +28,8 @@ from assay.evidence.search import searches_for
 from assay.evidence.source import ConceptSource, Population, Source, find_source, source_of
 from assay.records import Example
 
+pytestmark = pytest.mark.whole
+
 BUNDLED = ("animals", "people", "plurals", "tense")
 FRAMES = {"discover": 8, "tune": 8, "confirm": 20, "ood": 12}
 WORDS = {"discover": 8, "tune": 8, "confirm": 20, "ood": 12}

@@ -24,6 +24,8 @@ from assay.testing.effect_models import filler_source, mood_source, neutral_text
 from assay.testing.induction import PARTS
 from planted_task import write_task
 
+pytestmark = pytest.mark.whole
+
 GRID = (-4, -2, -1, 1, 2, 4)
 LINKED = Settings(tune=32, confirm=56, ood=48, draws=9, control_pairs=2)
 SETTINGS = Settings(tune=16, confirm=40, ood=36, draws=9, control_pairs=1, options={"neutral": neutral_texts(20)})

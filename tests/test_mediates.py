@@ -23,6 +23,8 @@ from assay.evidence.source import Source, leaks, split_items
 from assay.testing import planted_induction
 from planted_task import write_task
 
+pytestmark = pytest.mark.whole
+
 SMALL = Settings(tune=16, confirm=48, ood=36, draws=8, control_pairs=2)
 
 

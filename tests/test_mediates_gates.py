@@ -22,6 +22,8 @@ from assay.testing import circuit_models, planted_induction
 from circuit_tasks import source
 from test_mediates import raw_run, raw_z
 
+pytestmark = pytest.mark.whole
+
 SMALL = Settings(tune=18, confirm=48, ood=40, draws=6, control_pairs=2)
 TRUE = "z.0.0,z.1.0,z.1.1"
 
@@ -135,7 +137,7 @@ def test_the_true_circuit_passes_every_gate_but_minimality(true_verdict):
     assert true_verdict.verdict == "supported"
     assert {name for name, gate in gates.items() if not gate["passed"]} == {"complement", "minimality"}
     assert gates["minimality"]["tables"]["failing"] == ["z.0.0"]  # the same in both runs: see the gate's docstring
-    assert not gates["right sign"]["required"]
+    assert not gates["right_sign"]["required"]
 
 
 def test_zeros_that_point_the_other_way_make_it_ablation_dependent():
@@ -152,7 +154,7 @@ def test_opposite_effects_that_cancel_are_no_usually():
     model = circuit_models.cancelling()
     assert verdict_on(model, "z.1.2").verdict == "supported"  # in the mean it does
     usually = verdict_on(model, "z.1.2", "usually")
-    assert usually.verdict != "supported" and failing(usually) == {"right sign"}
+    assert usually.verdict != "supported" and failing(usually) == {"right_sign"}
     assert verdict_on(model, TRUE + ",z.1.2", "usually").verdict == "supported"
 
 

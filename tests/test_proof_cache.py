@@ -15,6 +15,8 @@ from assay.model import cache, proofs, prove
 from assay.model.model import Model
 from conftest import FAMILIES, tiny_hf, wrap
 
+pytestmark = pytest.mark.whole
+
 
 @pytest.fixture(autouse=True)
 def proved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[nn.Module]]:

@@ -17,6 +17,8 @@ from assay.records import Example
 from assay.testing import planted_world
 from assay.testing.dictionaries import AtomDictionary, Reader, components
 
+pytestmark = pytest.mark.whole
+
 SETTINGS = Settings(tune=96, confirm=144, ood=120, draws=3)
 SPLITS = {"tune": 8, "confirm": 12, "ood": 10}
 
@@ -72,14 +74,14 @@ def test_the_planted_dictionary_is_supported_for_uses_that_need_behaviour(use):
     verdict = verdict_on(true_dictionary(), use)
     gates = gates_of(verdict)
     assert (verdict.verdict, verdict.reasons) == ("supported", ())
-    assert gates["error node"]["required"] and gates["behaviour kept"]["required"] == (use == "standing in the loss")
+    assert gates["error_node"]["required"] and gates["behaviour.kept"]["required"] == (use == "standing in the loss")
 
 
 def test_a_dictionary_without_the_concept_is_stopped_by_the_error_node_and_the_behaviour():
     whole = true_dictionary()
     blind = AtomDictionary("all but the concept", whole.atoms[1:], whole.mean)
-    assert failing(verdict_on(blind, "steering")) == {"error node"}
-    assert failing(verdict_on(blind, "standing in the loss")) == {"error node", "behaviour kept"}
+    assert failing(verdict_on(blind, "steering")) == {"error_node"}
+    assert failing(verdict_on(blind, "standing in the loss")) == {"error_node", "behaviour.kept"}
     assert verdict_on(blind).verdict == "supported"  # for listing features it is only one short
 
 

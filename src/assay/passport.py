@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from assay.records import plain
@@ -24,8 +25,14 @@ def run_passport(resolved: Mapping[str, Any] | None = None) -> dict[str, Any]:
     return {
         "versions": dict(_versions()),
         "python": platform.python_version(), "machine": platform.machine(),
-        "command": sys.argv, "resolved": plain(dict(resolved or {})), "git": git_state(),
+        "command": [_placeless(word) for word in sys.argv], "resolved": plain(dict(resolved or {})), "git": git_state(),
     }  # fmt: skip
+
+
+def _placeless(word: str) -> str:
+    """A word of a command line; of a file or folder that is named from the root only its own name, for others to read."""
+    name, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    return f"{name}{equals}{Path(value).name if Path(value).is_absolute() else value}"
 
 
 @cache

@@ -166,7 +166,9 @@ def record_problems(db: Connection) -> list[str]:
     added = db.execute(f"SELECT id FROM claims EXCEPT {stated} ORDER BY 1").fetchall()
     found = [f"claim {name} is in the ledger but not in the store" for (name,) in gone]
     found += [f"claim {name} is in the store but not in the ledger" for (name,) in added]
-    for table, kind in (("deviations", "deviation"), ("replications", "replication"), ("imports", "import")):
+    found += [f"{n} rows of table {table} show something else than their record" for table, n in _columns_differ(db)]
+    for table, kind in (("deviations", "deviation"), ("replications", "replication"), ("imports", "import"),
+                        ("verdicts", "verdict")):  # fmt: skip
         logged = ("SELECT body->>'$.claim', body->>'$.digest' FROM ledger"
                   f" WHERE kind = '{kind}' AND body->>'$.digest' IS NOT NULL")  # fmt: skip
         differ = f"(({logged}) EXCEPT SELECT claim, sha256(CAST(body AS VARCHAR)) FROM {table})"
@@ -175,6 +177,35 @@ def record_problems(db: Connection) -> list[str]:
         if row and row[0]:
             found.append(f"{row[0]} {kind} records are not the ones in the ledger")
     return found
+
+
+SHOWN = {  # columns that are listed and counted -> where their records say the same
+    "claims": {"id": "$.id", "version": "$.version", "parent": "$.parent", "kind": "$.kind", "created": "$.created",
+               "statement": "$.statement"},
+    "plans": {"claim": "$.claim", "lock": "$.lock"},
+    "verdicts": {"claim": "$.claim", "verdict": "$.verdict", "rule_version": "$.rule_version"},
+    "evidence": {"claim": "$.claim", "created": "$.created", "reads": "$.reads"},
+    "gates": {"name": "$.name", "split": "$.split", "required": "$.required", "estimate": "$.estimate", "low": "$.low",
+              "high": "$.high", "sesoi": "$.sesoi", "p_above": "$.p_above", "p_below": "$.p_below"},
+    "imports": {"claim": "$.claim.id", "kind": "$.claim.kind", "statement": "$.claim.statement"},
+}  # fmt: skip
+NUMBERS = ("estimate", "low", "high", "sesoi", "p_above", "p_below")
+
+
+def _columns_differ(db: Connection) -> list[tuple[str, int]]:
+    """(table, rows) whose columns beside the record do not say what the record says."""
+    found = []
+    for table, columns in SHOWN.items():
+        differ = " OR ".join(
+            f"{name} IS DISTINCT FROM CAST(body->>'{path}' AS DOUBLE)" if name in NUMBERS
+            else f"CAST({name} AS VARCHAR) IS DISTINCT FROM body->>'{path}'" for name, path in columns.items()
+        )  # fmt: skip
+        row = db.execute(f"SELECT count(*) FROM {table} WHERE {differ}").fetchone()
+        if row and row[0]:
+            found.append((table, int(row[0])))
+    row = db.execute("SELECT count(*) FROM imports WHERE verdict IS DISTINCT FROM"
+                     " coalesce(body->>'$.verdict.verdict', 'not tested')").fetchone()  # fmt: skip
+    return [*found, *([("imports", int(row[0]))] if row and row[0] else [])]
 
 
 def head_of(db: Connection) -> dict[str, Any] | None:

@@ -12,14 +12,14 @@ Anyone who may write the directory may rewrite it. The chain makes that visible,
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from duckdb import DuckDBPyConnection as Connection
 
 from assay.atlas import index
 from assay.atlas.database import FILE, HEAD, Database
-from assay.errors import EvidenceError, StoreError
+from assay.errors import EvidenceError, StoreError, TamperedError
 from assay.evidence.claims import Listed, evidence_digest
 from assay.evidence.ledger import ChainCheck, Entry
 from assay.evidence.ledger import counts as no_counts
@@ -40,6 +40,7 @@ from assay.records import (
 )  # fmt: skip
 
 __all__ = ["FILE", "HEAD", "Atlas"]
+T = TypeVar("T")
 
 
 class Atlas(Database):
@@ -212,7 +213,12 @@ class Atlas(Database):
         """All claims, oldest first. See `listing` for a page of them."""
         with self.reading() as db:
             rows = db.execute("SELECT body FROM claims ORDER BY created, id").fetchall()
-        return [_claim(json.loads(body)) for (body,) in rows]
+        return [_read(_claim, json.loads(body)) for (body,) in rows]
+
+    def claim_ids(self) -> list[str]:
+        """Ids of all claims, oldest first."""
+        with self.reading() as db:
+            return [name for (name,) in db.execute("SELECT id FROM claims ORDER BY created, id").fetchall()]
 
     def listing(self, limit: int = 50, offset: int = 0, verdict: str = "", kind: str = "") -> tuple[list[Listed], int]:
         """A page of own and imported claims, oldest first, and how many there are in all of this choice."""
@@ -254,21 +260,18 @@ class Atlas(Database):
         return [json.loads(body) for (body,) in rows]
 
     def claim(self, claim_id: str) -> Claim:
-        """A claim by id. Raises StoreError, with what there is, for an unknown one."""
-        return _claim(self._one("SELECT body FROM claims WHERE id = ?", claim_id))
+        """A claim by id. Raises StoreError, with what there is, for an unknown one; TamperedError for one that is none."""
+        return _read(_claim, self._one("SELECT body FROM claims WHERE id = ?", claim_id))
 
     def plan(self, claim_id: str) -> Plan:
         """The locked plan of a claim."""
         body = self._one("SELECT body FROM plans WHERE claim = ?", claim_id)
-        return Plan(**{**body, "gates": tuple(GatePlan(**gate) for gate in body["gates"])})
+        return _read(_plan, body)
 
     def evidence(self, claim_id: str) -> Evidence | None:
         """The newest evidence of a claim."""
         body = self._newest("evidence", claim_id)
-        if body is None:
-            return None
-        gates = tuple(GateResult(**gate) for gate in body["gates"])
-        return Evidence(**{**body, "gates": gates, "flags": tuple(body["flags"])})
+        return None if body is None else _read(_evidence, body)
 
     def counterexamples(self, claim_id: str) -> list[Counterexample]:
         """The counterexamples of the newest evidence, worst first."""
@@ -282,7 +285,7 @@ class Atlas(Database):
     def verdict(self, claim_id: str) -> Verdict | None:
         """The verdict that stands for a claim."""
         body = self._newest("verdicts", claim_id)
-        return None if body is None else Verdict(**{key: _tuples(key, value) for key, value in body.items()})
+        return None if body is None else _read(_verdict, body)
 
     def _newest(self, table: str, claim_id: str) -> dict[str, Any] | None:
         with self.reading() as db:
@@ -304,8 +307,30 @@ def counterexample_of(body: Mapping[str, Any]) -> Counterexample:
     return Counterexample(**{**body, "tokens": tuple((token, score) for token, score in body.get("tokens", ()))})
 
 
+def _read(make: Callable[[Any], T], body: Any) -> T:
+    """A record from what is stored. Raises TamperedError for fields that no record of its class has."""
+    try:
+        return make(body)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise TamperedError(f"a stored {make.__name__.strip('_')} is none any more ({type(error).__name__}: {error})."
+                            " See: assay claim verify. Restore the atlas from a copy.") from error  # fmt: skip
+
+
 def _claim(body: Mapping[str, Any]) -> Claim:
     return Claim(**{**body, "rivals": tuple(body["rivals"])})
+
+
+def _plan(body: Mapping[str, Any]) -> Plan:
+    return Plan(**{**body, "gates": tuple(GatePlan(**gate) for gate in body["gates"])})
+
+
+def _evidence(body: Mapping[str, Any]) -> Evidence:
+    gates = tuple(GateResult(**gate) for gate in body["gates"])
+    return Evidence(**{**body, "gates": gates, "flags": tuple(body["flags"])})
+
+
+def _verdict(body: Mapping[str, Any]) -> Verdict:
+    return Verdict(**{key: _tuples(key, value) for key, value in body.items()})
 
 
 def _tuples(key: str, value: Any) -> Any:

@@ -5,6 +5,7 @@ Exchanging it moves c^2 of the effect, erasing it c^2 / 2: the binding gate is e
 .6 and .8. The others have no ladder: their true claims are of a clear effect.
 """
 
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from assay.calibrate.base import CALIBRATIONS, Calibration, Case, Family, ladder
 from assay.evidence.connects import Link
 from assay.evidence.features import Feature, direction
+from assay.evidence.options import OPTIONS
 from assay.evidence.run import Settings
 from assay.evidence.steers import Steering
 from assay.testing.effect_models import (
@@ -48,7 +50,8 @@ def _family(truth: Any, make: Any, **changes: Any) -> Family:
 
 def _add(kind: str, binding: str, families: tuple[Family, ...], n: dict[str, int], note: str) -> None:
     quick = {truth: max(1, count // 15) for truth, count in n.items()}
-    CALIBRATIONS.add(kind, Calibration(kind, binding, families, SETTINGS, n, quick, note))
+    settings = SETTINGS if kind in OPTIONS.get("neutral").kinds else replace(SETTINGS, options={})
+    CALIBRATIONS.add(kind, Calibration(kind, binding, families, settings, n, quick, note))
 
 
 # uses --------------------------------------------------------------------------------------------

@@ -24,8 +24,7 @@ TRIES = 200  # directions to choose the best of
 
 def sizes(per_template: int) -> Settings:
     """All items of a planted world; few random directions, which makes support easier."""
-    tune, confirm, ood = (SPLITS[split] * per_template for split in ("tune", "confirm", "ood"))
-    return Settings(tune, confirm, ood, draws=9)
+    return Settings(SPLITS["tune"] * per_template, SPLITS["confirm"] * per_template, SPLITS["ood"] * per_template, draws=9)
 
 
 def small_world(seed: int, **changes: float) -> Planted:
@@ -169,11 +168,11 @@ FAMILIES = (
     _false("one of three exclusive children, claimed of the parent", child_for_parent),
     _false("the parent, claimed of its first child", parent_for_child, settings=sizes(12)),
     _family("true", "the planted direction", planted, settings=sizes(12)),
-    *ladder(rung, "a planted direction of known recall", sizes(24)),
+    *ladder(rung, "a planted direction of known recall", sizes(40)),
 )
 
 CALIBRATIONS.add("represents", Calibration(
     "represents", "sensitivity", FAMILIES, sizes(PER_TEMPLATE),
-    full={"null": 50, "false": 40, "true": 100, "ladder": 100}, quick={"null": 10, "false": 4, "true": 4, "ladder": 6},
+    full={"null": 50, "false": 40, "true": 60, "ladder": 60}, quick={"null": 10, "false": 4, "true": 4, "ladder": 6},
     note="recall at the threshold that one in twenty non-members passes on tune; bar .5",
 ))  # fmt: skip

@@ -77,7 +77,7 @@ def state(common: Common, name: str, data: str, subject: str, dtype: str, prepen
 def _state(common: Common, model: Any, source: Any, named: Any, words: Any, bars: dict[str, float], settings: Any) -> None:
     """Lock it, and print it with everything that should be known before it is tested."""
     from assay.atlas.store import Atlas
-    from assay.evidence.claims import warnings_of
+    from assay.evidence.cautions import warnings_of
     from assay.evidence.run import state_claim
     from assay.records import plain
 
@@ -110,7 +110,7 @@ def _check_subject(model: Any, kind: str, named: Any) -> None:
 @click.argument("claim_id", metavar="CLAIM")
 @click.option("--model", "name", default=None, metavar="MODEL", help="Where the model is now, if it moved.")
 @click.option("--corpus", default=None, metavar="FILE", help="Ordinary texts to look for counterexamples in, one a line.")
-@click.option("--require", type=click.Choice(["supported"]), help="Exit 1 unless the verdict is this.")
+@click.option("--require", type=click.Choice(["supported"]), help="Exit 1 unless the verdict is this, and not exploratory.")
 @model_options
 @common_options
 def test(
@@ -130,7 +130,7 @@ def test(
     with common.progress("testing") as report:
         verdict = test_claim(store, claim_id, model, report, corpus=texts)
     common.emit(verdict.to_json(), lambda: verdict_panel(verdict.to_json()))
-    if require and verdict.verdict != require:
+    if require and (verdict.verdict != require or "exploratory" in verdict.qualifiers):
         sys.exit(EXIT_NOT_AS_REQUIRED)
 
 
@@ -196,7 +196,7 @@ def verify(common: Common, claim_id: str | None) -> None:
     store = Atlas(common.atlas)
     with store:
         problems, n = store.verify(), store.entry_count()
-        chosen = [claim_id] if claim_id else [stated.id for stated in store.claims()]
+        chosen = [claim_id] if claim_id else store.claim_ids()
         for name in chosen:
             problems += audit(store, name)
     text = "\n".join(problems) or f"{n} ledger entries and {len(chosen)} claims: all verdicts follow."

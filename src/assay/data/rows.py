@@ -44,8 +44,8 @@ def read_rows(path: Path, layout: Layout) -> list[Row]:
     rows = list((_csv_rows if suffix == ".csv" else _jsonl_rows)(path, text, layout))
     if not rows:
         each = "row" if suffix == ".csv" else "JSON object"
-        raise TaskError(f"{layout.what} file {path}: it has no {layout.each}s. Write one {each} a line, with"
-                        f" {', '.join(layout.fields)}.")  # fmt: skip
+        raise TaskError(f"{layout.what} file {path}: it has no {layout.each}s. Write one {each} a line"
+                        f"{', with ' if layout.fields else ''}{', '.join(layout.fields)}.")  # fmt: skip
     return rows
 
 

@@ -222,6 +222,11 @@ def _common(templates: set[str], of: int) -> bool:
 # parts of splits ---------------------------------------------------------------------------------
 
 
+def marks(items: Sequence[Any]) -> list[str]:
+    """By what the ledger knows these items again: their clusters, and their texts whatever their clusters are called."""
+    return sorted({*clusters(items), *(digest(text)[:16] for item in items for text in item.texts)})
+
+
 def clusters(items: Sequence[Any]) -> list[str]:
     """Hashed names of the clusters of some items."""
     return sorted({digest(item.template)[:16] for item in items})

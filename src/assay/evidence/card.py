@@ -256,6 +256,10 @@ def plan_problems(claim: Claim, plan: Plan) -> list[str]:
             found.append(f"the plan leaves out the required gate {gate.name}")
         elif gate.name in planned and planned[gate.name].group != gate.group:
             found.append(f"the plan puts the gate {gate.name} into another group")
+        if gate.name in planned and dict(planned[gate.name].options) != gate.options:
+            found.append(f"the plan measures the gate {gate.name} in another way")
+        if gate.name in planned and not 0 <= planned[gate.name].sesoi <= 1:
+            found.append(f"the plan gives the gate {gate.name} a bar outside 0 to 1")
     alpha = plan.levels.get("confirm", 1.0)
     if set(plan.levels) != {"confirm", "ood"} or not 0 < alpha <= MOST_ALPHA or not 0 < plan.levels["ood"] <= 2 * alpha:
         found.append(f"the plan has the levels {plan.levels}; allowed: confirm up to {MOST_ALPHA:g}, ood up to twice that")

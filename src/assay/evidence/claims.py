@@ -20,12 +20,13 @@ from typing import Any, Protocol, runtime_checkable
 
 from assay.errors import EvidenceError, TamperedError, bad_argument
 from assay.evidence import ledger as chain
+from assay.evidence.cautions import warnings_of as warnings_of
 from assay.evidence.gates import evaluate, gates_for, get_gate
 from assay.evidence.gates.base import GATES
 from assay.evidence.ledger import now
 from assay.evidence.search import searches_for
-from assay.evidence.source import Population, clusters
-from assay.evidence.verdicts import MIN_CLUSTERS, RULE_VERSION, decide
+from assay.evidence.source import Population, marks
+from assay.evidence.verdicts import RULE_VERSION, decide
 from assay.records import (
     Claim,
     Counterexample,
@@ -119,27 +120,6 @@ def check_lock(claim: Claim, plan: Plan) -> None:
                             " (assay claim deviate), or in a new version of the claim (--parent).")  # fmt: skip
 
 
-def warnings_of(plan: Plan) -> list[str]:
-    """What a careful person would change before testing, and how many templates it takes."""
-    found = []
-    for split in plan.levels:
-        k = plan.splits[split]["templates"]
-        if k < MIN_CLUSTERS:
-            found.append(f"{split}: {k} templates; fewer than {MIN_CLUSTERS} can never be supported, so {MIN_CLUSTERS - k}"
-                         " more are needed.")  # fmt: skip
-    k = plan.splits["confirm"]["templates"]
-    for gate in plan.gates:
-        size = plan.mde.get(gate.name)
-        if size is None or not gate.required:
-            continue
-        wanted = min(gate.sesoi or 0.1, 1 - gate.sesoi)  # twice the SESOI, or as much as there can be
-        if size > wanted > 0:
-            found.append(f"{gate.name}: effects below {gate.sesoi + size:.2f} would probably be missed (SESOI {gate.sesoi:g},"
-                         f" MDE {size:.2f} on {k} templates); about {math.ceil(k * (size / wanted) ** 2)} templates are"
-                         f" needed to find {gate.sesoi + wanted:.2f}.")  # fmt: skip
-    return found
-
-
 # deriving ----------------------------------------------------------------------------------------
 
 
@@ -228,6 +208,11 @@ def same_verdict(a: Verdict, b: Verdict) -> bool:
     return _close(plain(a), plain(b), 1e-6)
 
 
+def same_decision(a: Verdict, b: Verdict) -> bool:
+    """The same verdict but for its words: those are made anew by every release, and by gates that others add."""
+    return same_verdict(*(replace(verdict, sentence="", does_not_show=()) for verdict in (a, b)))
+
+
 def _close(a: Any, b: Any, tolerance: float) -> bool:
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(_close(a[key], b[key], tolerance) for key in a)
@@ -245,9 +230,12 @@ def audit(store: ClaimStore, claim_id: str) -> list[str]:
 
 
 def _audit(store: ClaimStore, claim_id: str) -> list[str]:
-    claim, plan, evidence, verdict = (
-        store.claim(claim_id), store.plan(claim_id), store.evidence(claim_id), store.verdict(claim_id)
-    )  # fmt: skip
+    try:
+        claim, plan, evidence, verdict = (
+            store.claim(claim_id), store.plan(claim_id), store.evidence(claim_id), store.verdict(claim_id)
+        )  # fmt: skip
+    except TamperedError as error:
+        return [f"claim {claim_id}: {error}"]
     problems = []
     logged = {entry["kind"]: entry["body"] for entry in store.entries_of(claim_id)}
     expected = {"state": digest(claim), "lock": plan.lock, "evidence": evidence and evidence_digest(
@@ -259,10 +247,29 @@ def _audit(store: ClaimStore, claim_id: str) -> list[str]:
         fresh = rederive(store, claim_id)
     except EvidenceError as error:
         return [*problems, str(error)]
-    if verdict is not None and verdict.rule_version == RULE_VERSION and not same_verdict(fresh, verdict):
+    if verdict is None or verdict.rule_version != RULE_VERSION or same_decision(fresh, verdict):
+        return problems
+    then = ruled(claim, plan, evidence, store.counterexamples(claim_id), deviations=store.deviations(claim_id),
+                 family=_family_then(store, verdict))  # fmt: skip
+    if not same_decision(then, verdict):
         problems.append(f"claim {claim_id}: the stored verdict ({verdict.verdict}) does not follow from the"
                         f" stored evidence ({fresh.verdict})")  # fmt: skip
     return problems
+
+
+def _family_then(store: ClaimStore, verdict: Verdict) -> dict[str, float]:
+    """The family as it was when a verdict was given: members that were read or judged since (a test that is under
+    way, or was killed) stand as they stood then. When they are judged, this claim is judged again."""
+    given = max((entry["index"] for entry in store.entries_of(verdict.claim) if entry["kind"] == "verdict"), default=-1)
+    stood = verdict.decision["family"]
+
+    def moved(claim: str) -> bool:
+        return any(entry["index"] > given and entry["kind"] in ("data", "verdict", "deviation")
+                   for entry in store.entries_of(claim))  # fmt: skip
+
+    family = family_of(store, verdict.claim)
+    since = {other for other in family if moved(other)}
+    return {other: stood[other] if other in since else p for other, p in family.items() if other not in since or other in stood}
 
 
 def evidence_digest(evidence: Evidence, counterexamples: Sequence[Counterexample]) -> str:
@@ -296,8 +303,7 @@ def deviate(store: ClaimStore, claim_id: str, what: str, why: str, sesoi: Mappin
     for name, bar in (sesoi or {}).items():
         if name not in names:
             raise bad_argument("sesoi", name, ", ".join(names))
-        if not math.isfinite(bar):
-            raise bad_argument(f"sesoi of {name}", bar, "a finite number")
+        _check_bar(name, bar)
     deviation = Deviation(claim_id, what, why, now(), dict(sesoi or {}))
     store.record_deviation(deviation)
     if store.evidence(claim_id) is not None:
@@ -317,8 +323,7 @@ def make_plan(
     for name, value in sesoi.items():
         if name not in known:
             raise bad_argument("sesoi", name, ", ".join(sorted(known)))
-        if not 0 <= value <= 1:
-            raise bad_argument(f"sesoi of {name}", value, "0 to 1 (share of the effect)")
+        _check_bar(name, value)
     seed = settings["seed"]
     splits = {
         split: {"n": n, "seed": seed, "digest": source.digest(split, n, seed),
@@ -337,9 +342,14 @@ def make_plan(
     )  # fmt: skip
 
 
+def _check_bar(name: str, bar: float) -> None:
+    if not 0 <= bar <= 1:
+        raise bad_argument(f"sesoi of {name}", bar, "0 to 1 (share of the effect)")
+
+
 def record_look(store: chain.Ledger, model: str, what: str, pairs: Sequence[Any]) -> None:
     """Say in the ledger that these items were measured with this model (its digest) outside of a test."""
-    store.append("look", {"what": what, "model": model, "clusters": clusters(pairs), "n": len(pairs)})
+    store.append("look", {"what": what, "model": model, "clusters": marks(pairs), "n": len(pairs)})
 
 
 def claim_id(body: Mapping[str, Any]) -> str:
@@ -374,4 +384,4 @@ def ticket_for(store: ClaimStore, claim: Claim, plan: Plan, subject: str) -> str
 
 def reads_of(store: chain.Ledger, subject: str, plan: Plan, pairs: Sequence[Any]) -> int:
     """How often this subject has met these confirm clusters, this read included."""
-    return max(1, store.reads(subject, plan.splits["confirm"]["digest"], clusters(pairs)))
+    return max(1, store.reads(subject, plan.splits["confirm"]["digest"], marks(pairs)))

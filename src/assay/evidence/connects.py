@@ -29,7 +29,7 @@ from assay.errors import SiteError, TaskError, bad_argument
 from assay.evidence.effects import chunks, control_rows, place_of, random_subspaces, record_of, site_features, width
 from assay.evidence.features import Feature, feature_of
 from assay.evidence.gates.base import get_gate
-from assay.evidence.kinds import KINDS, Columns, Item, Progress
+from assay.evidence.kinds import KINDS, Columns, Item, Progress, made_of
 from assay.model.edits import Edit, patch
 from assay.model.model import Model
 from assay.records import GatePlan, Plan
@@ -322,7 +322,7 @@ class Connects:
 
     def subject(self, model: Model, given: Any) -> dict[str, Any]:
         """A `Link`, {"source", "target"} or a pair of features. Raises UsageError, also where A comes after B."""
-        given = Link(**given) if isinstance(given, Mapping) else given
+        given = made_of(Link, given)
         if not isinstance(given, Link):
             if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
                 raise bad_argument("subject", given, "a Link, or two features: the driving one and the driven one")

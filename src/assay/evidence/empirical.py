@@ -91,12 +91,11 @@ def record_null(store: Ledger, model: str, null: EmpiricalNull, items: Sequence[
 
 
 def null_of(store: Ledger, model: str, kind: str) -> EmpiricalNull | None:
-    """The latest calibration of a model that concerns a claim kind."""
-    for entry in reversed(store.entries_of(name_of(model))):
-        body = entry["body"].get("empirical_null")
-        if body is not None and kind in body["kinds"]:
-            return EmpiricalNull(**{**body, "kinds": tuple(body["kinds"])})
-    return None
+    """The latest calibration of a model that concerns a claim kind: one with too few controls to say anything does
+    not take the place of one that says something."""
+    bodies = [entry["body"].get("empirical_null") for entry in store.entries_of(name_of(model))]
+    found = [EmpiricalNull(**{**body, "kinds": tuple(body["kinds"])}) for body in bodies if body and kind in body["kinds"]]
+    return next((null for null in reversed(found) if null.n >= FEWEST), found[-1] if found else None)
 
 
 def instrument_flags(store: Ledger, model: str, kind: str) -> tuple[str, ...]:

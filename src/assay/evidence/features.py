@@ -18,6 +18,8 @@ from assay.errors import ShapeError, SiteError, bad_argument
 from assay.records import digest
 from assay.sites import Site, parse_site
 
+UNIT = 1e-6  # how far from 1 the norm of a direction may be by rounding
+
 
 @dataclass(frozen=True)
 class Feature:
@@ -61,10 +63,12 @@ def direction(site: str, vector: Sequence[float] | Tensor) -> Feature:
 def feature_of(given: Any) -> Feature:
     """A feature from `Feature`, `mlp_act.3.17`, or the record of one. Raises SiteError or UsageError."""
     if isinstance(given, Feature):
-        return given
+        return _checked(given)
     if isinstance(given, Mapping):
+        if "site" not in given or not set(given) <= {"site", "index", "vector"}:
+            raise bad_argument("feature", ", ".join(map(str, given)), "site, with index or vector")
         vector = given.get("vector")
-        return Feature(given["site"], given.get("index"), None if vector is None else tuple(vector))
+        return _checked(Feature(given["site"], given.get("index"), None if vector is None else tuple(vector)))
     if isinstance(given, str | Site):
         site = parse_site(str(given))
         if site.index is None:
@@ -73,6 +77,15 @@ def feature_of(given: Any) -> Feature:
     if isinstance(given, Sequence) and len(given) == 1:
         return feature_of(given[0])
     raise bad_argument("feature", given, "one unit such as mlp_act.3.17, or a Feature")
+
+
+def _checked(feature: Feature) -> Feature:
+    """One unit or one direction of unit norm: what is added or compared with controls must be as large as it says."""
+    if (feature.index is None) == (feature.vector is None):
+        raise bad_argument("feature", feature.site, "a unit or a direction at a site, one of them")
+    if feature.vector is None or abs(math.sqrt(math.fsum(x * x for x in feature.vector)) - 1) < UNIT:
+        return feature
+    return direction(feature.site, feature.vector)
 
 
 def _whole(site: str) -> str:

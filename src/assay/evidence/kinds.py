@@ -13,6 +13,7 @@ Counterexamples are looked for by the methods in `search/`, which say themselves
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from typing import Any, Protocol, get_args, get_type_hints, runtime_checkable
 
 from assay.errors import bad_argument
@@ -79,6 +80,18 @@ class Kind(Protocol):
     ) -> Columns:
         """All columns the gates need, over all items."""
         ...
+
+
+def made_of(record: type, given: Any) -> Any:
+    """The record that a mapping names the parts of; anything else as it is. Raises UsageError for other parts."""
+    if not isinstance(given, Mapping):
+        return given
+    parts = {each.name: each.default is MISSING and each.default_factory is MISSING for each in fields(record)}
+    if unknown := sorted(str(name) for name in given if name not in parts):
+        raise bad_argument("subject", ", ".join(unknown), ", ".join(parts))
+    if missing := [name for name, needed in parts.items() if needed and name not in given]:
+        raise bad_argument("subject", ", ".join(map(str, given)) or "nothing", f"also {', '.join(missing)}")
+    return record(**given)
 
 
 KINDS: Registry[Kind] = Registry("claim kind")

@@ -258,9 +258,10 @@ def verify_chain(entries: Iterable[Entry], *heads: Mapping[str, Any] | None) -> 
 # reads of sealed splits --------------------------------------------------------------------------
 
 
-def subject_key(kind: str, subject: Mapping[str, Any], task: Mapping[str, Any]) -> str:
-    """What a ticket is charged to: claim kind, model digest, sites and positions, and task."""
-    return digest([kind, subject["digest"], sorted(subject["sites"]), subject.get("positions"), task["name"]])
+def subject_key(kind: str, subject: Mapping[str, Any]) -> str:
+    """What a ticket is charged to: claim kind, model digest, sites and positions. The data are told by their
+    clusters and texts, not by a name or path that can be spelled in several ways."""
+    return digest([kind, subject["digest"], sorted(subject["sites"]), subject.get("positions")])
 
 
 def tally(entries: Iterable[Entry]) -> dict[str, int]:

@@ -23,8 +23,9 @@ from assay.evidence.empirical import instrument_flags
 from assay.evidence.gates import evaluate
 from assay.evidence.kinds import KINDS, Columns, Data, Item, Kind, Progress, check_items
 from assay.evidence.ledger import now, subject_key
+from assay.evidence.options import check_options
 from assay.evidence.search import SEARCHES, Found, Hunt
-from assay.evidence.source import Population, clusters, leaks, source_of
+from assay.evidence.source import Population, clusters, leaks, marks, source_of
 from assay.evidence.stale import other_gates, other_tokenizer, tokenizer_of
 from assay.passport import run_passport
 from assay.records import Claim, Counterexample, Dataset, Evidence, GateResult, Plan, Run, Verdict, digest
@@ -50,7 +51,7 @@ class Settings:
     metric: str = "logit_diff"
     positions: str = "all"
     draws: int = 99
-    control_pairs: int = 4
+    control_pairs: int = 1
     options: dict[str, Any] = field(default_factory=dict)
     search: dict[str, int] = field(default_factory=dict)
 
@@ -69,6 +70,8 @@ class Settings:
             raise bad_argument("positions", self.positions, "all or last")
         if self.metric != "logit_diff":
             raise bad_argument("metric", self.metric, "logit_diff", "Wrong signs and accuracy are read off it.")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise bad_argument("seed", self.seed, "a whole number, 0 or more")
         for name, budget in self.search.items():
             SEARCHES.get(name)
             if not isinstance(budget, int) or budget < 0:
@@ -96,7 +99,7 @@ def state_claim(
     sesoi: Mapping[str, float] | None = None,
     settings: Settings | None = None,
 ) -> tuple[Claim, Plan]:
-    """State a claim and lock its plan; `sesoi` by gate or group name. See `claims.warnings_of(plan)`.
+    """State a claim and lock its plan; `sesoi` by gate or group name. See `cautions.warnings_of(plan)`.
 
     `model`: a language model, or a host of features. `subject`: what the kind takes, sites for *mediates*,
     a feature for *represents*. Raises UsageError for a wrong argument, TaskError for data that do not fit.
@@ -105,6 +108,7 @@ def state_claim(
     settings = Settings() if settings is None else settings
     settings.check()
     kind = _kind(statement)
+    check_options(kind.name, settings.options)
     model.fresh_digest()
     claim = _claim(store, model, source, kind.subject(model, subject), statement, settings.positions)
     plan = claims.make_plan(claim, source, settings.sizes, sesoi or {}, asdict(settings))
@@ -136,18 +140,18 @@ def test_claim(
     """
     claim, plan = store.claim(claim_id), store.plan(claim_id)
     claims.check_lock(claim, plan)
-    subject = subject_key(claim.kind, claim.subject, claim.task)
+    subject = subject_key(claim.kind, claim.subject)
 
     def on_read(split: str, items: Sequence[Item]) -> list[str]:
         """Spend the ticket and say what is read, before it is read; what was looked at of it earlier."""
-        names, locked = clusters(items), plan.splits[split]
+        names, locked = marks(items), plan.splits[split]
         with store:
             looked = store.looks(model.digest, names)
             ticket = claims.ticket_for(store, claim, plan, subject)
             store.append("data", {"claim": claim.id, "ticket": ticket, "split": split, "subject": subject,
                                   "digest": digest(items), "clusters": names})  # fmt: skip
             store.record_dataset(Dataset(digest(items), claim.task["name"], split, locked["n"], locked["seed"],
-                                         tuple(names), claim.task, str(claim.task.get("licence", ""))))  # fmt: skip
+                                         tuple(clusters(items)), claim.task, str(claim.task.get("licence", ""))))  # fmt: skip
         return looked
 
     trial = Trial(claim, plan, model, progress, on_read, source, corpus)

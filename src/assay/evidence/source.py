@@ -19,14 +19,14 @@ from typing import Any, Protocol, runtime_checkable
 
 from assay.data.concept_files import is_concept_file, read_concept
 from assay.data.concepts import CONCEPTS, concept_path, load_concept, n_frames
-from assay.data.splits import SPLITS, Division, clusters, divide, leaks, split_items, spread
+from assay.data.splits import SPLITS, Division, clusters, divide, leaks, marks, split_items, spread
 from assay.data.tasks import TASKS, load_task, n_templates, read_task
 from assay.errors import EvidenceError, TaskError, bad_argument
 from assay.records import Example, Pair, digest
 from assay.registry import Registry
 
 __all__ = ["SOURCES", "SPLITS", "ConceptSource", "MemorySource", "Population", "Source", "clusters", "divide", "find_source",
-           "leaks", "source_of", "split_items", "spread"]  # fmt: skip
+           "leaks", "marks", "source_of", "split_items", "spread"]  # fmt: skip
 
 
 @runtime_checkable

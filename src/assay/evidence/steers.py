@@ -42,7 +42,7 @@ from assay.evidence.effects import (
 )  # fmt: skip
 from assay.evidence.features import feature_of
 from assay.evidence.gates.base import get_gate
-from assay.evidence.kinds import KINDS, Columns, Progress
+from assay.evidence.kinds import KINDS, Columns, Progress, made_of
 from assay.evidence.neutral import TEXTS
 from assay.model.model import Model
 from assay.records import GatePlan, Pair, Plan
@@ -196,7 +196,7 @@ class Steers:
 
     def subject(self, model: Model, given: Any) -> dict[str, Any]:
         """A `Steering`, or {"feature", "strengths"}. Raises UsageError for anything else."""
-        given = Steering(**given) if isinstance(given, Mapping) else given
+        given = made_of(Steering, given)
         if not isinstance(given, Steering):
             raise bad_argument("subject", given, "a Steering, or {'feature': .., 'strengths': [..]}",
                                "The strengths are part of the claim: declare them.")  # fmt: skip
@@ -245,9 +245,10 @@ class Steers:
 
 def grid_of(strengths: Sequence[float]) -> tuple[float, ...]:
     """Strengths in order, 0 left out (it is always measured). Raises UsageError without two of each sign."""
-    found = sorted({float(strength) for strength in strengths} - {0.0})
+    numbers = isinstance(strengths, Sequence) and all(isinstance(strength, int | float) for strength in strengths)
+    found = sorted({float(strength) for strength in strengths} - {0.0}) if numbers else []
     if min(sum(s > 0 for s in found), sum(s < 0 for s in found)) < 2 or not all(abs(s) < float("inf") for s in found):
-        raise bad_argument("strengths", list(strengths), "at least two positive and two negative numbers",
+        raise bad_argument("strengths", strengths, "at least two positive and two negative numbers",
                            "For example -4, -2, 2, 4.")  # fmt: skip
     return tuple(found)
 

@@ -113,7 +113,7 @@ def rule(
             return Ruling("inconclusive", ("underpowered",), too_few, alpha=charged, more_clusters=short)
         return Ruling("not tested", ("behaviour absent",), absent, alpha=charged)
     required, missing = required_gates(plan, evidence)
-    if broken := (*evidence.flags, *broken_instrument(evidence.gates, alpha)):
+    if broken := (*evidence.flags, *broken_instrument(plan, evidence.gates, alpha)):
         return Ruling("inconclusive", ("instrument",), broken, alpha=charged)
     for split in plan.levels:
         if absent := absent_behaviour(plan, evidence.gates, split, plan.levels[split]):
@@ -158,10 +158,14 @@ def absent_behaviour(plan: Plan, gates: Sequence[GateResult], split: str, alpha:
     return tuple(f"{gate.label}: p {gate.p_above:.3g}" for gate in found if gate.p_above > alpha)
 
 
-def broken_instrument(gates: Sequence[GateResult], alpha: float) -> tuple[str, ...]:
-    """Planted truths and falsehoods that did not come out as they must."""
+def broken_instrument(plan: Plan, gates: Sequence[GateResult], alpha: float) -> tuple[str, ...]:
+    """Planted truths and falsehoods that did not come out as they must, or were not measured on confirm. Those that
+    change everything at once ("everything") cannot be measured on every model."""
     found = [gate for gate in gates if gate.group == "instrument" and gate.p_below <= alpha]
-    return tuple(f"{gate.label}: {gate.estimate:.2f}, must be above {gate.sesoi:g}" for gate in found)
+    wrong = [f"{gate.label}: {gate.estimate:.2f}, must be above {gate.sesoi:g}" for gate in found]
+    there = {gate.name for gate in gates if gate.split == "confirm"}
+    planned = (gate.name for gate in plan.gates if gate.group == "instrument" and not gate.name.endswith("everything"))
+    return (*wrong, *(f"{name} was not measured on confirm" for name in planned if name not in there))
 
 
 def few_clusters(gates: Sequence[GateResult]) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ class Ladder:
     truth: dict[str, float] = field(default_factory=dict)
 
 
-def ladder_world(seed: int, recall: float, per_template: int = 24) -> Ladder:
+def ladder_world(seed: int, recall: float, per_template: int = 40) -> Ladder:
     """A world where the planted direction recalls that share of members at the strict threshold."""
     recall = min(recall, HIGHEST)
     rng = np.random.default_rng([seed, 30])

@@ -42,7 +42,9 @@ def families(table: Table, gate: GatePlan) -> Contrast:
         raise KeyError("no members")
     only = {family: [value if name == family else None for name, value in zip(names, values, strict=True)]
             for family in members}  # fmt: skip
-    weakest = max(members, key=lambda family: (_p(only[family], templates, gate.sesoi), -mean(only[family])))
+    groupings = [templates, *([table["words"]] if table.get("words") else [])]
+    worst = {name: max(_p(only[name], groups, gate.sesoi) for groups in groupings) for name in members}
+    weakest = max(members, key=lambda family: (worst[family], -mean(only[family])))
     return Contrast(only[weakest], {family: mean(kept) for family, kept in only.items()},
                     {"weakest": weakest, "families": len(members)})  # fmt: skip
 

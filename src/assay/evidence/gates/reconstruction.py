@@ -80,9 +80,9 @@ def nothing(table: Table, gate: GatePlan) -> Contrast:
 
 register(Gate("variance", "reconstruction", KINDS, 0.6, True, measure_variance, variance,
               says="it explains {estimate} of the variance"))  # fmt: skip
-register(Gate("behaviour kept", "reconstruction", KINDS, 0.8, for_use(LOSS), measure_behaviour, _kept("behaves.rebuilt"),
+register(Gate("behaviour.kept", "reconstruction", KINDS, 0.8, for_use(LOSS), measure_behaviour, _kept("behaves.rebuilt"),
               says="{estimate} of the behaviour is kept with the reconstruction in place"))  # fmt: skip
-register(Gate("error node", "error node", KINDS, 0.8, for_use(STEERING, LOSS), measure_error, kept_with_other_error,
+register(Gate("error_node", "error_node", KINDS, 0.8, for_use(STEERING, LOSS), measure_error, kept_with_other_error,
               says="{estimate} of the behaviour is kept with another error"))  # fmt: skip
 register(Gate("planted.itself", "instrument", KINDS, 0.95, False, measure_planted, itself))
 register(Gate("planted.mean", "instrument", KINDS, 0.5, False, measure_planted, nothing))

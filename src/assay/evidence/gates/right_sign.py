@@ -32,5 +32,5 @@ def of_most(claim: Claim) -> bool:
     return claim.quantifier in ("usually", "always")
 
 
-register(Gate("right sign", "per prompt", KINDS, 0.9, of_most, measure, contrast,
+register(Gate("right_sign", "per prompt", KINDS, 0.9, of_most, measure, contrast,
               says="{estimate} of the prompts go the claimed way"))  # fmt: skip
