@@ -31,6 +31,8 @@ def summary(kinds: Mapping[str, Any]) -> str:
 
 
 def _ladder_words(found: Mapping[str, Any]) -> str:
+    if not found["power"]:
+        return "No ladder of effects: power is not measured beyond true claims of a clear effect."
     return f"Effects are placed on the gate `{found['binding']}`: {found['note']}."
 
 
