@@ -341,7 +341,7 @@ def test_a_corpus_is_one_text_a_line(tmp_path):
     (["animals", "mlp_act.0.1", "--kind", "represents", "--search", "luck=3"], "luck"),
     (["animals", "mlp_act.0.1", "--kind", "represents", "--option", "x"], "NAME=VALUE"),
     (["animals", "mlp_act.0.1", "--kind", "represents", "--corruption", "abc"], "none for animals"),
-    (["ioi", "mlp_act.0.1", "--kind", "steers", "--part", "strength=3"], "subject: got 'strength'; allowed: feature, strengths"),
+    (["ioi", "mlp_act.0.1", "--kind", "steers", "--part", "strength=3"], "subject: got 'strength'; allowed: feature"),
     (["animals", "mlp_out.0", "--kind", "decodes", "--part", "probe=huge"], "probe: got 'huge'"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(words, says, tmp_path):

@@ -172,7 +172,7 @@ def show(common: Common, claim_id: str) -> None:
     if (card := store.imported(claim_id)) is not None and card["verdict"] is not None:
         theirs = {**card["verdict"], "qualifiers": [*card["verdict"]["qualifiers"], "imported"], "stale": card["stale"]}
         common.emit({**theirs, "record": card["claim"], "plan": card["plan"], "deviations": card["deviations"],
-                     "replications": card["replications"]}, lambda: verdict_panel(theirs))  # fmt: skip
+                     "replications": card["replications"]}, lambda: verdict_panel(theirs, every=True))  # fmt: skip
         return
     stated, plan = store.claim(claim_id), store.plan(claim_id)
     verdict = store.verdict(claim_id) or rederive(store, claim_id)
@@ -182,7 +182,7 @@ def show(common: Common, claim_id: str) -> None:
     common.note(stated_text(stated, plan))
     for reason in twin["stale"]:
         common.note(f"stale: {reason}")
-    common.emit(record, lambda: verdict_panel(twin))
+    common.emit(record, lambda: verdict_panel(twin, every=True))
 
 
 @claim.command()

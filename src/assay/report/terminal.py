@@ -82,15 +82,18 @@ def tasks_table(tasks: Sequence[TaskSummary]) -> RenderableType:
     return table
 
 
-def verdict_panel(verdict: Mapping[str, Any]) -> RenderableType:
-    """A verdict: sentence, reasons, gates, and what it does not show."""
+def verdict_panel(verdict: Mapping[str, Any], every: bool = False) -> RenderableType:
+    """A verdict: sentence, reasons, the gates that decide (or every gate), and what it does not show."""
     card = story.claim_card(verdict)
     table = _table(("gate", "left"), ("estimate", "right"), ("95% interval", "right"), ("bar", "right"),
                    ("p", "right"), ("", "left"))  # fmt: skip
-    for gate in card["gates"]:
+    shown = [gate for gate in card["gates"] if every or gate["required"]]
+    for gate in shown:
         table.add_row(Text(visible(gate["name"], 40)), Text(gate["estimate"]), Text(gate["interval"]),
                       Text(gate["sesoi"]), Text(gate["p"]), Text(gate["result"], style=TONES[gate["tone"]]))  # fmt: skip
     parts: list[RenderableType] = [Text(visible(card["sentence"], 2000)), Text(""), table]
+    if informing := len(card["gates"]) - len(shown):
+        parts.append(Text(f"{informing} more gates only inform: assay claim show {visible(str(card['id']), 60)}", style="dim"))
     said = [*card["reasons"], *card["qualifiers"], *card["notes"]]
     if said:
         parts.append(Text("because: " + "; ".join(visible(item, 200) for item in said)))
