@@ -30,7 +30,7 @@ TABLE_CELLS = 2048
 def render_report(report: DemoReport) -> str:
     """The whole report as one HTML page that needs nothing else."""
     cards = [{**story.claim_card(claim), "figure": _forest(claim, f"forest-{place}")}
-             for place, claim in enumerate(report.claims, 1)]  # fmt: skip
+             for place, claim in enumerate(map(story.deciding, report.claims), 1)]  # fmt: skip
     return _template("report.html").render(
         report=report, title=f"What is inside {report.model.get('name', 'this model')}?",
         summary=report.summary or story.summary(report), passport=story.passport_rows(report.model),

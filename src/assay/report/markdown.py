@@ -28,7 +28,7 @@ def render_markdown(report: DemoReport) -> str:
         lines += [f"Attribution against exact patching: correlation {story.number(report.attribution_correlation)}.", ""]
     for place, claim in enumerate(report.claims):
         lines += [f"## {4 if place == 0 else 5} {'The claim' if place == 0 else 'A wrong claim'}, tested", ""]
-        lines += claim_lines(story.claim_card(claim))
+        lines += claim_lines(story.claim_card(story.deciding(claim)))
     if rows := story.ledger_rows(report.ledger):
         lines += ["Ledger: " + ", ".join(f"{count} {safe(name)}" for name, count in rows) + ".", ""]
     lines += ["## 6 What is still unexplained", ""]
@@ -75,6 +75,8 @@ def claim_lines(card: dict[str, Any]) -> list[str]:
     lines += table(("gate", "estimate", "95% interval", "bar", "p", "passed"),
                    [(g["name"], g["estimate"], g["interval"], g["sesoi"], g["p"], "yes" if g["passed"] else "no")
                     for g in card["gates"]])  # fmt: skip
+    if card["informing"]:
+        lines += [f"{card['informing']} more gates only inform: {code('assay claim show ' + str(card['id']))}.", ""]
     if card["controls"]:
         lines += table(("control", "sets", "mean effect", "strongest"),
                        [(c["name"], c["n"], c["mean"], c["strongest"]) for c in card["controls"]])  # fmt: skip

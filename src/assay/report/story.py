@@ -46,6 +46,12 @@ def percent(share: Any) -> str:
     return "–" if number(share) == "–" else f"{share:.0%}".replace("-", "−")
 
 
+def deciding(verdict: Mapping[str, Any]) -> dict[str, Any]:
+    """A verdict with only the gates that decide it; `informing` says how many others were measured."""
+    gates = [gate for gate in verdict["gates"] if gate.get("required", True)]
+    return {**verdict, "gates": gates, "informing": len(verdict["gates"]) - len(gates)}
+
+
 def claim_card(verdict: Mapping[str, Any]) -> dict[str, Any]:
     """Every part of a claim card, from a verdict's JSON twin."""
     tone, mark = BADGES.get(str(verdict["verdict"]), ("none", "–"))
@@ -56,7 +62,7 @@ def claim_card(verdict: Mapping[str, Any]) -> dict[str, Any]:
         "qualifiers": list(verdict.get("qualifiers", ())), "gates": [_gate_row(gate) for gate in verdict["gates"]],
         "controls": _controls(verdict), "split": dict(verdict.get("split") or {}),
         "does_not_show": list(verdict.get("does_not_show", ())), "notes": list(decision.get("notes", ())),
-        "more": decision.get("more_clusters"), "counterexamples": _counterexamples(verdict.get("counterexamples")),
+        "informing": verdict.get("informing", 0), "more": decision.get("more_clusters"), "counterexamples": _counterexamples(verdict.get("counterexamples")),
     }  # fmt: skip
 
 
