@@ -43,7 +43,7 @@ def main() -> int:
 
 def _caught(gate: str, mutation: str) -> str:
     """The first test that fails, or nothing."""
-    files = sorted(TESTS.glob("test_*.py"), key=lambda path: (f'"{gate}"' not in path.read_text(), path.name))
+    files = sorted(TESTS.glob("test_*.py"), key=lambda path: (f'"{gate}"' not in path.read_text(), path.stat().st_size))
     likely = [str(path) for path in files if _about_evidence(path)]
     environment = {**os.environ, "ASSAY_MUTATE_GATE": f"{mutation}:{gate}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-k", "not listed", *likely],

@@ -1,0 +1,67 @@
+"""Gates on tables made by hand: what only this gate stops. No model, no store."""
+
+import numpy as np
+import pytest
+
+from assay.evidence.gates import evaluate, get_gate
+from assay.evidence.verdicts import broken_instrument
+from test_verdicts import PLAN
+
+TEMPLATES = [f"t{row // 4}" for row in range(48)]
+
+
+def judged(name, **columns):
+    """A gate on 12 templates of 4 items."""
+    table = {"templates": TEMPLATES, "words": None, "columns": {key.replace("_", "."): list(map(float, value))
+                                                                 for key, value in columns.items()}}  # fmt: skip
+    found = evaluate(get_gate(name).plan(), "confirm", table, 0.05, 0)
+    assert found is not None
+    return found
+
+
+def noise(seed=0):
+    return np.random.default_rng(seed).standard_normal(48) * 0.1
+
+
+def behaviour(clean, corrupted):
+    """Which behaviour gates pass."""
+    gates = {name: judged(f"behaviour.{name}", clean=clean, corrupted=corrupted) for name in ("margin", "accuracy", "span")}
+    return {name for name, gate in gates.items() if gate.p_above <= 0.05}
+
+
+def test_a_behaviour_passes_all_three():
+    assert behaviour(2 + noise(), -2 + noise(1)) == {"margin", "accuracy", "span"}
+
+
+def test_margin_alone_stops_a_few_hugely_wrong_prompts():
+    """Three of four prompts are right by a little, one is wrong by a lot."""
+    clean = np.where(np.arange(48) % 4 == 0, -6.0, 0.5) + noise()
+    assert behaviour(clean, -9 + noise(1)) == {"accuracy", "span"}
+
+
+def test_accuracy_alone_stops_a_few_hugely_right_prompts():
+    """One of four prompts is right by a lot, the others are wrong by a little."""
+    clean = np.where(np.arange(48) % 4 == 0, 9.0, -0.5) + noise()
+    assert behaviour(clean, -9 + noise(1)) == {"margin", "span"}
+
+
+def test_span_alone_stops_a_corruption_that_changes_nothing():
+    assert behaviour(2 + noise(), 2 + noise(1)) == {"margin", "accuracy"}
+
+
+@pytest.mark.parametrize("name, good, bad", [("planted.true", 1.0, 0.0), ("planted.false", 0.0, 1.0)])
+def test_a_planted_truth_read_as_false_breaks_the_instrument(name, good, bad):
+    """Labels alternate; the planted score follows them (true) or runs against nothing (false)."""
+    labels = np.arange(48) % 2
+    column = name.replace(".", "_")
+    fine = judged(name, label=labels, **{column: good * labels * 4 + noise()})
+    broken = judged(name, label=labels, **{column: (bad * 8 - 4) * labels + noise()})
+    assert not [note for note in broken_instrument(PLAN, [fine], 0.05) if note.startswith(name)]
+    assert [note for note in broken_instrument(PLAN, [broken], 0.05) if note.startswith(name)]
+
+
+def test_a_planned_instrument_gate_that_was_not_measured_breaks_the_instrument():
+    from dataclasses import replace
+
+    plan = replace(PLAN, gates=(*PLAN.gates, get_gate("planted.true").plan(), get_gate("planted.everything").plan()))
+    assert broken_instrument(plan, [], 0.05) == ("planted.true was not measured on confirm",)
