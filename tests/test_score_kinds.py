@@ -48,6 +48,8 @@ from assay.testing.score_worlds import (
     monitored_world,
 )
 
+pytestmark = pytest.mark.whole
+
 
 def verdict_on(kind, world, source, subject, **settings):
     store = MemoryStore()

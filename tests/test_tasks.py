@@ -583,7 +583,8 @@ def test_a_look_at_sealed_templates_is_recorded(tmp_path, glass):
     assert not (tmp_path / "a").exists()
     run_json("glass-en", "--task", "pronouns", "--n", 20, "--split", "confirm", "--atlas", tmp_path / "a")
     (look,) = [entry["body"] for entry in Atlas(tmp_path / "a").entries() if entry["kind"] == "look"]
-    assert look["what"] == "tasks pronouns confirm" and look["n"] == 20 and len(look["clusters"]) == 20
+    assert look["what"] == "tasks pronouns confirm" and look["n"] == 20
+    assert len(look["clusters"]) == 20 + 2 * 20  # the templates, and both texts of every pair
 
 
 # the real model ----------------------------------------------------------------------------------

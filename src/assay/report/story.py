@@ -62,7 +62,8 @@ def claim_card(verdict: Mapping[str, Any]) -> dict[str, Any]:
         "qualifiers": list(verdict.get("qualifiers", ())), "gates": [_gate_row(gate) for gate in verdict["gates"]],
         "controls": _controls(verdict), "split": dict(verdict.get("split") or {}),
         "does_not_show": list(verdict.get("does_not_show", ())), "notes": list(decision.get("notes", ())),
-        "informing": verdict.get("informing", 0), "more": decision.get("more_clusters"), "counterexamples": _counterexamples(verdict.get("counterexamples")),
+        "informing": verdict.get("informing", 0), "more": decision.get("more_clusters"),
+        "counterexamples": _counterexamples(verdict.get("counterexamples")),
     }  # fmt: skip
 
 
