@@ -39,7 +39,7 @@ class Size:
     control_pairs: int
 
 
-FULL = Size("smollm2-135m", "z.9.3,z.12.1,z.14.6,z.16.0,z.18.4,z.20.7", 20, 99, 9, 3, 200, 80, 4)
+FULL = Size("smollm2-135m", "z.9.3,z.12.1,z.14.6,z.16.0,z.18.4,z.20.7", 20, 99, 9, 3, 200, 64, 1)
 QUICK = Size("glass-en", "z.1.0,z.2.1", 8, 20, 5, 2, 40, 20, 1)
 
 
