@@ -58,6 +58,7 @@ def main() -> int:
             seconds = timed(lambda: problems.extend(atlas.verify()))
             more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
             out(f"\nverify: {seconds:.0f} s, {len(problems)} problems, peak memory grew by {more:.0f} MB")
+            out("\n".join(problems[:5]))
             return 1 if problems else 0
     return 0
 
@@ -93,10 +94,9 @@ def build(atlas: Atlas, n: int) -> None:
                  "quantifier": "tends", "subject": {}, "task": {"name": "t"}, "direction": "positive", "rivals": [],
                  "created": f"{place:09d}"}  # fmt: skip
         files["claims"].write(json.dumps({**claim, "body": canonical(claim)}) + "\n")
-        files["plans"].write(json.dumps({"claim": name(place), "lock": "l", "body": canonical({"lock": "l"})}) + "\n")
-        body = canonical({"decision": {"p": 0.01}, "verdict": VERDICTS[place % 3]})
-        files["verdicts"].write(json.dumps({"claim": name(place), "verdict": VERDICTS[place % 3],
-                                            "rule_version": "1", "body": body}) + "\n")
+        files["plans"].write(json.dumps({"claim": name(place), "lock": "l", "body": canonical({"claim": name(place), "lock": "l"})}) + "\n")
+        files["verdicts"].write(json.dumps({"claim": name(place), "verdict": VERDICTS[place % 3], "rule_version": "1",
+                                            "body": canonical(verdict(place))}) + "\n")  # fmt: skip
     for file in files.values():
         file.close()
     fill(atlas.path, rows, head)
@@ -136,10 +136,14 @@ def entries(n: int) -> Iterator[Entry]:
                   ("lock", {"claim": name(place), "digest": "l"}), ("ticket", {**shared, "data": f"data {place // SHARING}"}),
                   ("data", {**shared, "digest": f"data {place // SHARING}", "clusters": clusters(place)}),
                   ("evidence", {"claim": name(place), "digest": "e", "reads": 1}),
-                  ("verdict", {"claim": name(place), "digest": "v", "verdict": VERDICTS[place % 3]}))  # fmt: skip
+                  ("verdict", {"claim": name(place), "digest": digest(verdict(place)), "verdict": VERDICTS[place % 3]}))  # fmt: skip
         for kind, body in bodies:
             last = next_entry(last, kind, body, TIME)
             yield last
+
+
+def verdict(place: int) -> dict[str, Any]:
+    return {"claim": name(place), "decision": {"p": 0.01}, "rule_version": "1", "verdict": VERDICTS[place % 3]}
 
 
 def name(place: int) -> str:

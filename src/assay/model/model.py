@@ -11,6 +11,7 @@ is `prepend_bos`, fixed at load and recorded in the passport; token ids are used
 import json
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from importlib import metadata
 from typing import Any
@@ -25,10 +26,13 @@ from assay.model.edits import Edit, Positions, check_value
 from assay.model.fingerprint import tokenizer_digest, weights_state
 from assay.model.generate import Generation, Sampling, generate
 from assay.model.gradients import gradients
+from assay.model.hooks import Sink
 from assay.model.layout import Layout
 from assay.model.points import Dims
+from assay.model.prefix import Prefixes
 from assay.model.proofs import fresh_proof, proof_of
 from assay.model.prove import Proof
+from assay.model.readers import Readers
 from assay.model.run import BATCH_TOKENS, Checkpoint, Engine, LogitsAt, Metric, Progress, Request
 from assay.sites import INDEXED, Site, parse_sites
 
@@ -268,6 +272,44 @@ class Model:
                                 " (the sum's gradient is each term's gradient).")  # fmt: skip
         return gradients(self.engine, request, metric, progress)
 
+    def walk(
+        self,
+        prompts: Prompts,
+        sites: Sites,
+        visit: Sink,
+        *,
+        edits: Sequence[Edit] = (),
+        logits: bool = False,
+        gradients: bool = False,
+        shared: int = 0,
+    ) -> Tensor | None:
+        """One pass of these prompts as one batch, padded on the right; `visit(site, value)` sees every site as it runs.
+
+        `value` is (batch, pos, *feature), the model's own tensor: copy what you keep, and return a tensor of the same
+        shape to replace it from there on. The last position's logits (batch, vocab) are returned where asked for, with
+        their graph if `gradients`. `batches` says which prompts to take together.
+        `shared`: so many first tokens, the same in all prompts, are run once, unchanged and unseen; values begin after
+        them. No more than `shareable` says.
+        """
+        request = self._request(prompts, self.sites(sites), edits, "all", "last" if logits else None)
+        with self.engine.exclusive(), torch.set_grad_enabled(gradients):
+            batch = self.engine.batch(request.tokens, list(range(len(request.tokens))))
+            if shared:
+                plain = replace(request, edits=(), captures=() if logits else request.captures)
+                batch = Prefixes(self.hf, self.layout, plain).cut_at(batch, shared)
+            found = self.engine.run(batch, request, visit)
+        return None if found is None else found[:, 0].float()
+
+    def shareable(self, length: int) -> bool:
+        """Whether prompts of this many tokens may share their first ones: proved at load."""
+        return length <= self.layout.prefix_width
+
+    def batches(self, prompts: Prompts, *, gradients: bool = False, tokens: int | None = None) -> list[list[int]]:
+        """Numbers of the prompts that fit into one pass each: within the memory budget, and at most `tokens`."""
+        request = self._request(prompts, [], (), "all", "last")
+        request = replace(request, gradients=gradients)
+        return [batch.rows.tolist() for batch in self.engine.batches(request, tokens)]
+
     def generate(
         self,
         prompts: Prompts,
@@ -293,6 +335,10 @@ class Model:
         tokens, activations = generate(self.engine, request, sampling)
         texts = [self.text(new) if self.tokenizer is not None else "" for new in tokens]
         return Generation(texts, tokens, request.tokens, activations)
+
+    def readers(self) -> Readers:
+        """How parts read the residual stream now. Raises SiteError where they do not in a known way."""
+        return Readers(self.hf, self.layout)
 
     def checkpoint(self, prompts: Prompts, layers: Sequence[int] | None = None) -> Checkpoint:
         """The residual stream entering each layer, to resume later passes: n x pos x d_model each."""

@@ -41,18 +41,19 @@ class Engine:
     def device(self) -> torch.device:
         return home(self.hf.get_input_embeddings())  # type: ignore[operator]
 
-    def batches(self, request: Request) -> list[Batch]:
-        """Prompts by length, as many as the budget allows per batch."""
+    def batches(self, request: Request, at_most: int | None = None) -> list[Batch]:
+        """Prompts by length, as many as the budget (and `at_most` tokens) allow per batch."""
         lengths = [len(tokens) for tokens in request.tokens]
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
         cap = self.tokens_per_batch(request)
+        cap = cap if at_most is None else min(cap, at_most)
         groups: list[list[int]] = []
         for row in order:
             width = lengths[row]  # sorted: the newest row is the longest
             if not groups or (len(groups[-1]) + 1) * width > max(cap, width):
                 groups.append([])
             groups[-1].append(row)
-        return [self._batch(request.tokens, rows) for rows in groups]
+        return [self.batch(request.tokens, rows) for rows in groups]
 
     def tokens_per_batch(self, request: Request) -> int:
         """How many tokens a batch may hold within the memory budget."""
@@ -70,7 +71,8 @@ class Engine:
         size = next(self.hf.parameters()).element_size()
         return max(1, min(BATCH_TOKENS, self.memory_budget // (width * size)))
 
-    def _batch(self, tokens: list[list[int]], rows: list[int]) -> Batch:
+    def batch(self, tokens: list[list[int]], rows: list[int]) -> Batch:
+        """These prompts as one batch, padded on the right."""
         lengths = [len(tokens[row]) for row in rows]
         ids = torch.full((len(rows), max(lengths)), self.pad_id, device=self.device)
         for place, row in enumerate(rows):

@@ -1,0 +1,441 @@
+"""Attribution: gradient estimates of what every edge, or every node, carries.
+
+1. Run clean and corrupted prompts; keep what every writer wrote. d_u = output of u, clean minus corrupted.
+2. Run with gradients; g_v = d metric / d (what reader v reads), pulled back through v's norm at that run.
+3. edge u->v:  sum over positions  d_u . g_v           (EAP; Syed et al. 2310.10348)
+   node u:     sum over positions  d_u . d metric/d u  = sum over v of the edges u->v   (attribution patching)
+   Positive means: it carries the behaviour. Patching it with the corrupted value lowers the metric by about this.
+4. Where g is taken: `eap` at the clean run (direction noise) or the corrupted run (denoise). `eap-ig`: the mean along
+   the straight line between the two embeddings (Hanna et al. 2403.17806), trapezoid rule; the number of steps is
+   doubled for every pair until its completeness residual
+
+       | sum_v score(embed->v) - (m_clean - m_corrupted) | / |m_clean - m_corrupted|
+
+   is small (`tolerance`), earlier steps kept. Its ends are `eap` in both directions. `steps` fixes a number (midpoints).
+
+Memory: gradients stay in head space; they are expanded to d_model for some tokens and some layers at a time and
+contracted at once, so that no tensor holds all nodes at full width. Only tokens from the first difference of
+a pair on are contracted: before it nothing differs.
+
+An estimate is an estimate: `residual` says how far it is from complete, `cancelled` how much of an edge's score
+over positions cancels, and `verify.py` patches the top ones exactly.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from assay.circuits.graph import LOGITS, READERS, Graph, graph_of
+from assay.circuits.guards import check_metrics, check_task
+from assay.circuits.writers import Writers
+from assay.data.metrics import Metric
+from assay.data.prepare import PreparedTask
+from assay.errors import bad_argument
+from assay.model.model import Model
+from assay.model.readers import Readers
+from assay.model.run import Progress
+from assay.sites import Site
+
+METHODS = ("eap", "eap-ig")
+LEVELS = ("edge", "node")
+MAX_STEPS = 65
+CHUNK_FLOATS = 1 << 24  # expanded writers held at once
+LAYERS_AT_ONCE = 4
+ENTRY = Site("resid_pre", 0)
+Values = dict[Site, Tensor]
+
+
+@dataclass(frozen=True)
+class AttributionPlan:
+    """What to estimate, and how. `steps` None: as many as the residual asks for, up to `max_steps`."""
+
+    method: str = "eap-ig"
+    level: str = "edge"
+    direction: str = "noise"
+    metric: str = "logit_diff"
+    steps: int | None = None
+    tolerance: float = 0.02
+    max_steps: int = MAX_STEPS
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Scores of one plan on one task. `values` (pair, cell) in units of the metric; positive: carries the behaviour.
+
+    Cells are the graph's edges in its order, or for nodes the writers, then the readers but the logits.
+    `ends`: the same estimate at the clean and at the corrupted run alone (pair, cell), where both were made.
+    `cancelled` (cell,): 1 - |sum| / sum of |score| over positions and pairs, at the first run with gradients.
+    """
+
+    plan: dict[str, Any]
+    graph: Graph
+    values: Float[Tensor, "pair cell"]
+    clean: np.ndarray
+    corrupted: np.ndarray
+    steps: np.ndarray
+    residual: np.ndarray
+    cancelled: Float[Tensor, " cell"]
+    templates: list[str]
+    ends: dict[str, Float[Tensor, "pair cell"]] = field(default_factory=dict)
+
+    @property
+    def scores(self) -> Float[Tensor, " cell"]:
+        """Means over pairs."""
+        return self.values.mean(0)
+
+    @property
+    def names(self) -> list[str]:
+        """What the cells are called."""
+        if self.plan["level"] == "edge":
+            return [str(self.graph.name(cell)) for cell in self.graph.cells.tolist()]
+        return [str(site) for site in nodes_of(self.graph)]
+
+    def matrix(self, values: Tensor | None = None) -> Float[Tensor, "writer reader"]:
+        """Edge scores as a matrix, zero where there is no edge."""
+        cells, out = self.graph.cells, torch.zeros(self.graph.exists.shape)
+        out[cells[:, 0], cells[:, 1]] = (self.scores if values is None else values).float()
+        return out
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader of these numbers must know."""
+        return _warnings(self)
+
+
+def nodes_of(graph: Graph) -> list[Site]:
+    """Cells of node scores: writers, then queries, keys, values and MLP inputs."""
+    return [*graph.writers, *graph.readers[:-1]]
+
+
+def attribute(
+    model: Model, task: PreparedTask, plan: AttributionPlan = AttributionPlan(), *, progress: Progress | None = None
+) -> Attribution:
+    """Estimate every edge or node. `progress` is called with the number of pairs done.
+
+    Raises UsageError for a plan that does not fit, SiteError for a model whose edges cannot be told apart, TaskError for
+    prompts that would make the numbers meaningless (`guards.py`).
+    """
+    _check(plan)
+    check_task(model, task, plan.metric)
+    run = _Run(model, task, plan)
+    for rows in model.batches(task.clean, gradients=True):
+        run.pairs(rows)
+        if progress:
+            progress(len(rows))
+    return run.done()
+
+
+def _check(plan: AttributionPlan) -> None:
+    for name, allowed in (("method", METHODS), ("level", LEVELS), ("direction", ("noise", "denoise"))):
+        if getattr(plan, name) not in allowed:
+            raise bad_argument(name, getattr(plan, name), ", ".join(allowed))
+    if plan.steps is not None and plan.steps < 1:
+        raise bad_argument("steps", plan.steps, "1 or more, or none for as many as the residual asks for")
+    if not 0 < plan.tolerance:
+        raise bad_argument("tolerance", plan.tolerance, "more than 0")
+    if plan.metric == "rank":
+        raise bad_argument("metric", plan.metric, "a metric with a gradient", "Ranks have none; patch exactly instead.")
+
+
+@dataclass(eq=False)
+class Point:
+    """One run with gradients: (pair, alpha) per row, alpha 1 = clean. Values and slopes are (row, pos, ..)."""
+
+    rows: list[int]
+    alphas: list[float]
+    values: Values
+    slopes: Values
+    metric: Tensor
+
+
+class _Run:
+    """One plan on one model and task."""
+
+    def __init__(self, model: Model, task: PreparedTask, plan: AttributionPlan) -> None:
+        self.model, self.task, self.plan = model, task, plan
+        self.graph, self.readers = graph_of(model), model.readers()
+        self.writers = Writers(model, self.readers)
+        reference = model.logits(task.clean) if plan.metric == "kl" else None
+        self.metric: Metric = task.metric(plan.metric, reference)
+        self.edges = plan.level == "edge"
+        self.contraction = Contraction(self.graph, self.readers, self.writers)
+        layers = range(model.n_layers)
+        self.reading = [Site(name, layer) for layer in layers for name in ("q", "k", "v", "mlp_in")]
+        self.changing = [*self.writers.sites, *([] if self.edges else self.reading)]
+        n = len(task)
+        n_cells = len(self.graph.cells) if self.edges else len(nodes_of(self.graph))
+        self.values = torch.zeros(n, n_cells)
+        self.absolute = torch.zeros(n_cells)
+        self.ends: dict[str, Tensor] = {}
+        if plan.method == "eap-ig" and plan.steps is None:
+            self.ends = {name: torch.zeros(n, n_cells) for name in ("clean", "corrupted")}
+        self.clean, self.corrupted, self.residual = (np.zeros(n) for _ in range(3))
+        self.steps = np.zeros(n, dtype=int)
+        self.first = [_first_difference(a, b) for a, b in zip(task.clean, task.corrupted, strict=True)]
+
+    # a batch of pairs ------------------------------------------------------------------------
+
+    def pairs(self, rows: list[int]) -> None:
+        """All that is asked for these pairs."""
+        with_gradient = self._ends_with_gradient()
+        low, high = (self._end(rows, alpha, alpha in with_gradient) for alpha in (0.0, 1.0))
+        self.clean[rows], self.corrupted[rows] = (end.metric.double().cpu().numpy() for end in (high, low))
+        self.change = {site: high.values[site] - low.values[site] for site in self.changing}
+        self.start, self.back = high.values[ENTRY], low.values[ENTRY]
+        self.place = {row: place for place, row in enumerate(rows)}
+        if self.plan.method == "eap":
+            point = high if with_gradient == (1.0,) else low
+            scores, absolute, slope = self._scores(point)
+            self._keep(rows, scores, absolute, slope, 1)
+        elif self.plan.steps is not None:
+            self._fixed(rows, self.plan.steps)
+        else:
+            self._adaptive(rows, low, high)
+
+    def _ends_with_gradient(self) -> tuple[float, ...]:
+        if self.plan.method == "eap":
+            return (1.0,) if self.plan.direction == "noise" else (0.0,)
+        return () if self.plan.steps is not None else (0.0, 1.0)
+
+    def _fixed(self, rows: list[int], steps: int) -> None:
+        """Midpoints of equal parts."""
+        total, absolute, slope = 0.0, 0.0, 0.0
+        for number in range(steps):
+            point = self._between(rows, [(number + 0.5) / steps] * len(rows))
+            found = self._scores(point)
+            total, absolute, slope = total + found[0] / steps, absolute + found[1] / steps, slope + found[2] / steps
+        self._keep(rows, total, absolute, slope, steps)
+
+    def _adaptive(self, rows: list[int], low: Point, high: Point) -> None:
+        """Trapezoid rule with doubled steps for the pairs that are not complete yet."""
+        (s_low, _, f_low), (s_high, absolute, f_high) = self._scores(low), self._scores(high)
+        self.ends["corrupted"][rows], self.ends["clean"][rows] = s_low, s_high
+        scores, slope, steps = (s_low + s_high) / 2, (f_low + f_high) / 2, torch.full((len(rows),), 2)
+        span = torch.from_numpy(self.clean[rows] - self.corrupted[rows]).to(slope)
+        floor = 0.1 * span.abs().mean()
+        intervals = 1
+        while True:
+            open_ = ((slope - span).abs() > self.plan.tolerance * span.abs().clamp_min(floor)).nonzero()[:, 0].tolist()
+            if not open_ or 2 * intervals + 1 > self.plan.max_steps:
+                break
+            alphas = [(2 * k + 1) / (2 * intervals) for k in range(intervals)]
+            fresh, f_fresh = self._sum_over([rows[place] for place in open_], alphas)
+            scores[open_] = scores[open_] / 2 + fresh / (2 * intervals)
+            slope[open_] = slope[open_] / 2 + f_fresh / (2 * intervals)
+            intervals *= 2
+            steps[open_] = intervals + 1
+        self._keep(rows, scores, absolute, slope, steps.numpy())
+
+    def _sum_over(self, rows: list[int], alphas: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Scores (pair, cell) and slopes along the line (pair,), summed over alphas; several to a pass."""
+        todo = [(row, alpha) for alpha in alphas for row in rows]
+        order = {row: place for place, row in enumerate(rows)}
+        total, slope = torch.zeros(len(rows), self.values.shape[1]), torch.zeros(len(rows))
+        for batch in self.model.batches([self.task.clean[row] for row, _ in todo], gradients=True):
+            chosen = [todo[number] for number in batch]
+            scores, _, f = self._scores(self._between([row for row, _ in chosen], [alpha for _, alpha in chosen]))
+            places = torch.tensor([order[row] for row, _ in chosen])
+            total.index_add_(0, places, scores)
+            slope.index_add_(0, places, f)
+        return total, slope
+
+    def _keep(self, rows: list[int], scores: Any, absolute: Any, slope: Any, steps: Any) -> None:
+        span = self.clean[rows] - self.corrupted[rows]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self.residual[rows] = np.abs(slope.double().numpy() - span) / np.abs(span)
+        self.values[rows], self.steps[rows] = scores, steps
+        self.absolute += absolute.sum(0)
+
+    # one run ---------------------------------------------------------------------------------
+
+    def _leaves(self) -> list[Site]:
+        """Where gradients are taken, beside the embeddings."""
+        ends = [self.readers.stream(LOGITS)] if self.edges else self.writers.sites[1:]
+        return [*self.reading, *ends]
+
+    def _points(self) -> list[Site]:
+        """What must be known of a run with gradients to pull them through norms."""
+        streams = [self.readers.stream(reader) for reader in self.graph.readers] if self.edges else []
+        return [*streams, *self.writers.raw_sites]
+
+    def _end(self, rows: list[int], alpha: float, gradient: bool) -> Point:
+        prompts = self.task.clean if alpha else self.task.corrupted
+        return self._pass([prompts[row] for row in rows], rows, [alpha] * len(rows), None, gradient, self.changing)
+
+    def _between(self, rows: list[int], alphas: list[float]) -> Point:
+        """Gradients with the embeddings on the line between corrupted (0) and clean (1)."""
+        places = [self.place[row] for row in rows]
+        weights = torch.tensor(alphas, device=self.start.device)[:, None, None]
+        width = max(len(self.task.clean[row]) for row in rows)
+        embeddings = torch.lerp(self.back[places], self.start[places], weights.to(self.start.dtype))[:, :width]
+        return self._pass([self.task.clean[row] for row in rows], rows, alphas, embeddings, True, ())
+
+    def _pass(
+        self, prompts: list[list[int]], rows: list[int], alphas: list[float], embeddings: Tensor | None, gradient: bool,
+        keep: Sequence[Site],
+    ) -> Point:  # fmt: skip
+        leaves = [ENTRY, *self._leaves()] if gradient else []
+        kept = {ENTRY, *keep, *(self._points() if gradient else [])}
+        held: Values = {}
+        values: Values = {}
+
+        def visit(site: Site, value: Tensor) -> Tensor | None:
+            if site == ENTRY and embeddings is not None:
+                value = embeddings.to(value)
+            if site in kept:
+                values[site] = value.detach().clone()
+            if site not in leaves:
+                return value if site == ENTRY else None
+            held[site] = value.clone() if value.requires_grad else value.detach().clone().requires_grad_(True)
+            return held[site].clone()
+
+        logits = self.model.walk(prompts, list(dict.fromkeys([*kept, *leaves])), visit, logits=True, gradients=gradient)
+        assert logits is not None
+        with torch.set_grad_enabled(gradient):
+            metric = self.metric(logits, torch.tensor(rows, device=logits.device))
+        slopes: Values = {}
+        if gradient:
+            found = torch.autograd.grad(metric.sum(), [held[site] for site in leaves], allow_unused=True)
+            slopes = {site: torch.zeros_like(held[site]) if g is None else g for site, g in zip(leaves, found, strict=True)}
+        return Point(rows, alphas, values, slopes, metric.detach())
+
+    # contraction -----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _scores(self, point: Point) -> tuple[Tensor, Tensor, Tensor]:
+        """(row, cell) scores, their absolute sums over positions, and the slope along the line (row,)."""
+        places = [self.place[row] for row in point.rows]
+        width = point.slopes[ENTRY].shape[1]
+        change = {site: x[places, :width] for site, x in self.change.items()}
+        slope = (change[ENTRY] * point.slopes[ENTRY]).flatten(1).sum(1).float().cpu()
+        at = _active([self.first[row] for row in point.rows], [len(self.task.clean[row]) for row in point.rows])
+        if not self.edges:
+            return *self._node_scores(point, change, at), slope
+        sums, absolute = self.contraction(point, change, at)
+        cells = self.graph.cells
+        return sums[:, cells[:, 0], cells[:, 1]], absolute[:, cells[:, 0], cells[:, 1]], slope
+
+    def _node_scores(self, point: Point, change: Values, at: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Differences times slopes: writers, then readers but the logits."""
+        pick, n = _Picked(*at), len(point.rows)
+        sums, absolute = [], []
+        for site in (*self.writers.sites, *self.reading):
+            each = (pick(change[site]).float() * pick(point.slopes[site]).float()).sum(-1).cpu()
+            each = each if each.dim() == 2 else each[:, None]  # (token, unit)
+            sums.append(torch.zeros(n, each.shape[1]).index_add_(0, at[0], each))
+            absolute.append(torch.zeros(n, each.shape[1]).index_add_(0, at[0], each.abs()))
+        return torch.cat(sums, 1), torch.cat(absolute, 1)
+
+    def done(self) -> Attribution:
+        """The result of all pairs."""
+        check_metrics(self.plan.metric, self.clean, self.corrupted)
+        cancelled = 1 - self.values.sum(0).abs() / self.absolute.clamp_min(1e-30)
+        plan = {"model": self.model.name, **asdict(self.plan)}
+        return Attribution(plan, self.graph, self.values, self.clean, self.corrupted, self.steps, self.residual,
+                           cancelled.clamp(0, 1), self.task.templates, self.ends)  # fmt: skip
+
+
+def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((place for place, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a) - 1)
+
+
+def _active(first: list[int], lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """(row, position) of every token that can differ."""
+    rows = [row for row, (start, end) in enumerate(zip(first, lengths, strict=True)) for _ in range(start, end)]
+    positions = [p for start, end in zip(first, lengths, strict=True) for p in range(start, end)]
+    return torch.tensor(rows), torch.tensor(positions)
+
+
+class Contraction:
+    """d_u . g_v for all writers and readers, tokens and layers in parts."""
+
+    def __init__(self, graph: Graph, readers: Readers, writers: Writers) -> None:
+        self.graph, self.readers, self.writers = graph, readers, writers
+        self.groups = list(self._layer_groups())
+
+    def _layer_groups(self) -> Iterator[list[list[Site]]]:
+        """Readers by norm: the queries, keys and values of a layer together, an MLP and the logits alone."""
+        parts: list[list[Site]] = []
+        for reader in self.graph.readers:
+            same = parts and reader.name in ("q", "k", "v") and parts[-1][0].name in ("q", "k", "v")
+            if same and parts[-1][0].layer == reader.layer:
+                parts[-1].append(reader)
+            else:
+                parts.append([reader])
+        for start in range(0, len(parts), 2 * LAYERS_AT_ONCE):
+            yield parts[start : start + 2 * LAYERS_AT_ONCE]
+
+    def __call__(self, point: Point, change: Values, at: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """(row, writer, reader) sums over positions of the score and of its absolute value."""
+        rows, positions = at
+        shape = (len(point.rows), *self.graph.exists.shape)
+        sums, absolute = torch.zeros(shape), torch.zeros(shape)
+        tokens = max(1, CHUNK_FLOATS // (self.writers.n * self.writers.d_model))
+        for start in range(0, len(rows), tokens):
+            row, position = rows[start : start + tokens], positions[start : start + tokens]
+            pick = _Picked(row, position)
+            raw = {site: pick(point.values[site]) for site in self.writers.raw_sites}
+            written = self.writers.small({site: pick(x) for site, x in change.items()}, raw)
+            for parts in self.groups:
+                first, found = self._group(written, parts, point, pick)
+                reader = slice(first, first + found.shape[2])
+                found = (found * self.graph.exists[None, : found.shape[1], reader]).cpu()
+                sums[:, : found.shape[1], reader].index_add_(0, row, found)
+                absolute[:, : found.shape[1], reader].index_add_(0, row, found.abs())
+        return sums, absolute
+
+    def _group(self, written: Tensor, parts: list[list[Site]], point: Point, pick: "_Picked") -> tuple[int, Tensor]:
+        """(number of the first reader, (token, writer, reader) scores) of some layers' readers."""
+        pulled = [self._pulled(part, point, pick) for part in parts]
+        heads, units, inverses = (torch.cat(column, 1) for column in zip(*pulled, strict=True))
+        part_of = [number for number, part in enumerate(parts) for _ in part]
+        reader = self.graph.reader_number[parts[0][0]]
+        last = int(self.graph.exists[:, self.graph.reader_number[parts[-1][-1]]].sum())  # writers come in order
+        product = written[:, :last] @ torch.cat([heads, units], 1).transpose(1, 2)  # (token, writer, reader + part)
+        direct, along = product.split([heads.shape[1], units.shape[1]], 2)
+        share = (heads * units[:, part_of]).mean(-1)  # x^ . P(gain g) / d
+        return reader, (direct - along[:, :, part_of] * share[:, None]) * inverses[:, None, part_of]
+
+    def _pulled(self, part: list[Site], point: Point, pick: "_Picked") -> tuple[Tensor, Tensor, Tensor]:
+        """Of readers behind one norm: P(gain g) (t, reader, d), x^ (t, 1, d) and 1/sigma (t, 1)."""
+        first, stream = part[0], self.readers.stream(part[0])
+        if first == LOGITS:  # its slope is taken at the stream itself
+            g = pick(point.slopes[stream]).float()[:, None]
+            return g, torch.zeros_like(g), torch.ones_like(g[..., 0])
+        norm = self.readers.norm(first)
+        unit, inverse = norm.at(pick(point.values[stream]))
+        if first.name == "mlp_in":
+            g = pick(point.slopes[first]).float()[:, None]
+        else:
+            assert first.layer is not None
+            sites = [Site(name, first.layer) for name in READERS]
+            g = torch.cat([self.readers.projection(site.name, first.layer).pull(pick(point.slopes[site]).float())
+                           for site in sites], 1)  # fmt: skip
+        return norm.centre(g * norm.gain), unit[:, None], inverse[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Picked:
+    """Some tokens of (row, pos, ..) tensors, flat."""
+
+    rows: Tensor
+    positions: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x[self.rows.to(x.device), self.positions.to(x.device)]
+
+
+def _warnings(found: Attribution) -> list[str]:
+    out = []
+    open_ = [number for number, left in enumerate(found.residual) if not left <= 2 * found.plan["tolerance"]]
+    if open_:
+        out.append(f"{len(open_)} of {len(found.residual)} pairs are not complete (median residual"
+                   f" {float(np.nanmedian(found.residual)):.0%} of the effect): scores miss or invent that much."
+                   + (" eap takes one gradient; try eap-ig." if found.plan["method"] == "eap" else ""))  # fmt: skip
+    return out
