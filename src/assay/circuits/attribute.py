@@ -432,7 +432,9 @@ class _Picked:
 
 
 def _warnings(found: Attribution) -> list[str]:
-    out = []
+    out: list[str] = []
+    if np.isnan(found.residual).all():  # a method without one
+        return out
     open_ = [number for number, left in enumerate(found.residual) if not left <= 2 * found.plan["tolerance"]]
     if open_:
         out.append(f"{len(open_)} of {len(found.residual)} pairs are not complete (median residual"

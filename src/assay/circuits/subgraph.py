@@ -66,22 +66,28 @@ class Bench:
         none = torch.zeros_like(self.graph.exists)
         self.empty = self.corrupted if ablation == "resample" else self.scores([none])[0]
 
-    def scores(self, masks: MASKS, progress: Progress | None = None) -> Float[np.ndarray, "circuit pair"]:
-        """The metric with exactly the edges of each mask kept. `progress` is called with the circuits done."""
-        return self.outputs(masks, (self.metric,), progress)[self.metric]
+    def scores(
+        self, masks: MASKS, progress: Progress | None = None, together: bool | None = None
+    ) -> Float[np.ndarray, "circuit pair"]:
+        """The metric with exactly the edges of each mask kept. `progress` is called with the circuits done.
+
+        `together`: circuits in one pass and pairs one after the other (True), or the reverse (False); None: as is faster.
+        """
+        return self.outputs(masks, (self.metric,), progress, together)[self.metric]
 
     def outputs(
-        self, masks: MASKS, names: Sequence[str], progress: Progress | None = None
+        self, masks: MASKS, names: Sequence[str], progress: Progress | None = None, together: bool | None = None
     ) -> dict[str, Float[np.ndarray, "circuit pair"]]:
         """Several metrics of the same passes: those of tasks, `kl` from the clean run, and `agree`, 1 where the most
         likely token is the clean run's."""
+        together = len(masks) >= SHARE_FROM and self.ablation == "resample" if together is None else together
         found = {name: np.zeros((len(masks), len(self.task))) for name in names}
         metrics = {name: self._measure(name) for name in names}
         drop = torch.stack([self.graph.exists & ~mask for mask in masks]).float() if masks else torch.zeros(0, 1, 1)
         done = 0.0
         for rows in self._parts():
             base = self._ablated(rows)
-            for circuits, pairs in self._tiles(len(masks), rows):
+            for circuits, pairs in self._tiles(len(masks), rows, together):
                 logits = self._run(drop[circuits], pairs, base, rows)
                 for name, measure in metrics.items():
                     found[name][circuits, pairs] = measure(logits, torch.tensor(pairs)).double().cpu().numpy()
@@ -118,12 +124,12 @@ class Bench:
         width = self.model.dims.d_model * len(self.writers.blocks)
         return _cut(self.task.clean, max(1, self.model.memory_budget // 4 // (4 * width)))
 
-    def _tiles(self, n_masks: int, rows: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    def _tiles(self, n_masks: int, rows: Sequence[int], together: bool) -> list[tuple[list[int], list[int]]]:
         """(circuits, pairs) of every pass: the same prompt in all rows where enough circuits share it."""
         first = self._first
         out: list[tuple[list[int], list[int]]] = []
         cap = FLOATS // (self.writers.n * self.model.dims.d_model)  # tokens
-        if n_masks >= SHARE_FROM and self.ablation == "resample":
+        if together:
             for row in rows:
                 at_once = max(1, cap // max(1, len(self.task.clean[row]) - first(row)))
                 for start in range(0, n_masks, at_once):

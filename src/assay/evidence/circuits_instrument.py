@@ -34,17 +34,19 @@ SOURCES = {"resample": ("clean", "corrupted"), "restore": ("corrupted", "clean")
 class Setup:
     """What stays the same over the chunks of a measurement.
 
-    `added`: units outside the subject, drawn at random, that minimality adds to it one at a time.
+    `added`: units outside the subject, drawn at random, that minimality adds to it one at a time. `rivals`: other
+    circuits that claim to do the same. Units of `edges_instrument.py` are edges and nodes.
     """
 
-    units: Set
-    complement: Set
-    random_sets: tuple[Set, ...]
+    units: tuple[Any, ...]
+    complement: tuple[Any, ...]
+    random_sets: tuple[tuple[Any, ...], ...]
     means: Means
     metric: str
     positions: str
     control_pairs: int
-    added: Set = ()
+    added: tuple[Any, ...] = ()
+    rivals: tuple[tuple[Any, ...], ...] = ()
 
 
 class Instrument:
@@ -88,6 +90,10 @@ class Instrument:
         if self.setup.positions == "last":
             return Site("resid_post", self.model.n_layers - 1)
         return Site("resid_pre", first_layer(self.units))
+
+    def rivals(self, sets: Sequence[Set]) -> list[Column]:
+        """Each of these sets restored alone, on all pairs."""
+        return [self.restored(units) for units in sets]
 
     def many(self, sets: Sequence[Set], how: str) -> list[Column]:
         """Every set on the control pairs, patched as `how` says; many sets to a forward pass."""

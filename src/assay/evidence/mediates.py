@@ -1,7 +1,8 @@
 """*mediates*: these heads, MLPs or residual sites carry this task.
 
 1. A claim names units of one kind: heads (`z.L.H`), MLPs (`mlp_out.L`), attention layers
-   (`attn_out.L`) or residual sites (`resid_pre|mid|post.L`), at all positions or the last one.
+   (`attn_out.L`) or residual sites (`resid_pre|mid|post.L`), at all positions or the last one; or a circuit of
+   edges (`z.3.1->q.5.2`) and nodes (`edges_instrument.py`).
 2. They are ablated in three ways and restored (`circuits_instrument.py`); so are random sets of the same
    size, layers and kind, and everything of the kind that is not claimed.
 3. Every claimed unit is left out of the set once, and random units are added to it: which are padding?
@@ -17,9 +18,11 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from assay.circuits.graph import ARROW, Edge
 from assay.data.prepare import PreparedTask, prepare
 from assay.errors import bad_argument
 from assay.evidence.circuits_instrument import Instrument, Setup, chunks, site_means, unit_key, width_of
+from assay.evidence.edges_instrument import EdgeInstrument, edge_setup, is_circuit, parts_of
 from assay.evidence.gates.base import evaluate, get_gate
 from assay.evidence.kinds import KINDS, Columns, Progress
 from assay.model.model import Model
@@ -92,17 +95,29 @@ def measure_split(
 ) -> Columns:
     """All columns the gates need, over all pairs of a split."""
     columns: Columns = {}
-    parts = list(chunks([len(ids) for ids in task.clean], width_of(model, (*setup.units, *setup.complement))))
-    for number, rows in enumerate(parts):
-        instrument = Instrument(model, task, rows, setup)
+    for number, (rows, parts) in enumerate(parts_of_split(model, task, setup)):
+        instrument = instrument_of(model, task, rows, setup)
         for gate in gates:
             for name, values in get_gate(gate.name).measure(instrument, gate).items():
                 whole = columns.setdefault(name, [None] * len(task))
                 for row, value in zip(rows, values, strict=True):
                     whole[row] = value
         if report:
-            report("measuring", number + 1, len(parts))
+            report("measuring", number + 1, parts)
     return columns
+
+
+def parts_of_split(model: Model, task: PreparedTask, setup: Setup) -> list[tuple[list[int], int]]:
+    """Rows that are measured together, and how many such parts there are. Circuits look after their memory themselves."""
+    if is_circuit(setup.units):
+        return [(list(range(len(task))), 1)]
+    parts = list(chunks([len(ids) for ids in task.clean], width_of(model, (*setup.units, *setup.complement))))
+    return [(rows, len(parts)) for rows in parts]
+
+
+def instrument_of(model: Model, task: PreparedTask, rows: Sequence[int], setup: Setup) -> Instrument | EdgeInstrument:
+    """What measures a claim about these units, or this circuit."""
+    return (EdgeInstrument if is_circuit(setup.units) else Instrument)(model, task, rows, setup)
 
 
 def set_effects(model: Model, task: PreparedTask, sites: str | Sequence[str | Site]) -> dict[str, float]:
@@ -121,7 +136,7 @@ def recheck(
     model: Model, task: PreparedTask, rows: Sequence[int], setup: Setup, columns: Mapping[str, Sequence[float | None]]
 ) -> list[bool]:
     """Measure some pairs again, alone; True where drop and recovery have the sign they had."""
-    again = Instrument(model, task, rows, setup)
+    again = instrument_of(model, task, rows, setup)
     new = {"clean": again.clean, "ablated.resample": again.ablated(setup.units, "resample"),
            "corrupted": again.corrupted, "restored": again.restored(setup.units)}  # fmt: skip
     same = []
@@ -147,12 +162,19 @@ class Mediates:
     score = "clean"
 
     def subject(self, model: Model, given: Any) -> dict[str, Any]:
-        """Canonical unit names. Raises UsageError for a site that cannot be a unit."""
-        return {"sites": [str(unit) for unit in units_of(model, given)]}
+        """Canonical names of units, or of the edges and nodes of a circuit. Raises UsageError for what cannot be one."""
+        names = [given] if isinstance(given, str | Site | Edge) else list(given)
+        names = [part.strip() for name in names for part in str(name).split(",")]
+        if is_circuit(names):
+            return {"sites": [str(part) for part in parts_of(model, names)]}
+        return {"sites": [str(unit) for unit in units_of(model, names)]}
 
     def words(self, subject: Mapping[str, Any], quantifier: str, data: str) -> str:
         """The claim as one sentence."""
         verb = {"tends": "tend to", "usually": "usually", "always": "always"}[quantifier]
+        if is_circuit(subject["sites"]):
+            what = "edges" if any(ARROW in name for name in subject["sites"]) else "nodes"
+            return f"these {len(subject['sites'])} {what}, as a circuit, {verb} carry the task {data}"
         return f"{', '.join(subject['sites'])} {verb} carry the task {data}"
 
     def load(self, model: Model, items: Sequence[Pair]) -> PreparedTask:
@@ -163,6 +185,8 @@ class Mediates:
         self, model: Model, plan: Plan, subject: Mapping[str, Any], tune: PreparedTask
     ) -> tuple[Setup, dict[str, Any]]:
         """Units, controls and means as the plan says; and a record of the controls that were drawn."""
+        if is_circuit(subject["sites"]):
+            return edge_setup(model, plan, subject, tune)
         units = units_of(model, subject["sites"])
         pool, settings = all_units(model, units[0].name), plan.settings
         draws, moved = random_sets(pool, units, settings["draws"], settings["seed"])

@@ -70,6 +70,7 @@ def _address(value: Any) -> bool:
 
 
 OPTIONS.add("neutral", Option(("uses", "steers"), "a list of ordinary texts, all different", _texts))
+OPTIONS.add("rival", Option(("mediates",), "a list of edges and nodes of another circuit, all different", _texts))
 OPTIONS.add("instruction", Option(("steers",), "a text", _text))
 OPTIONS.add("lag", Option(("connects",), "a whole number of tokens, 0 or more", _whole(0)))
 OPTIONS.add("screened", Option(("connects",), "how many pairs were screened, 1 or more", _whole(1)))

@@ -66,7 +66,7 @@ def sentence(
     if claim.kind != "mediates":
         return plain_sentence(claim, verdict, reasons, gates)
     who, task = f"{subject_words(claim)} of {claim.subject['model']}", f"the task {claim.task['name']!r}"
-    one = len(claim.subject["sites"]) == 1
+    one = len(claim.subject["sites"]) == 1 or who.startswith("a circuit")
     carries, them = ("carries", "it") if one else ("carry", "them")
     if verdict == "not tested":
         why = "the model does not show the behaviour" if "behaviour absent" in reasons else "no test data were read"
@@ -142,6 +142,11 @@ def _corruptions(claim: Claim) -> str:
 def subject_words(claim: Claim) -> str:
     """The claim's sites in words: "2 attention heads (z.3.1, z.4.0)"."""
     sites = claim.subject["sites"]
+    if edges := sum("->" in str(site) for site in sites):
+        nodes = len({end for site in sites for end in str(site).split("->")})
+        return f"a circuit of {edges} edges between {nodes} ends" + (f" and {len(sites) - edges} nodes" * (edges < len(sites)))
+    if len({str(site).split(".")[0] for site in sites}) > 1:
+        return f"a circuit of {len(sites)} nodes"
     word = KIND_WORDS.get(str(sites[0]).split(".")[0], "residual site")
     shown = ", ".join(sites[:6]) + (f" and {len(sites) - 6} more" if len(sites) > 6 else "")
     return f"{len(sites)} {word}{'s' * (len(sites) > 1)} ({shown})"

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from assay.data.prepare import NothingLeft, prepare
 from assay.evidence.hunting.reading import nothing
-from assay.evidence.mediates import Instrument, Setup
+from assay.evidence.mediates import Setup, instrument_of
 from assay.evidence.search.base import Found, Hunt, SearchMethod, register_search
 from assay.records import Counterexample, Pair
 
@@ -55,7 +55,7 @@ class Measure:
             task = prepare(pairs, self.model)
         except NothingLeft:
             return []
-        at = Instrument(self.model, task, range(len(task)), self.setup)
+        at = instrument_of(self.model, task, range(len(task)), self.setup)
         self.passes += PROMPTS * len(task)
         found = []
         rows = zip(task.pairs, at.clean, at.ablated(self.setup.units, "resample"), at.corrupted,

@@ -1,0 +1,283 @@
+"""Find a circuit: from a behaviour to the smallest part that carries it.
+
+1. On *discover*: score every edge (or node) by the chosen method; patch the top ones exactly, both ways, and see how
+   stable the top is when templates are drawn anew.
+2. Circuits of growing size, by |score|, dead ends removed (`select.py`).
+3. On *tune*: how faithful each is, under three ablations; and how faithful matched random circuits of the same sizes are.
+4. The smallest that reaches the target under resample ablation is taken. Its rival is what the same search finds when
+   the circuit's own edges (nodes) are forbidden, in as many edges.
+
+Nothing here is a claim: sizes were chosen by looking. `assay circuit test` asks sealed data.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from assay.circuits.attribute import Attribution, AttributionPlan, attribute, nodes_of
+from assay.circuits.exact import Verified, exact_edges, exact_nodes, verify_top
+from assay.circuits.faithfulness import Faithfulness, faithfulness
+from assay.circuits.formats import Circuit, measured
+from assay.circuits.graph import Graph
+from assay.circuits.random_circuits import matched, walks
+from assay.circuits.select import connected, curve_masks, top_k
+from assay.circuits.stability import SplitHalf, split_half
+from assay.circuits.subgraph import ABLATIONS, Bench
+from assay.data.prepare import PreparedTask
+from assay.errors import bad_argument
+from assay.model.model import Model
+
+METHODS = ("eap-ig", "eap", "atp", "exact", "information-flow", "relevance")
+EDGE_GRID = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+NODE_GRID = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96)
+MOST_EXACT = 20_000  # (pair, edge) values
+Step = Callable[[str, int, int], None]
+Mask = Bool[Tensor, "writer reader"]
+
+
+@dataclass(frozen=True)
+class FindPlan:
+    """How to look. `target`: faithfulness on tune that the circuit must reach; `verify`: top edges patched exactly."""
+
+    method: str = "eap-ig"
+    level: str = "edge"
+    target: float = 0.85
+    metric: str = "logit_diff"
+    steps: int | None = None
+    verify: int = 20
+    controls: int = 4
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises UsageError for a plan that cannot be carried out."""
+        if self.method not in METHODS:
+            raise bad_argument("method", self.method, ", ".join(METHODS))
+        if self.level not in ("edge", "node"):
+            raise bad_argument("level", self.level, "edge or node")
+        if self.method in ("atp", "relevance") and self.level == "edge":
+            raise bad_argument("level", self.level, f"node, for {self.method}", "Add --level node.")
+        if self.method == "information-flow" and self.level == "node":
+            raise bad_argument("level", self.level, "edge, for information-flow")
+        if not 0 < self.target <= 1:
+            raise bad_argument("target", self.target, "above 0, at most 1")
+
+
+@dataclass(frozen=True, eq=False)
+class FoundCircuit:
+    """A circuit as it was found. `parts`: its edges or nodes by name; `chosen`: which of the curve's circuits it is.
+
+    `curves`: faithfulness on tune by ablation; `controls`: the same, resample, of matched and walked random circuits, one
+    list of values per size. `rival`: parts of the second solution.
+    """
+
+    plan: FindPlan
+    graph: Graph
+    scores: Float[Tensor, "writer reader"]
+    mask: Mask
+    parts: tuple[str, ...]
+    chosen: int
+    curves: dict[str, Faithfulness]
+    controls: dict[int, list[float]]
+    rival: tuple[str, ...]
+    attribution: Attribution
+    verified: Verified | None
+    stability: SplitHalf | None
+    warnings: tuple[str, ...]
+
+    def circuit(self, model: Model, task: str) -> Circuit:
+        """As it is written to files."""
+        held = self.attribution
+        node = held.scores[: len(self.graph.writers)] if self.plan.level == "node" else None
+        return Circuit(
+            self.graph, self.mask, self.scores, nodes=node, d_model=model.dims.d_model, model=model.name,
+            digest=model.digest, task=task, plan=asdict(self.plan),
+            faithfulness=tuple(point for curve in self.curves.values() for point in measured(curve)),
+        )  # fmt: skip
+
+
+def find_circuit(
+    model: Model, discover: PreparedTask, tune: PreparedTask, plan: FindPlan = FindPlan(), step: Step | None = None
+) -> FoundCircuit:
+    """All four steps. `step(what, done, total)` reports progress. Raises UsageError, SiteError or TaskError."""
+    plan.check()
+    tell = step or (lambda what, done, total: None)
+    found = scored(model, discover, plan, tell)
+    graph, scores = found.graph, _matrix(found, plan)
+    masks, sizes, rule = _sizes(graph, found, scores, plan)
+    curves: dict[str, Faithfulness] = {}
+    for number, ablation in enumerate(ABLATIONS):
+        tell(f"faithfulness, {ablation}", number, len(ABLATIONS))
+        bench = Bench(model, tune, graph, plan.metric, ablation)
+        curves[ablation] = faithfulness(bench, masks, selection=rule, nominal=sizes, seed=plan.seed)
+    chosen, warnings = _smallest(curves["resample"], plan.target)
+    mask = masks[chosen]
+    bench = Bench(model, tune, graph, plan.metric)
+    controls = _controls(bench, graph, masks, chosen, plan, tell)
+    verified = None
+    if plan.level == "edge" and plan.verify and plan.method != "exact":
+        tell("exact patching of the top edges", 0, 1)
+        verified = verify_top(model, discover, found, plan.verify, plan.verify, plan.seed)
+    parts, rival = _named(graph, found, mask, scores, plan)
+    stability = _stability(found, int(mask.sum()) if plan.level == "edge" else len(parts), plan)
+    return FoundCircuit(plan, graph, scores, mask, parts, chosen, curves, controls, rival, found, verified, stability,
+                        (*found.warnings, *warnings, *_doubts(curves, chosen, controls, verified)))  # fmt: skip
+
+
+# scores ------------------------------------------------------------------------------------------
+
+
+def scored(model: Model, task: PreparedTask, plan: FindPlan, tell: Step) -> Attribution:
+    """Scores of every edge or node by the plan's method."""
+    done = 0
+
+    def progress(n: int) -> None:
+        nonlocal done
+        done += n
+        tell(f"scoring by {plan.method}", min(done, len(task)), len(task))
+
+    tell(f"scoring by {plan.method}", 0, len(task))
+    if plan.method in ("eap", "eap-ig"):
+        how = AttributionPlan(plan.method, plan.level, metric=plan.metric, steps=plan.steps, seed=plan.seed)
+        return attribute(model, task, how, progress=progress)
+    if plan.method == "atp":
+        from assay.circuits.qk_fix import qk_fix
+
+        return qk_fix(model, task, metric=plan.metric, progress=progress)
+    if plan.method == "information-flow":
+        from assay.circuits.flow import flow
+
+        return flow(model, task, progress=progress)
+    if plan.method == "relevance":
+        from assay.circuits.relevance import relevance
+
+        return relevance(model, task, metric=plan.metric, progress=progress)
+    return _exact(model, task, plan)
+
+
+def _exact(model: Model, task: PreparedTask, plan: FindPlan) -> Attribution:
+    """Every edge or writer, patched; as a record like those of estimates."""
+    frame = attribute(model, task, AttributionPlan("eap", plan.level, metric=plan.metric))
+    graph = frame.graph
+    n = graph.n_edges if plan.level == "edge" else len(graph.writers)
+    if n * len(task) > MOST_EXACT:
+        raise bad_argument("method", f"exact over {n} {plan.level}s and {len(task)} pairs",
+                           f"at most {MOST_EXACT} runs", "Take fewer pairs (--n), --level node, or eap-ig, whose top is patched exactly.")  # fmt: skip
+    if plan.level == "edge":
+        values = exact_edges(model, task, [graph.name(cell) for cell in graph.cells.tolist()], "noise", plan.metric)
+    else:
+        exact = exact_nodes(model, task, graph.writers, "noise", plan.metric)
+        values = torch.cat([exact, torch.full((len(task), len(nodes_of(graph)) - n), float("nan"))], 1)
+    return replace(frame, values=values.float(), plan={**frame.plan, "method": "exact"}, residual=frame.residual * 0,
+                   cancelled=torch.zeros_like(frame.cancelled), ends={})  # fmt: skip
+
+
+def _matrix(found: Attribution, plan: FindPlan) -> Tensor:
+    """Edge scores; of nodes, every edge has the score of its writer."""
+    if plan.level == "edge":
+        return found.matrix()
+    nodes = found.scores[: len(found.graph.writers)].float()
+    return torch.where(found.graph.exists, nodes[:, None], torch.zeros(()))
+
+
+# sizes -------------------------------------------------------------------------------------------
+
+
+def _sizes(
+    graph: Graph, found: Attribution, scores: Tensor, plan: FindPlan
+) -> tuple[list[Mask], list[float], str]:
+    """Circuits of growing size, the shares of edges asked for, and the rule's name."""
+    if plan.level == "edge":
+        shares = [share for share in EDGE_GRID if share * graph.n_edges >= 1] or [1 / graph.n_edges]
+        if shares[0] * graph.n_edges > 4:  # small graphs: from a few edges on
+            shares = [4 / graph.n_edges, *shares]
+        if graph.n_edges < 1000:
+            shares = [k / graph.n_edges for k in (2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135, 200) if k < 0.6 * graph.n_edges]
+        curve = curve_masks(graph, scores, "abs", shares, prune=True)
+        kept = _rising([(mask, share) for mask, share in zip(curve.masks, curve.shares, strict=True)])
+        return [mask for mask, _ in kept], [share for _, share in kept], curve.selection
+    order = found.scores[: len(graph.writers)].abs().argsort(descending=True, stable=True).tolist()
+    masks = [graph.node_mask([graph.writers[i] for i in order[:k]]) for k in NODE_GRID if k < len(order)]
+    kept = _rising([(mask, int(mask.sum()) / graph.n_edges) for mask in masks])
+    return [mask for mask, _ in kept], [share for _, share in kept], "top nodes by abs"
+
+
+def _rising(circuits: list[tuple[Mask, float]]) -> list[tuple[Mask, float]]:
+    """Those with more edges than the one before."""
+    out: list[tuple[Mask, float]] = []
+    for mask, share in circuits:
+        if int(mask.sum()) > (int(out[-1][0].sum()) if out else 0):
+            out.append((mask, share))
+    if not out:
+        raise bad_argument("task", "scores of which no path from the embedding to the logits can be made",
+                           "a task with an effect", "Take more pairs (--n), or another method.")  # fmt: skip
+    return out
+
+
+def _smallest(curve: Faithfulness, target: float) -> tuple[int, list[str]]:
+    """The smallest circuit that reaches the target; the most faithful one, and a warning, where none does."""
+    values = [point.f.value for point in curve.points]
+    for number, value in enumerate(values):
+        if value >= target:
+            return number, []
+    best = max(range(len(values)), key=values.__getitem__)
+    return best, [f"no circuit reaches {target:.0%} on tune; the best has {values[best]:.0%} with"
+                  f" {curve.points[best].n_edges} edges"]  # fmt: skip
+
+
+def _controls(
+    bench: Bench, graph: Graph, masks: list[Mask], chosen: int, plan: FindPlan, tell: Step
+) -> dict[int, list[float]]:
+    """Faithfulness of random circuits as large as the chosen one and its neighbours on the curve."""
+    out: dict[int, list[float]] = {}
+    span = float(bench.clean.mean() - bench.empty.mean())
+    near = [number for number in (chosen - 2, chosen, chosen + 2) if 0 <= number < len(masks)]
+    for place, number in enumerate(near):
+        tell("random circuits of the same size", place, len(near))
+        half = (plan.controls + 1) // 2
+        drawn = [*matched(graph, masks[number], half, plan.seed), *walks(graph, masks[number], plan.controls - half, plan.seed)]
+        values = bench.scores([draw.mask for draw in drawn]).mean(1) if drawn else []
+        out[number] = [(float(value) - float(bench.empty.mean())) / span for value in values]
+    return out
+
+
+# the result --------------------------------------------------------------------------------------
+
+
+def _named(
+    graph: Graph, found: Attribution, mask: Mask, scores: Tensor, plan: FindPlan
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The circuit's parts, and those of the rival: the same search with them forbidden."""
+    if plan.level == "edge":
+        left = torch.where(mask, torch.zeros(()), scores)
+        rival = connected(graph, top_k(graph, left, int(mask.sum())) & ~mask)
+        return tuple(map(str, graph.edges(mask))), tuple(map(str, graph.edges(rival)))
+    inside = mask.any(1)
+    parts = [str(site) for site, kept in zip(graph.writers, inside.tolist(), strict=True) if kept]
+    strength = found.scores[: len(graph.writers)].abs().masked_fill(inside, -1.0)
+    order = strength.argsort(descending=True, stable=True)[: len(parts)].tolist()
+    return tuple(parts), tuple(str(graph.writers[i]) for i in order if not inside[i])
+
+
+def _stability(found: Attribution, k: int, plan: FindPlan) -> SplitHalf | None:
+    values = found.values if plan.level == "edge" else found.values[:, : len(found.graph.writers)]
+    if len(values) < 4 or not 0 < k < values.shape[1]:
+        return None
+    return split_half(values, found.templates, [k], n_draws=50, seed=plan.seed)
+
+
+def _doubts(
+    curves: dict[str, Faithfulness], chosen: int, controls: dict[int, list[float]], verified: Verified | None
+) -> list[str]:
+    at = {name: curve.points[chosen].f.value for name, curve in curves.items()}
+    out = []
+    if low := [f"{name} {value:.0%}" for name, value in at.items() if value < at["resample"] / 2]:
+        out.append(f"faithful under resample ablation ({at['resample']:.0%}) only: {', '.join(low)}")
+    if (random := max(controls.get(chosen, [0.0]))) > at["resample"] / 2:
+        out.append(f"a random circuit of the same make reaches {random:.0%}: size alone does much of it")
+    if verified is not None and verified.disagree:
+        out.append(f"{len(verified.disagree)} of the top edges matter in one direction of patching only (AND or OR gates)")
+    return out
