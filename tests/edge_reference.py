@@ -1,5 +1,6 @@
 """Edges by brute force: raw PyTorch hooks in float64, one number per edge that says how much of a writer's change its
-reader reads. Module paths and heads are written down by hand for every family; nothing of the package is used."""
+reader reads. Module paths and heads are written down by hand for every family; nothing of the package is used.
+(RMSNorm and softmax of some families compute in float32 whatever they are given.)"""
 
 import copy
 from collections.abc import Callable
@@ -106,6 +107,8 @@ class Reference:
         self.hf = copy.deepcopy(hf).double().eval()
         self.hf.requires_grad_(False)
         self.parts, self.final = FAMILIES[family](self.hf)
+        self.normed = self.parts[0].post_attn is not None
+        self.kept = {}
         self.n_kv = len(self.parts[0].reads["k"][1])
         self.writers = ["embed"]
         self.readers = []
@@ -215,16 +218,22 @@ class Reference:
             return norm.forward(of.seen[key] + change) - norm.forward(of.seen[key])
         return torch.func.jvp(norm.forward, (at.seen[key],), (change,))[1]
 
+    def plain(self, ids):
+        """The run as it is, kept."""
+        if tuple(ids) not in self.kept:
+            self.kept[tuple(ids)] = self.run(ids)
+        return self.kept[tuple(ids)]
+
     # what is asked -----------------------------------------------------------------------------
 
     def gradient(self, clean, corrupted, alpha):
         """(writer, reader) d metric / d share of clean minus corrupted, at the point alpha of the line; 1 = clean."""
-        high, low = self.run(clean), self.run(corrupted)
+        high, low = self.plain(clean), self.plain(corrupted)
         entry = None
         if alpha not in (0.0, 1.0):
             entry = torch.lerp(low.seen["entry", 0], high.seen["entry", 0], torch.tensor(alpha, dtype=torch.double))
         ids = corrupted if alpha == 0.0 else clean
-        change = self.changes(high, low, at=self.run(ids, entry=entry))
+        change = self.changes(high, low, at=self.run(ids, entry=entry) if self.normed else high)
         share = torch.zeros(len(self.writers), len(self.readers), dtype=torch.double, requires_grad=True)
         found = self.run(ids, share, change, entry)
         return torch.autograd.grad(found.metric, share)[0]
@@ -232,14 +241,14 @@ class Reference:
     def exact(self, base, source, edge):
         """m(patched) - m(base) with one edge carrying the source's output."""
         writer, reader = edge.split("->")
-        of, to = self.run(base), self.run(source)
+        of, to = self.plain(base), self.plain(source)
         share = torch.zeros(len(self.writers), len(self.readers), dtype=torch.double)
         share[self.writers.index(writer), self.readers.index(reader)] = 1.0
         return float(self.run(base, share, self.changes(to, of)).metric - of.metric)
 
     def node(self, base, source, writer):
         """m(patched) - m(base) with a writer's output exchanged for all readers."""
-        of, to = self.run(base), self.run(source)
+        of, to = self.plain(base), self.plain(source)
         if writer == "embed":
             return float(self.run(base, entry=to.seen["entry", 0]).metric - of.metric)
         layer = int(writer.split(".")[1])
@@ -260,3 +269,20 @@ class Reference:
             return x
 
         return write
+
+    def paths(self, base, source, senders, receivers, freeze_all):
+        """m(patched) - m(base): senders' source values, other heads (and MLPs) held; only what receivers read is kept."""
+        of, to, edit = self.plain(base), self.plain(source), {}
+        for layer in range(len(self.parts)):
+            heads = [int(s.split(".")[2]) for s in senders if s.startswith(f"z.{layer}.")]
+            edit["z", layer] = self.with_heads(to.seen["z", layer], layer, heads, of.seen["z", layer])
+            if f"mlp_out.{layer}" in senders:
+                edit["mlp", layer] = lambda _, layer=layer: to.seen["mlp", layer]
+            elif freeze_all:
+                edit["mlp", layer] = lambda _, layer=layer: of.seen["mlp", layer]
+        entry = to.seen["entry", 0] if "embed" in senders else None
+        held = self.run(base, entry=entry, edit=edit)
+        write = {("read", r): lambda _, r=r: held.seen["read", r] for r in receivers if r != "logits"}
+        if "logits" in receivers:
+            write["final", -1] = lambda x: x + held.seen["stream", "logits"] - of.seen["stream", "logits"]
+        return float(self.run(base, edit=write).metric - of.metric)

@@ -214,6 +214,16 @@ def test_minimality_is_the_share_of_each_edge():
     assert found.idle(0.05) == ["z.1.0->logits"]
 
 
+def test_a_part_inside_of_what_is_cut_is_put_back_and_its_loss_keeps_its_sign():
+    """One K, many seeds: cut with both backups, either of them put back carries all, so its loss is 1, never -1."""
+    third = "z.1.0->logits"
+    bench = Fake(lambda mask, pair: either(mask, pair) + 0.2 * float(mask[GRAPH.edge(third)]))
+    found = [fa.minimality(bench, GRAPH.mask([*OR, third]), by="edge", n_subsets=1, seed=seed) for seed in range(16)]
+    losses = np.array([[part.most.value for part in one.parts] for one in found])
+    assert losses.min() > -1e-9
+    assert ((losses[:, 0] > 0.5) & (losses[:, 1] > 0.5)).any()  # that K was among them
+
+
 def test_nodes_are_the_edges_out_of_a_writer():
     found = fa.minimality(additive(WEIGHTS), GRAPH.mask(WEIGHTS))
     assert {p.name: p.drop.value for p in found.parts} == pytest.approx({"embed": 0.5, "z.0.0": 0.2, "mlp_out.1": 0.3})

@@ -65,3 +65,30 @@ def test_a_planned_instrument_gate_that_was_not_measured_breaks_the_instrument()
 
     plan = replace(PLAN, gates=(*PLAN.gates, get_gate("planted.true").plan(), get_gate("planted.everything").plan()))
     assert broken_instrument(plan, [], 0.05) == ("planted.true was not measured on confirm",)
+
+
+def test_random_sufficiency_alone_stops_what_random_sets_restore_as_well():
+    """Ablating the subject drops the metric and ablating random sets does not; both restore it alike."""
+    clean, corrupted = 2 + noise(), -2 + noise(1)
+    drops = judged("random.necessity", clean=clean, corrupted=corrupted, ablated_resample=noise(2), random_ablated_00=clean)
+    columns = {"clean": clean, "corrupted": corrupted, "restored": 1 + noise(3), "random_restored_00": -2 + noise(4)}
+    alone = judged("random.sufficiency", **columns)
+    alike = judged("random.sufficiency", **{**columns, "random_restored_01": 1 + noise(5)})
+    assert drops.p_above <= 0.05 and alone.p_above <= 0.05
+    assert alike.p_above > 0.05 and alike.tables["strongest"] == "random.restored.01"
+
+
+def test_a_rival_that_ranks_as_well_is_not_beaten():
+    """The claimed unit and its rival tell members apart alike; a rival that tells nothing is beaten."""
+    labels = np.arange(48) % 2
+    score = 4 * labels + noise()
+    beaten = judged("rival", label=labels, score=score, rival_a=noise(1))
+    alike = judged("rival", label=labels, score=score, rival_a=noise(1), rival_b=4 * labels + noise(2))
+    assert beaten.p_above <= 0.05 < alike.p_above
+
+
+def test_a_rival_circuit_that_restores_as_well_is_not_beaten():
+    columns = {"clean": 2 + noise(), "corrupted": -2 + noise(1), "restored": 1.5 + noise(2)}
+    beaten = judged("rival.circuit", **columns, rival_restored=-1 + noise(3))
+    alike = judged("rival.circuit", **columns, rival_restored=1.5 + noise(4))
+    assert beaten.p_above <= 0.05 < alike.p_above

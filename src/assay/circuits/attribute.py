@@ -70,7 +70,8 @@ class Attribution:
 
     Cells are the graph's edges in its order, or for nodes the writers, then the readers but the logits.
     `ends`: the same estimate at the clean and at the corrupted run alone (pair, cell), where both were made.
-    `cancelled` (cell,): 1 - |sum| / sum of |score| over positions and pairs, at the first run with gradients.
+    `cancelled` (cell,): 1 - |sum| / sum of |score| over positions and pairs, at one run with gradients: the clean one,
+    that of `eap`, or the middle one of a fixed number of steps.
     """
 
     plan: dict[str, Any]
@@ -171,7 +172,7 @@ class _Run:
         n = len(task)
         n_cells = len(self.graph.cells) if self.edges else len(nodes_of(self.graph))
         self.values = torch.zeros(n, n_cells)
-        self.absolute = torch.zeros(n_cells)
+        self.signed, self.absolute = torch.zeros(n_cells), torch.zeros(n_cells)
         self.ends: dict[str, Tensor] = {}
         if plan.method == "eap-ig" and plan.steps is None:
             self.ends = {name: torch.zeros(n, n_cells) for name in ("clean", "corrupted")}
@@ -192,7 +193,7 @@ class _Run:
         if self.plan.method == "eap":
             point = high if with_gradient == (1.0,) else low
             scores, absolute, slope = self._scores(point)
-            self._keep(rows, scores, absolute, slope, 1)
+            self._keep(rows, scores, (scores, absolute), slope, 1)
         elif self.plan.steps is not None:
             self._fixed(rows, self.plan.steps)
         else:
@@ -205,16 +206,18 @@ class _Run:
 
     def _fixed(self, rows: list[int], steps: int) -> None:
         """Midpoints of equal parts."""
-        total, absolute, slope = 0.0, 0.0, 0.0
+        total, slope = torch.zeros(len(rows), self.values.shape[1]), torch.zeros(len(rows))
+        middle = None
         for number in range(steps):
-            point = self._between(rows, [(number + 0.5) / steps] * len(rows))
-            found = self._scores(point)
-            total, absolute, slope = total + found[0] / steps, absolute + found[1] / steps, slope + found[2] / steps
-        self._keep(rows, total, absolute, slope, steps)
+            found = self._scores(self._between(rows, [(number + 0.5) / steps] * len(rows)), absolute=number == steps // 2)
+            total, slope = total + found[0] / steps, slope + found[2] / steps
+            middle = found[:2] if number == steps // 2 else middle
+        assert middle is not None
+        self._keep(rows, total, middle, slope, steps)
 
     def _adaptive(self, rows: list[int], low: Point, high: Point) -> None:
         """Trapezoid rule with doubled steps for the pairs that are not complete yet."""
-        (s_low, _, f_low), (s_high, absolute, f_high) = self._scores(low), self._scores(high)
+        (s_low, _, f_low), (s_high, absolute, f_high) = self._scores(low, absolute=False), self._scores(high)
         self.ends["corrupted"][rows], self.ends["clean"][rows] = s_low, s_high
         scores, slope, steps = (s_low + s_high) / 2, (f_low + f_high) / 2, torch.full((len(rows),), 2)
         span = torch.from_numpy(self.clean[rows] - self.corrupted[rows]).to(slope)
@@ -230,7 +233,7 @@ class _Run:
             slope[open_] = slope[open_] / 2 + f_fresh / (2 * intervals)
             intervals *= 2
             steps[open_] = intervals + 1
-        self._keep(rows, scores, absolute, slope, steps.numpy())
+        self._keep(rows, scores, (s_high, absolute), slope, steps.numpy())
 
     def _sum_over(self, rows: list[int], alphas: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Scores (pair, cell) and slopes along the line (pair,), summed over alphas; several to a pass."""
@@ -239,18 +242,20 @@ class _Run:
         total, slope = torch.zeros(len(rows), self.values.shape[1]), torch.zeros(len(rows))
         for batch in self.model.batches([self.task.clean[row] for row, _ in todo], gradients=True):
             chosen = [todo[number] for number in batch]
-            scores, _, f = self._scores(self._between([row for row, _ in chosen], [alpha for _, alpha in chosen]))
+            scores, _, f = self._scores(self._between([row for row, _ in chosen], [alpha for _, alpha in chosen]), False)
             places = torch.tensor([order[row] for row, _ in chosen])
             total.index_add_(0, places, scores)
             slope.index_add_(0, places, f)
         return total, slope
 
-    def _keep(self, rows: list[int], scores: Any, absolute: Any, slope: Any, steps: Any) -> None:
+    def _keep(self, rows: list[int], scores: Tensor, one: tuple[Tensor, Tensor], slope: Tensor, steps: Any) -> None:
+        """Keep the result of some pairs. `one`: scores and absolute scores of a single run."""
         span = self.clean[rows] - self.corrupted[rows]
         with np.errstate(divide="ignore", invalid="ignore"):
             self.residual[rows] = np.abs(slope.double().numpy() - span) / np.abs(span)
         self.values[rows], self.steps[rows] = scores, steps
-        self.absolute += absolute.sum(0)
+        self.signed += one[0].sum(0)
+        self.absolute += one[1].sum(0)
 
     # one run ---------------------------------------------------------------------------------
 
@@ -308,8 +313,8 @@ class _Run:
     # contraction -----------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _scores(self, point: Point) -> tuple[Tensor, Tensor, Tensor]:
-        """(row, cell) scores, their absolute sums over positions, and the slope along the line (row,)."""
+    def _scores(self, point: Point, absolute: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """(row, cell) scores, their absolute sums over positions if wanted, and the slope along the line (row,)."""
         places = [self.place[row] for row in point.rows]
         width = point.slopes[ENTRY].shape[1]
         change = {site: x[places, :width] for site, x in self.change.items()}
@@ -317,9 +322,9 @@ class _Run:
         at = _active([self.first[row] for row in point.rows], [len(self.task.clean[row]) for row in point.rows])
         if not self.edges:
             return *self._node_scores(point, change, at), slope
-        sums, absolute = self.contraction(point, change, at)
+        sums, sizes = self.contraction(point, change, at, absolute)
         cells = self.graph.cells
-        return sums[:, cells[:, 0], cells[:, 1]], absolute[:, cells[:, 0], cells[:, 1]], slope
+        return sums[:, cells[:, 0], cells[:, 1]], sizes[:, cells[:, 0], cells[:, 1]] if absolute else sizes, slope
 
     def _node_scores(self, point: Point, change: Values, at: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Differences times slopes: writers, then readers but the logits."""
@@ -335,7 +340,7 @@ class _Run:
     def done(self) -> Attribution:
         """The result of all pairs."""
         check_metrics(self.plan.metric, self.clean, self.corrupted)
-        cancelled = 1 - self.values.sum(0).abs() / self.absolute.clamp_min(1e-30)
+        cancelled = 1 - self.signed.abs() / self.absolute.clamp_min(1e-30)
         plan = {"model": self.model.name, **asdict(self.plan)}
         return Attribution(plan, self.graph, self.values, self.clean, self.corrupted, self.steps, self.residual,
                            cancelled.clamp(0, 1), self.task.templates, self.ends)  # fmt: skip
@@ -371,11 +376,13 @@ class Contraction:
         for start in range(0, len(parts), 2 * LAYERS_AT_ONCE):
             yield parts[start : start + 2 * LAYERS_AT_ONCE]
 
-    def __call__(self, point: Point, change: Values, at: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """(row, writer, reader) sums over positions of the score and of its absolute value."""
+    def __call__(
+        self, point: Point, change: Values, at: tuple[Tensor, Tensor], absolute: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """(row, writer, reader) sums over positions of the score and, where asked for, of its absolute value."""
         rows, positions = at
         shape = (len(point.rows), *self.graph.exists.shape)
-        sums, absolute = torch.zeros(shape), torch.zeros(shape)
+        sums, sizes = torch.zeros(shape), torch.zeros(shape if absolute else 0)
         tokens = max(1, CHUNK_FLOATS // (self.writers.n * self.writers.d_model))
         for start in range(0, len(rows), tokens):
             row, position = rows[start : start + tokens], positions[start : start + tokens]
@@ -383,41 +390,44 @@ class Contraction:
             raw = {site: pick(point.values[site]) for site in self.writers.raw_sites}
             written = self.writers.small({site: pick(x) for site, x in change.items()}, raw)
             for parts in self.groups:
-                first, found = self._group(written, parts, point, pick)
-                reader = slice(first, first + found.shape[2])
-                found = (found * self.graph.exists[None, : found.shape[1], reader]).cpu()
-                sums[:, : found.shape[1], reader].index_add_(0, row, found)
-                absolute[:, : found.shape[1], reader].index_add_(0, row, found.abs())
-        return sums, absolute
+                first = self.graph.reader_number[parts[0][0]]
+                last = int(self.graph.exists[:, self.graph.reader_number[parts[-1][-1]]].sum())  # writers come in order
+                read = torch.cat([self._pulled(part, point, pick) for part in parts])
+                there = slice(0, last), slice(first, first + len(read))
+                if absolute:
+                    each = (written[:last].transpose(0, 1) @ read.permute(1, 2, 0)).cpu()  # (token, writer, reader)
+                    sums[:, *there].index_add_(0, row, each)
+                    sizes[:, *there].index_add_(0, row, each.abs())
+                else:
+                    for number, (begin, end) in _runs(row):
+                        sums[number, *there] += (written[:last, begin:end].flatten(1) @ read[:, begin:end].flatten(1).T).cpu()
+        return sums * self.graph.exists, sizes * self.graph.exists if absolute else sizes
 
-    def _group(self, written: Tensor, parts: list[list[Site]], point: Point, pick: "_Picked") -> tuple[int, Tensor]:
-        """(number of the first reader, (token, writer, reader) scores) of some layers' readers."""
-        pulled = [self._pulled(part, point, pick) for part in parts]
-        heads, units, inverses = (torch.cat(column, 1) for column in zip(*pulled, strict=True))
-        part_of = [number for number, part in enumerate(parts) for _ in part]
-        reader = self.graph.reader_number[parts[0][0]]
-        last = int(self.graph.exists[:, self.graph.reader_number[parts[-1][-1]]].sum())  # writers come in order
-        product = written[:, :last] @ torch.cat([heads, units], 1).transpose(1, 2)  # (token, writer, reader + part)
-        direct, along = product.split([heads.shape[1], units.shape[1]], 2)
-        share = (heads * units[:, part_of]).mean(-1)  # x^ . P(gain g) / d
-        return reader, (direct - along[:, :, part_of] * share[:, None]) * inverses[:, None, part_of]
-
-    def _pulled(self, part: list[Site], point: Point, pick: "_Picked") -> tuple[Tensor, Tensor, Tensor]:
-        """Of readers behind one norm: P(gain g) (t, reader, d), x^ (t, 1, d) and 1/sigma (t, 1)."""
+    def _pulled(self, part: list[Site], point: Point, pick: "_Picked") -> Float[Tensor, "reader t d_model"]:
+        """Gradients of what the readers behind one norm read."""
         first, stream = part[0], self.readers.stream(part[0])
         if first == LOGITS:  # its slope is taken at the stream itself
-            g = pick(point.slopes[stream]).float()[:, None]
-            return g, torch.zeros_like(g), torch.ones_like(g[..., 0])
+            return pick(point.slopes[stream]).float()[None]
         norm = self.readers.norm(first)
         unit, inverse = norm.at(pick(point.values[stream]))
         if first.name == "mlp_in":
-            g = pick(point.slopes[first]).float()[:, None]
+            g = pick(point.slopes[first]).float()[None]
         else:
             assert first.layer is not None
             sites = [Site(name, first.layer) for name in READERS]
-            g = torch.cat([self.readers.projection(site.name, first.layer).pull(pick(point.slopes[site]).float())
-                           for site in sites], 1)  # fmt: skip
-        return norm.centre(g * norm.gain), unit[:, None], inverse[:, None]
+            g = torch.cat([self.readers.projection(site.name, first.layer).pull_flat(pick(point.slopes[site]).float())
+                           for site in sites])  # fmt: skip
+        h = norm.centre(g * norm.gain)
+        return (h - unit * (unit * h).mean(-1, keepdim=True)).mul_(inverse[:, None])
+
+
+def _runs(rows: Tensor) -> Iterator[tuple[int, tuple[int, int]]]:
+    """(row, (first token, one past the last)) of every row, tokens of a row being neighbours."""
+    names, counts = rows.unique_consecutive(return_counts=True)
+    end = 0
+    for name, count in zip(names.tolist(), counts.tolist(), strict=True):
+        end += count
+        yield name, (end - count, end)
 
 
 @dataclass(frozen=True, eq=False)

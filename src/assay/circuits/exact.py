@@ -30,6 +30,7 @@ from torch import Tensor
 
 from assay.circuits.attribute import Attribution
 from assay.circuits.graph import EMBED, LOGITS, Edge, graph_of
+from assay.circuits.guards import check_task
 from assay.circuits.writers import Block, Writers
 from assay.data.prepare import PreparedTask
 from assay.errors import bad_argument
@@ -51,7 +52,10 @@ def exact_edges(
     model: Model, task: PreparedTask, edges: Sequence[str | Edge], direction: str = "noise", metric: str = "logit_diff",
     progress: Progress | None = None,
 ) -> Float[Tensor, "pair edge"]:  # fmt: skip
-    """The exact change of the metric for every edge. `progress` is called with the number of (pair, edge) values done."""
+    """The exact change of the metric for every edge. `progress` is called with the number of (pair, edge) values done.
+
+    Raises UsageError for what is no edge, SiteError for a model without a graph, TaskError for prompts refused by `guards.py`.
+    """
     run = _Exact(model, task, direction, metric)
     cells = [run.graph.edge(edge) for edge in edges]
     ends = [(run.graph.writers[writer], run.graph.readers[reader]) for writer, reader in cells]
@@ -67,7 +71,7 @@ def exact_nodes(
     writers = [parse_site(node) for node in nodes]
     for writer in writers:
         if writer not in run.graph.writer_number:
-            raise bad_argument("node", writer, "a writer of this model: embed, z.L.H, mlp_out.L")
+            raise bad_argument("node", str(writer), "a writer of this model: embed, z.L.H, mlp_out.L")
     return run.values(writers, writers, progress)
 
 
@@ -77,6 +81,7 @@ class _Exact:
     def __init__(self, model: Model, task: PreparedTask, direction: str, metric: str) -> None:
         if direction not in DIRECTIONS:
             raise bad_argument("direction", direction, " or ".join(DIRECTIONS))
+        check_task(model, task, metric)
         self.model, self.task, self.graph, self.readers = model, task, graph_of(model), model.readers()
         self.writers = Writers(model, self.readers)
         self.base, self.source = task.clean, task.corrupted
@@ -90,6 +95,8 @@ class _Exact:
         self, places: Sequence[Site], writers: Sequence[Site], progress: Progress | None
     ) -> Float[Tensor, "pair cell"]:
         """m(clean) - m(patched), or m(patched) - m(corrupted), of every cell."""
+        if not places:
+            raise bad_argument("edges, nodes", "none", "at least one")
         out = torch.zeros(len(self.task), len(places))
         for rows in self.model.batches(self.base):
             part = _Runs(self, rows, places, writers)
@@ -262,12 +269,12 @@ def verify_top(
              for direction in DIRECTIONS}  # fmt: skip
     against = {**found, "mean": (found["noise"] + found["denoise"]) / 2}
     effect = float((attribution.clean - attribution.corrupted).mean())
-    gates = _gates(found["noise"], found["denoise"], effect)
+    split = gates(found["noise"], found["denoise"], effect)
     return Verified(
         plan={**attribution.plan, "verify_seed": seed}, edges=names, k=min(k, len(names)), estimate=estimate.tolist(),
         noise=found["noise"].tolist(), denoise=found["denoise"].tolist(),
         agreement={name: agreement(estimate, exact) for name, exact in against.items()},
-        disagree={name: gate for name, gate in zip(names, gates, strict=True) if gate}, effect=effect, n_pairs=len(task),
+        disagree={name: gate for name, gate in zip(names, split, strict=True) if gate}, effect=effect, n_pairs=len(task),
     )  # fmt: skip
 
 
@@ -294,8 +301,8 @@ def agreement(estimate: np.ndarray, exact: np.ndarray) -> Agreement:
     return Agreement(float(np.corrcoef(estimate, exact)[0, 1]), float(np.corrcoef(*ranks)[0, 1]), same)
 
 
-def _gates(noise: np.ndarray, denoise: np.ndarray, effect: float) -> list[str]:
-    """"and", "or" or "" for every edge."""
+def gates(noise: np.ndarray, denoise: np.ndarray, effect: float) -> list[str]:
+    """"and" where only noising is large, "or" where only denoising is, else "", for every edge."""
     a, b = np.abs(noise), np.abs(denoise)
     large = LARGE * abs(effect)
     both = zip((a >= large) & (b <= NONE * a), (b >= large) & (a <= NONE * b), strict=True)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from assay.circuits.exact import DIRECTIONS, node_site
 from assay.circuits.graph import LOGITS, Graph, graph_of
+from assay.circuits.guards import check_task
 from assay.data.metrics import Metric
 from assay.data.prepare import PreparedTask
 from assay.errors import bad_argument
@@ -57,11 +58,12 @@ def path_patch(
     """Patch the paths from senders (embed, z.L.H, mlp_out.L) to receivers (q.L.H, k.L.H, v.L.H, mlp_in.L, logits).
 
     `progress` is called with the number of pairs done. Raises UsageError for what is no sender or receiver, and for a
-    sender or receiver without any partner that comes after, or before, it.
+    sender or receiver without any partner that comes after, or before, it; TaskError for prompts refused by `guards.py`.
     """
     for name, got, allowed in (("direction", direction, DIRECTIONS), ("freeze", freeze, FREEZE)):
         if got not in allowed:
             raise bad_argument(name, got, " or ".join(allowed))
+    check_task(model, task, metric)
     graph = graph_of(model)
     chosen = _Ends(graph, _listed(senders), _listed(receivers))
     bound = task.metric(metric, model.logits(task.clean) if metric == "kl" else None)
@@ -95,12 +97,12 @@ class _Ends:
                 raise bad_argument(argument, "none", f"at least one of {allowed}")
             for site in given:
                 if site not in known:
-                    raise bad_argument(argument, site, f"those of this model: {allowed}")
+                    raise bad_argument(argument, str(site), f"those of this model: {allowed}")
         writers = torch.tensor([graph.writer_number[site] for site in senders])
         reached = graph.exists[writers][:, [graph.reader_number[site] for site in receivers]]
         for argument, given, alone in (("senders", senders, ~reached.any(1)), ("receivers", receivers, ~reached.any(0))):
             if bool(alone.any()):
-                raise bad_argument(argument, given[int(alone.nonzero()[0])], "senders that come before a receiver")
+                raise bad_argument(argument, str(given[int(alone.nonzero()[0])]), "senders that come before a receiver")
 
     @property
     def first(self) -> int:

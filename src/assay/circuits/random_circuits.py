@@ -1,18 +1,19 @@
-"""Random circuits that are a fair comparison.
+"""Random circuits to compare a circuit with.
 
 Edges drawn at random from a whole graph hardly ever form a path: such circuits score zero at any size that is of
-interest, and to beat them is no evidence (`uniform`, for showing just that). Three controls that are harder to beat:
+interest, and to beat them is no evidence (`uniform`, for showing just that). Three controls that have more in common with it:
 
 1. `matched`: as many edges of every class (layer and type of the writer, layer and type of the reader) as the circuit has,
    drawn at random from those of the class; edges of the circuit only where its class has no others left. MLPs, the
    embedding and the logits are alone in their layer, so that edges between them can only coincide: `n_forced` of them.
    A circuit that is mostly such edges is its own control, and this one says nothing about it. Nor need the draws be
-   connected: heads are drawn one by one, and in deep models what is written into one is rarely what is read from it.
+   connected: heads are drawn one by one, and in deep models a head that is written to need not be read.
 2. `walks`: unions of random walks embed -> .. -> logits of the circuit's size (after Shi et al. 2410.13032).
    Every walk goes through an edge of its own, drawn without replacement; from there it steps back to the embedding
    and on to the logits, every step uniform over the edges there. A walk that would make the union too
    large is left out (after `TRIES` of them the last is cut at its embedding end, by `n_trimmed` edges). So unions much
-   smaller than a typical walk consist of short ones.
+   smaller than a typical walk consist of short ones. To be on a path is not yet to carry anything: in a small union nearly
+   all inputs of every reader stay ablated, and it can score zero too. Where it does, to beat it is no evidence either.
 3. `inflated`: the circuit and such walks, until `n_extra` edges were added: edges for its own to be compared with.
 
 Every record says how many of its edges are on a path at all (`n_live`, see `select.connected`) and how many are the

@@ -93,11 +93,12 @@ class Writers:
         """Inputs of the norms behind writers."""
         return [block.raw for block in self.blocks if block.raw is not None]
 
-    def small(self, change: Values, raw: Values) -> Float[Tensor, "t writer d_model"]:
+    def small(self, change: Values, raw: Values) -> Float[Tensor, "writer t d_model"]:
         """First-order changes of the stream by writer, for the tokens given; `change` and `raw` are flat, (t, ..)."""
         like = change[self.blocks[0].site]
-        out = torch.empty(len(like), self.n, self.d_model, device=like.device)
+        out = torch.empty(self.n, len(like), self.d_model, device=like.device)
         for block in self.blocks:
-            out[:, block.slice] = block.small(change[block.site], None if block.raw is None else raw[block.raw])
+            part = block.small(change[block.site], None if block.raw is None else raw[block.raw])
+            out[block.slice] = part.transpose(0, 1)
         return out
 

@@ -13,6 +13,7 @@ NOUNS = {
     "models": ("assay.cli.models:models", "Known local and packaged models; --fetch to get one."),
     "model": ("assay.cli.models:model", "Prove a model's layout: assay model check MODEL."),
     "calibrate": ("assay.cli.calibrate:calibrate", "The battery's own error rates, on planted truths or on your model."),
+    "circuit": ("assay.cli.circuit:circuit", "From a behaviour to a tested subgraph: find, test, draw, exchange."),
     "claim": ("assay.cli.claim:claim", "State a claim, test it on sealed data, check what was recorded."),
     "demo": ("assay.cli.demo:demo", "The main job on the embedded model, told to a newcomer."),
     "tasks": ("assay.cli.tasks:tasks", "What is bundled, and how well a model does it: assay tasks MODEL."),

@@ -230,6 +230,8 @@ class _Compiler:
         finally:
             for handle in handles:
                 handle.remove()
+            self.actions.clear()  # they hold this object, and it holds what the pass computed: nothing must wait for a sweep
+            self.patterns.clear()
 
     def _watch_kernels(self, watch: KernelWatch) -> list[Any]:
         handles: list[Any] = []

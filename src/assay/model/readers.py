@@ -82,7 +82,11 @@ class Projection:
 
     def pull(self, g: Float[Tensor, "t head d_head"]) -> Float[Tensor, "t head d_model"]:
         """A gradient of heads as a gradient of what each reads."""
-        return torch.einsum("thk,hdk->thd", g, self.weight.to(g.dtype))
+        return self.pull_flat(g).transpose(0, 1)
+
+    def pull_flat(self, g: Float[Tensor, "t head d_head"]) -> Float[Tensor, "head t d_model"]:
+        """The same, heads first."""
+        return g.transpose(0, 1) @ self.weight.to(g.dtype).transpose(1, 2)
 
 
 class Readers:

@@ -40,7 +40,7 @@ LONGEST = 16
 FILLERS = tuple(f"f{number}" for number in range(6))
 SIZE = 4.0  # logits of an answer that is written out
 TRIGRAM_SCORE = 3.0
-READ, WRITE, AWAKE = 0.7, 1e-3, 3.0  # of what is filled in; its neurons are mostly on
+READ, WRITE, AWAKE = 0.7, 5e-4, 3.0  # of what is filled in; its neurons are mostly on
 EMPTY = 4  # neurons to be filled
 NAMES = tuple("abcdef")
 Draw = Callable[[random.Random, int], tuple[Sequence[str], Sequence[str], str, str]]
@@ -48,11 +48,11 @@ Draw = Callable[[random.Random, int], tuple[Sequence[str], Sequence[str], str, s
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """A model, its true edges, those that one direction cannot see, and a way to draw texts: (rng, fillers) -> the words of
-    clean and corrupted between "^" and "?", answer, foil."""
+    """How a model is made, its true edges, those that one direction cannot see, and a way to draw texts: (rng, fillers) ->
+    the words of clean and corrupted between "^" and "?", answer, foil."""
 
     name: str
-    model: Model
+    model: Callable[[], Model]
     edges: tuple[str, ...]
     draw: Draw
     blind: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -89,7 +89,7 @@ def and_gate() -> Gate:
 GATE_EDGES = ("embed->v.0.3", "embed->v.0.2", "z.0.3->mlp_in.0", "z.0.2->mlp_in.0", "mlp_out.0->logits")
 
 
-def _gate(neurons: Sequence[tuple[float, float]]) -> Model:
+def _gate(neurons: Sequence[tuple[float, float]]) -> Callable[[], Model]:
     """Signals x1 and y1, found by a head each; neurons (bias, weight) on their sum raise "yes" over a constant "no"."""
     words = ("^", "?", *FILLERS, "x0", "x1", "y0", "y1", "yes", "no")
     code = Compiler(words, LONGEST, 1)
@@ -102,7 +102,7 @@ def _gate(neurons: Sequence[tuple[float, float]]) -> Model:
     for bias, weight in neurons:
         code.neuron(0, found, bias, {yes: SIZE * weight})
     code.neuron(0, {code.at("one"): 1.0}, 0.0, {no: 0.55 * SIZE})
-    return _made(code)
+    return _maker(code)
 
 
 def _signals(rng: random.Random, fillers: int) -> tuple[Sequence[str], Sequence[str], str, str]:
@@ -132,7 +132,7 @@ def backup() -> Gate:
 
     edges = ("embed->v.0.3", "z.0.3->logits", "z.0.3->q.1.3", "embed->v.1.3")
     blind = {"noise": ("embed->v.0.3", "embed->v.1.3"), "denoise": ("z.0.3->q.1.3",)}
-    return Gate("backup", _made(code), edges, draw, blind)
+    return Gate("backup", _maker(code), edges, draw, blind)
 
 
 def opposite() -> Gate:
@@ -151,7 +151,7 @@ def opposite() -> Gate:
         return clean, [{a: b, c: d}.get(word, word) for word in clean], a, c
 
     edges = ("embed->v.0.2", "z.0.2->logits")
-    return Gate("opposite", _made(code), edges, draw, cancels=("embed->v.0.3",))
+    return Gate("opposite", _maker(code), edges, draw, cancels=("embed->v.0.3",))
 
 
 def inhibition() -> Gate:
@@ -177,7 +177,7 @@ def inhibition() -> Gate:
         return [*start, a.upper(), ",", *end], [*start, b.upper(), ",", *end], b, a
 
     edges = ("embed->v.0.3", "z.0.3->v.1.3", "z.1.3->q.2.3", "z.2.3->logits")
-    return Gate("inhibition", _made(code), edges, draw)
+    return Gate("inhibition", _maker(code), edges, draw)
 
 
 def negative() -> Gate:
@@ -196,7 +196,7 @@ def negative() -> Gate:
         return clean, [b if word == a else word for word in clean], a, b
 
     edges = ("embed->v.0.3", "z.0.3->logits", "z.0.3->q.1.3", "embed->k.1.3", "embed->v.1.3", "z.1.3->logits")
-    return Gate("negative", _made(code), edges, draw)
+    return Gate("negative", _maker(code), edges, draw)
 
 
 def skip_trigram() -> Gate:
@@ -215,7 +215,7 @@ def skip_trigram() -> Gate:
         return clean, [word if word in FILLERS else "." for word in clean], answers[subject], answers[foil]
 
     edges = ("embed->k.0.3", "embed->v.0.3", "z.0.3->logits")
-    return Gate("skip_trigram", _made(code), edges, draw, {"denoise": ("embed->k.0.3",)})
+    return Gate("skip_trigram", _maker(code), edges, draw, {"denoise": ("embed->k.0.3",)})
 
 
 def trigram_effects(length: int) -> dict[str, float]:
@@ -230,11 +230,6 @@ def trigram_effects(length: int) -> dict[str, float]:
         "clean": SIZE * p, "noise key": SIZE * (p - 1 / length), "noise value": SIZE * p, "denoise value": SIZE / length,
         "slope key": SIZE * p * (1 - p) * TRIGRAM_SCORE,
     }  # fmt: skip
-
-
-GATES: dict[str, Callable[[], Gate]] = {
-    made.__name__: made for made in (or_gate, and_gate, backup, opposite, inhibition, negative, skip_trigram)
-}
 
 
 # building ----------------------------------------------------------------------------------------
@@ -265,11 +260,11 @@ def _look(
     return code.select(layer, query, "token", table, value, out, gain)
 
 
-def _made(code: Compiler) -> Model:
-    """The program, filled, with some neurons that it does not need."""
+def _maker(code: Compiler) -> Callable[[], Model]:
+    """Makes the program's model, filled, with some neurons that it does not need."""
     for _ in range(EMPTY):
         code.neuron(0, {}, 0.0, {})
-    return filled(code.model())
+    return lambda: filled(code.model())
 
 
 def filled(model: Model, seed: int = 0) -> Model:
@@ -318,3 +313,8 @@ def fill(hf: Any, seed: int = 0) -> None:
         mlp.c_fc.weight[:SINK, empty] = READ * torch.randn(d_model + SINK, n, generator=rng)
         mlp.c_fc.bias[empty] = AWAKE
         mlp.c_proj.weight[empty] = WRITE * torch.randn(n, d_model, generator=rng)
+
+
+GATES: dict[str, Gate] = {
+    made.__name__: made() for made in (or_gate, and_gate, backup, opposite, inhibition, negative, skip_trigram)
+}

@@ -4,8 +4,8 @@ Two layers, d = 64, 4 query and 2 KV heads of 16, RMSNorm, RoPE with theta 1e12.
 
     one | code (10) | previous (10) | output (10) | junk (33)
 
-1. A word is +e_i or -e_i in `code`, so 20 words are told apart and have the same norm; "^" has none and starts every text.
-   With the constant and a little junk all embeddings have one norm, so RMSNorm is a known factor.
+1. A word is +e_i or -e_i in `code`, so 20 words are told apart; "^", which starts every text, has more junk instead. With
+   the constant all embeddings have one norm, so RMSNorm is a known factor.
 2. z.0.0, previous token. Its query and key are constants, and RoPE turns them: with angle f per position
 
        score(m, n) = w0 cos((m - n - 1) f0) + w1 cos((m - n - 1) f1),       f0 = 1, f1 = 10^-1.5
@@ -96,7 +96,7 @@ def _scale(norm_squared: float) -> float:
     return (D_MODEL / norm_squared) ** 0.5
 
 
-EMBEDDED = CONSTANT**2 + 1.0 + JUNK_NORM**2  # squared norm of every embedding, up to "^"
+EMBEDDED = CONSTANT**2 + 1.0 + JUNK_NORM**2  # squared norm of every embedding
 SCALES = (_scale(EMBEDDED), _scale(EMBEDDED + 1.0))  # layer 1 has `previous` as well; what decoys add is left out
 
 
@@ -107,7 +107,9 @@ def _write_ends(hf: Any, rng: torch.Generator) -> None:
     embedding[:, ONE] = CONSTANT
     embedding[:, BLOCKS["code"]] = codes()
     junk = torch.randn(len(WORDS), D_MODEL - JUNK.start, generator=rng)
-    embedding[:, JUNK] = JUNK_NORM * junk / junk.norm(dim=1, keepdim=True)
+    junk = JUNK_NORM * junk / junk.norm(dim=1, keepdim=True)
+    junk[0] *= (1.0 + JUNK_NORM**2) ** 0.5 / JUNK_NORM
+    embedding[:, JUNK] = junk
     unembedding[:, BLOCKS["output"]] = READS * codes()
 
 

@@ -1,0 +1,114 @@
+"""How well each method finds the edges of circuits that are known because they were written: AUROC by truth and method.
+
+    .venv/bin/python benchmarks/circuit_truth.py [--truth NAME ...] [--templates N] [--pairs N] [--seed N] [--precision]
+
+Edges are ranked by |score|, but for `signed`, which ranks eap-ig by its signed score. A star: the method itself warned. The
+last row counts the truths at .95 or more. `exact` exchanges every edge alone; where it fails, no estimate of it can be
+trusted there: one direction of exchange does not see that circuit. Prints Markdown; --precision prints average precision.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from assay.circuits.attribute import AttributionPlan, attribute
+from assay.circuits.exact import exact_edges
+from assay.circuits.flow import flow
+from assay.circuits.graph import graph_of
+from assay.data.prepare import PreparedTask
+from assay.model.model import Model
+from assay.testing.edge_truth import TRUTHS, Roc, Truth, roc
+
+FOUND = 0.95
+Cell = tuple[Roc, bool]
+
+
+def main() -> int:
+    """Score every truth with every method and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--truth", action="append", default=[], choices=TRUTHS.names())
+    parser.add_argument("--templates", type=int, default=6)
+    parser.add_argument("--pairs", type=int, default=3, help="pairs per template")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", action="store_true", help="average precision instead of AUROC")
+    given = parser.parse_args()
+    rows = {}
+    for name in given.truth or TRUTHS.names():
+        sys.stderr.write(f"{name}\n")
+        rows[name] = scored(TRUTHS.get(name), given.templates, given.pairs, given.seed)
+    sys.stdout.write(markdown(rows, given.precision) + "\n")
+    return 0
+
+
+def scored(truth: Truth, n_templates: int, per_template: int, seed: int) -> dict[str, Cell]:
+    """One truth: how well each method ranks its edges, and whether the method warned."""
+    model = truth.model()
+    graph, task = graph_of(model), truth.task(model, n_templates, per_template, seed)
+    true, asked = truth.mask(graph), truth.asked(graph)
+    out = {}
+    for name, method in METHODS.items():
+        scores, warned = method(model, task)
+        out[name] = roc(scores if name == "signed" else scores.abs(), true, graph, asked), warned
+    return out
+
+
+def estimated(**plan: object) -> Callable[[Model, PreparedTask], tuple[Tensor, bool]]:
+    """A method of `attribute`."""
+
+    def run(model: Model, task: PreparedTask) -> tuple[Tensor, bool]:
+        found = attribute(model, task, AttributionPlan(**plan))  # type: ignore[arg-type]
+        return found.matrix(), bool(found.warnings)
+
+    return run
+
+
+def exact(direction: str) -> Callable[[Model, PreparedTask], tuple[Tensor, bool]]:
+    """Every edge exchanged alone."""
+
+    def run(model: Model, task: PreparedTask) -> tuple[Tensor, bool]:
+        graph = graph_of(model)
+        values = exact_edges(model, task, graph.edges(graph.exists), direction).mean(0)
+        out = torch.zeros(graph.exists.shape)
+        out[graph.cells[:, 0], graph.cells[:, 1]] = values.float()
+        return out, False
+
+    return run
+
+
+METHODS: dict[str, Callable[[Model, PreparedTask], tuple[Tensor, bool]]] = {
+    "eap noise": estimated(method="eap"),
+    "eap denoise": estimated(method="eap", direction="denoise"),
+    "eap-ig adaptive": estimated(method="eap-ig"),
+    "signed": estimated(method="eap-ig"),
+    "eap-ig 5 steps": estimated(method="eap-ig", steps=5),
+    "exact noise": exact("noise"),
+    "exact denoise": exact("denoise"),
+    "flow": lambda model, task: (flow(model, task).matrix(), False),
+}
+
+
+def markdown(rows: dict[str, dict[str, Cell]], precision: bool) -> str:
+    """Truths down, methods across."""
+    lines = [_line(["truth", "true", "edges", *METHODS]), _line(["---", *["---:"] * (2 + len(METHODS))])]
+    values = {name: {method: _number(cell[0], precision) for method, cell in row.items()} for name, row in rows.items()}
+    for name, row in rows.items():
+        first = next(iter(row.values()))[0]
+        shown = [f"{values[name][method]:.3f}{'*' if row[method][1] else ''}" for method in METHODS]
+        lines.append(_line([name, str(first.n_true), str(first.n), *shown]))
+    counts = [str(sum(values[name][method] >= FOUND for name in rows)) for method in METHODS]
+    return "\n".join([*lines, _line([f"at {FOUND} or more, of {len(rows)}", "", "", *counts])])
+
+
+def _number(found: Roc, precision: bool) -> float:
+    return found.average_precision if precision else found.auroc
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""`assay circuit find|test|show|export|import|coactive`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from assay.cli.coactive import coactive
+from assay.cli.common import Common, common_options, model_options, task_source
+from assay.errors import UsageError, bad_argument
+
+FORMATS = ("assay", "eap-json", "eap-pt", "mib", "graphml")
+EXIT_NOT_AS_REQUIRED = 1
+SHOWN = 12
+
+
+@click.group()
+def circuit() -> None:
+    """From a behaviour to a tested subgraph: find a circuit, test it, draw it, exchange it with other tools."""
+
+
+circuit.add_command(coactive)
+
+
+@circuit.command()
+@click.argument("name", metavar="MODEL")
+@click.argument("task", metavar="TASK", required=False)
+@click.option("--file", "task_file", metavar="FILE", help="Your own task, JSONL or CSV.")
+@click.option("--method", default="eap-ig", show_default=True, help="eap-ig, eap, atp, exact, information-flow or relevance")
+@click.option("--level", default=None, help="edge or node. Default: edge; of atp and relevance: node.")
+@click.option("--target", default=0.85, show_default=True, help="Share of the effect on tune that the circuit must carry.")
+@click.option("--steps", type=int, default=None, help="Of eap-ig. Default: as many as its residual asks for, pair by pair.")
+@click.option("--n", default=20, show_default=True, help="Pairs to find it on (discover).")
+@click.option("--tune", default=16, show_default=True, help="Pairs to choose its size on.")
+@click.option("--confirm", default=80, show_default=True, help="Pairs the claim will be tested on.")
+@click.option("--ood", default=40, show_default=True, help="Pairs of further templates it will be tested on.")
+@click.option("--draws", default=19, show_default=True, help="Random circuits the claim will be compared with.")
+@click.option("--corruption", default=None, help="Of a bundled task; see: assay tasks")
+@click.option("--out", metavar="DIR", help="Circuit and pictures go here instead of ATLAS/circuits.")
+@model_options
+@common_options
+def find(
+    common: Common, name: str, task: str | None, task_file: str | None, level: str | None, out: str | None, dtype: str,
+    prepend_bos: bool | None, **given: Any,
+) -> None:  # fmt: skip
+    """Find the circuit of MODEL that carries TASK, and state the claim that it does.
+
+    Edges (or nodes) are scored on discover, the size is chosen on tune. Nothing sealed is read: test it next.
+    """
+    from assay.atlas.store import Atlas
+    from assay.circuits.find import FindPlan, find_circuit
+    from assay.data.prepare import prepare
+    from assay.evidence.claims import record_look
+    from assay.evidence.run import Settings, Statement, state_claim
+    from assay.evidence.source import Source
+
+    source = Source(task_source(task, task_file), given["corruption"])
+    level = level or ("node" if given["method"] in ("atp", "relevance") else "edge")
+    plan = FindPlan(given["method"], level, given["target"], steps=given["steps"], seed=common.seed)
+    plan.check()
+    pairs = {split: source.items(split, n, common.seed) for split, n in (("discover", given["n"]), ("tune", given["tune"]))}
+    model = common.load(name, dtype, prepend_bos)
+    data = {split: prepare(items, model) for split, items in pairs.items()}
+    with common.progress("circuit") as advance:
+        found = find_circuit(model, data["discover"], data["tune"], plan, advance)
+    store = Atlas(common.atlas)
+    record_look(store, model.digest, f"circuit find {source.name} {plan.method} {level}", data["discover"].pairs)
+    record_look(store, model.digest, f"circuit size {source.name} {plan.method} {level}", data["tune"].pairs)
+    settings = Settings(tune=given["tune"], confirm=given["confirm"], ood=given["ood"], seed=common.seed, draws=given["draws"],
+                        options={"rival": list(found.rival)} if found.rival else {})  # fmt: skip
+    with common.progress("stating the claim"):
+        stated, locked = state_claim(store, model, source, list(found.parts), statement=Statement("mediates"), settings=settings)
+    from assay.evidence.cautions import warnings_of
+
+    made = found.circuit(model, source.name)
+    made = replace(made, plan={**made.plan, "claim": stated.id})
+    folder = Path(out) if out else common.atlas / "circuits"
+    stem = f"{Path(name).name}-{Path(source.name).stem}-{plan.method}-{level}"
+    paths = _write(folder, stem, made, found)
+    warnings = [*found.warnings, *warnings_of(locked)]
+    for warning in warnings:
+        common.note(f"warning: {warning}")
+    common.emit(_record(made, found, stated.id, warnings, paths), lambda: _found_text(found, stated.id, name, paths))
+
+
+def _write(folder: Path, stem: str, made: Any, found: Any) -> list[Path]:
+    """Circuit file and pictures; where they are."""
+    from assay.circuits.formats import write_circuit
+    from assay.report.circuit_figures import circuit_pictures
+
+    return [write_circuit(folder / f"{stem}.json", made), *circuit_pictures(folder, stem, made, found.curves, found.controls)]
+
+
+def _record(made: Any, found: Any, claim: str, warnings: Sequence[str], paths: Sequence[Path]) -> dict[str, Any]:
+    from assay.circuits.formats import circuit_json
+    from assay.records import plain
+
+    held = found.attribution
+    return {
+        **circuit_json(made), "claim": claim, "warnings": list(warnings), "rival": list(found.rival),
+        "curves": {name: plain(curve) for name, curve in found.curves.items()},
+        "controls": {found.curves["resample"].points[number].n_edges: values for number, values in found.controls.items()},
+        "verified": None if found.verified is None else plain(found.verified),
+        "stability": None if found.stability is None else plain(found.stability),
+        "steps": held.steps.tolist(), "residual": held.residual.tolist(), "files": [str(path) for path in paths],
+        "plan": {**asdict(found.plan), "claim": claim},
+    }  # fmt: skip
+
+
+def _found_text(found: Any, claim: str, name: str, paths: Sequence[Path]) -> str:
+    point = found.curves["resample"].points[found.chosen]
+    strongest = sorted(zip(found.attribution.scores.abs().tolist(), found.attribution.names, strict=True), reverse=True)
+    signed = dict(zip(found.attribution.names, found.attribution.scores.tolist(), strict=True))
+    lines = [
+        f"{len(found.parts)} {found.plan.level}s ({point.n_edges} of {found.graph.n_edges} edges,"
+        f" {point.n_edges / found.graph.n_edges:.1%}) by {found.plan.method}",
+        "share of the effect on tune that they carry alone:",
+        *(f"  {how:<9} {_share(curve.points[found.chosen].f)}" for how, curve in found.curves.items()),
+        f"  random circuits of the same make: {', '.join(f'{value:.0%}' for value in found.controls.get(found.chosen, []))}",
+        f"  not explained: {_share(point.unexplained)}",
+    ]  # fmt: skip
+    if found.stability is not None:
+        lines.append(f"split-half Jaccard of the top as many: {found.stability.jaccard[0].mean:.2f}"
+                     f" (chance {found.stability.chance[0]:.2f})")  # fmt: skip
+    if found.verified is not None and found.verified.agreement["mean"].pearson is not None:
+        lines.append(f"estimates against exact patching, {len(found.verified.edges)} edges:"
+                     f" Pearson {found.verified.agreement['mean'].pearson:.2f}")  # fmt: skip
+    lines.append("strongest:")
+    lines += [f"  {label:<24} {signed[label]:+.3f}" for _, label in strongest[:SHOWN]]
+    lines += [f"written: {path}" for path in paths]
+    lines.append(f"stated: {claim} (found by looking; not tested yet)\nnext: assay circuit test {name} {paths[0]}")
+    return "\n".join(lines)
+
+
+def _share(estimate: Any) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.value:.0%}"
+    return f"{estimate.value:.0%} ({estimate.low:.0%} to {estimate.high:.0%})"
+
+
+@circuit.command("test")
+@click.argument("name", metavar="MODEL")
+@click.argument("path", metavar="CIRCUIT")
+@click.option("--task", default=None, help="A bundled task or a file: for a circuit that no claim is stated about yet.")
+@click.option("--format", "form", default="assay", show_default=True, help="assay or eap (files of EAP-IG and MIB)")
+@click.option("--require", type=click.Choice(["supported"]), help="Exit 1 unless the verdict is this, and not exploratory.")
+@model_options
+@common_options
+def test_(
+    common: Common, name: str, path: str, task: str | None, form: str, require: str | None, dtype: str,
+    prepend_bos: bool | None,
+) -> None:  # fmt: skip
+    """Test the claim about CIRCUIT (a file, or a claim) on sealed data, once, and decide."""
+    import sys
+
+    from assay.atlas.store import Atlas
+    from assay.evidence.run import test_claim
+    from assay.report.terminal import verdict_panel
+
+    store = Atlas(common.atlas)
+    model = None
+    claim = path if path.startswith("c-") and not Path(path).exists() else _claim_in(path) if task is None else None
+    if claim is None:
+        model = common.load(name, dtype, prepend_bos)
+        claim = _state(common, store, model, path, task, form)
+    stated = store.claim(claim)
+    model = common.load(name, dtype, prepend_bos) if model is None else model
+    with common.progress("testing") as report:
+        verdict = test_claim(store, stated.id, model, report)
+    beside = sorted(Path(path).parent.glob(f"{Path(path).stem}*.html")) if Path(path).exists() else []
+    common.emit({**verdict.to_json(), "files": [str(file) for file in beside]},
+                lambda: _verdict_text(verdict_panel(verdict.to_json()), beside))  # fmt: skip
+    if require and (verdict.verdict != require or "exploratory" in verdict.qualifiers):
+        sys.exit(EXIT_NOT_AS_REQUIRED)
+
+
+def _verdict_text(panel: Any, files: Sequence[Path]) -> Any:
+    from rich.console import Group
+
+    return Group(panel, *(f"picture: {file}" for file in files))
+
+
+def _claim_in(path: str) -> str:
+    from assay.circuits.formats import read_circuit
+
+    if not Path(path).exists():
+        raise bad_argument("CIRCUIT", path, "a circuit file, or a claim of this atlas", "Make one: assay circuit find")
+    claim = read_circuit(path).plan.get("claim")
+    if not isinstance(claim, str):
+        raise UsageError(f"CIRCUIT: no claim is stated about {path}; name the task it should carry: --task TASK.")
+    return claim
+
+
+def _state(common: Common, store: Any, model: Any, path: str, task: str | None, form: str) -> str:
+    from assay.evidence.run import Settings, Statement, state_claim
+    from assay.evidence.source import Source
+
+    graph, held = _read(model, path, form)
+    if task is None:
+        raise bad_argument("--task", "nothing", "the task that the circuit should carry")
+    settings = Settings(tune=16, confirm=80, ood=40, draws=19, seed=common.seed)
+    names = [str(edge) for edge in graph.edges(held.mask)]
+    stated, _ = state_claim(store, model, Source(task), names, statement=Statement("mediates"), settings=settings)
+    return stated.id
+
+
+def _read(model: Any, path: str, form: str) -> tuple[Any, Any]:
+    from assay.circuits.formats import read_circuit, read_eap
+    from assay.circuits.graph import graph_of
+
+    if form not in ("assay", "eap"):
+        raise bad_argument("--format", form, "assay or eap")
+    graph = graph_of(model)
+    return graph, read_circuit(path, graph) if form == "assay" else read_eap(path, graph)
+
+
+@circuit.command()
+@click.argument("path", metavar="CIRCUIT")
+@common_options
+def show(common: Common, path: str) -> None:
+    """What a circuit file holds: size, strongest edges, faithfulness."""
+    from assay.circuits.formats import circuit_json, read_circuit
+
+    held = read_circuit(path)
+    common.emit(circuit_json(held), lambda: _shown(held))
+
+
+def _shown(held: Any) -> str:
+    lines = [f"{held.model} on {held.task}: {int(held.mask.sum())} of {held.graph.n_edges} edges,"
+             f" {int(held.writers.sum())} writers"]  # fmt: skip
+    lines += [f"  {m.ablation:<9} {m.n_edges:>7} edges  {m.value:.0%}" for m in held.faithfulness]
+    lines += [f"  {held.graph.name(cell)!s:<24} {float(held.scores[cell]):+.3f}" for cell in held.strongest()[:SHOWN]]
+    return "\n".join(lines)
+
+
+@circuit.command()
+@click.argument("path", metavar="CIRCUIT")
+@click.argument("target", metavar="OUT")
+@click.option("--format", "form", default="eap-json", show_default=True, help=", ".join(FORMATS[1:]))
+@click.option("--task", default=None, help="Name of the task in MIB folders. Default: the circuit's.")
+@click.option("--model", "model_name", default=None, help="Name of the model in MIB folders. Default: the circuit's.")
+@common_options
+def export(common: Common, path: str, target: str, form: str, task: str | None, model_name: str | None) -> None:
+    """Write CIRCUIT as a file of another tool: EAP-IG JSON or .pt, a MIB submission folder, GraphML."""
+    from assay.circuits import formats
+
+    held = formats.read_circuit(path)
+    writers = {"eap-json": formats.write_eap_json, "eap-pt": formats.write_eap_pt, "graphml": formats.write_graphml}
+    if form == "mib":
+        written = formats.write_mib(target, held, task=task or held.task, model=model_name or held.model)
+    elif form in writers:
+        written = writers[form](target, held)
+    else:
+        raise bad_argument("--format", form, ", ".join(FORMATS[1:]))
+    common.emit({"written": str(written), "format": form}, lambda: f"written: {written}")
+
+
+@circuit.command("import")
+@click.argument("name", metavar="MODEL")
+@click.argument("path", metavar="FILE")
+@click.argument("target", metavar="OUT")
+@click.option("--sign", default=None, help="What a positive score means in FILE: carries or opposes, if it does not say.")
+@model_options
+@common_options
+def import_(common: Common, name: str, path: str, target: str, sign: str | None, dtype: str, prepend_bos: bool | None) -> None:
+    """Read an EAP-IG or MIB circuit FILE for MODEL and write it as Assay's own."""
+    from assay.circuits.formats import read_eap, write_circuit
+    from assay.circuits.graph import graph_of
+
+    model = common.load(name, dtype, prepend_bos)
+    held = read_eap(path, graph_of(model), sign=sign)
+    held = replace(held, model=model.name, digest=model.digest, d_model=model.dims.d_model)
+    for note in held.notes:
+        common.note(f"note: {note}")
+    written = write_circuit(target, held, others=True)
+    common.emit({"written": str(written), "edges": int(held.mask.sum()), "notes": list(held.notes)},
+                lambda: f"{int(held.mask.sum())} edges\nwritten: {written}\nnext: assay circuit test {name} {written} --task TASK")  # fmt: skip
