@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+
 from assay.circuits.attribute import AttributionPlan, attribute
 from assay.circuits.exact import exact_edges
 from assay.circuits.graph import graph_of, make_graph
@@ -16,6 +17,7 @@ from assay.testing.programs import PROGRAMS
 
 INDUCTION = [name for name in TRUTHS.names() if name.startswith("induction")]
 DIRECTIONS = ("noise", "denoise")
+N = 9  # pairs, a template each
 
 
 class Raw:
@@ -36,13 +38,13 @@ class Raw:
             return block.ln_1, block.attn.c_proj, block.ln_2, block.mlp
         return block.input_layernorm, block.self_attn.o_proj, block.post_attention_layernorm, block.mlp
 
-    def run(self, ids, hooks=()):
+    def run(self, ids, hooks=(), rows=1):
         handles = [m.register_forward_hook(f) if after else m.register_forward_pre_hook(f) for m, after, f in hooks]
         with torch.no_grad():
-            logits = self.hf(input_ids=torch.tensor([ids])).logits[0, -1]
+            logits = self.hf(input_ids=torch.tensor([ids] * rows)).logits[:, -1]
         for handle in handles:
             handle.remove()
-        return logits
+        return logits[0] if rows == 1 else logits
 
     def written(self, ids):
         """What every writer adds to the stream, and the streams that norms read."""
@@ -65,11 +67,12 @@ class Raw:
         return out
 
     def patched(self, base, change, here, reader):
-        """Logits of the base prompt where one reader alone reads its stream plus the change."""
+        """Logits of the base prompt where one reader alone reads its stream plus the change, (row, pos, d)."""
         name, *rest = reader.split(".")
+        rows = len(change)
         if name in ("logits", "mlp_in"):
             norm = self.last if name == "logits" else self.parts(int(rest[0]))[2]
-            return self.run(base, [(norm, False, lambda m, a: (a[0] + change,))])
+            return self.run(base, [(norm, False, lambda m, a: (a[0] + change,))], rows)
         layer, head = map(int, rest)
         with torch.no_grad():
             read = self.parts(layer)[0](here[f"stream.{layer}"] + change)
@@ -85,7 +88,7 @@ class Raw:
             out[..., start : start + self.size] = m.forward(read)[..., start : start + self.size]
             return out
 
-        return self.run(base, [(module, True, write)])
+        return self.run(base, [(module, True, write)], rows)
 
     def effects(self, edges, direction):
         """(pair, edge) changes of the logit difference, the whole one (pair,). Positive: carries the behaviour."""
@@ -98,10 +101,14 @@ class Raw:
             here, there = self.written(base), self.written(source)
             plain, other = (float(x[a] - x[b]) for x in (self.run(base), self.run(source)))
             whole[row] = sign * (plain - other)
+            by_reader = {}
             for number, edge in enumerate(edges):
                 writer, reader = edge.split("->")
-                logits = self.patched(base, there[writer] - here[writer], here, reader)
-                found[row, number] = sign * (plain - float(logits[a] - logits[b]))
+                by_reader.setdefault(reader, []).append((number, there[writer] - here[writer]))
+            for reader, some in by_reader.items():
+                numbers, changes = zip(*some, strict=True)
+                logits = self.patched(base, torch.cat(changes), here, reader).view(len(some), -1)
+                found[row, list(numbers)] = sign * (plain - (logits[:, a] - logits[:, b]).numpy())
         return found, whole
 
 
@@ -109,7 +116,7 @@ class Raw:
 def made(name):
     truth = TRUTHS.get(name)
     model = truth.model()
-    return truth, model, truth.task(model), graph_of(model)
+    return truth, model, truth.task(model, N, 1), graph_of(model)
 
 
 @cache
@@ -137,7 +144,7 @@ def judged(name, plan):
 @pytest.mark.parametrize("name", TRUTHS.names())
 def test_planted_models_do_what_they_were_built_for(name):
     truth, model, task, _ = made(name)
-    assert len(task) == 18 and not task.dropped
+    assert len(task) == N and not task.dropped
     for prompts, wanted in ((task.clean, task.answers), (task.corrupted, task.foils)):
         if prompts is task.corrupted and name in ("backup", "opposite", "skip_trigram"):
             continue  # their corrupted texts ask for nothing
@@ -174,6 +181,13 @@ def test_the_llama_is_an_ordinary_one_that_does_induction(name):
     assert float(score.std()) < 1e-3 * float(score.abs().max())  # the same for all pairs of positions
     pattern = model.capture(task.clean[:1], "pattern.0")["pattern.0"][0, 0]
     assert float(pattern.diagonal(-1)[1:].min()) > 0.99
+    ids, gain = task.clean[0], float(name.split("-")[1])
+    found = model.capture([ids], ["q.1", "k.1"])
+    scores = found["k.1"][0, :, 0] @ found["q.1"][0, -1, 0] / 4  # before RoPE, which hardly turns what is matched
+    match = ids.index(ids[-1]) + 1
+    assert float(scores[match]) == pytest.approx(gain, rel=0.05)
+    others = torch.cat([scores[:match], scores[match + 1 :]])
+    assert float(others.max()) < 0.02 * gain
 
 
 @pytest.mark.parametrize("name", INDUCTION)
@@ -259,7 +273,8 @@ def test_a_backup_head_repairs_a_node_and_not_an_edge():
 def test_a_negative_head_has_negative_edges():
     for direction in DIRECTIONS:
         found = brute("negative", direction)
-        assert found["z.0.3->logits"] == pytest.approx(2.0, abs=0.02) and found["z.1.3->logits"] == pytest.approx(-1.0, abs=0.02)
+        assert found["z.0.3->logits"] == pytest.approx(2.0, abs=0.02)
+        assert found["z.1.3->logits"] == pytest.approx(-1.0, abs=0.02)
     truth, model, task, graph = made("negative")
     scores = attribute(model, task, AttributionPlan("eap-ig")).matrix()
     assert roc(scores, truth.mask(graph), graph).auroc < 0.7  # by sign, its edges come last

@@ -18,11 +18,12 @@ contracted at once, so that no tensor holds all nodes at full width. Only tokens
 a pair on are contracted: before it nothing differs.
 
 An estimate is an estimate: `residual` says how far it is from complete, `cancelled` how much of an edge's score
-over positions cancels, and `verify.py` patches the top ones exactly.
+over positions cancels, and `exact.py` patches the top ones exactly.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,7 @@ class Attribution:
         """Means over pairs."""
         return self.values.mean(0)
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """What the cells are called."""
         if self.plan["level"] == "edge":

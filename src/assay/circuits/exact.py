@@ -262,7 +262,7 @@ def verify_top(
     scores of nodes, or of another task.
     """
     cells = chosen_edges(attribution, task, k, n_random, seed)
-    names = [attribution.names[cell] for cell in cells]
+    names = [str(attribution.graph.name(cell)) for cell in attribution.graph.cells[cells].tolist()]
     estimate = attribution.scores[cells].double().numpy()
     metric = attribution.plan["metric"]
     found = {direction: exact_edges(model, task, names, direction, metric, progress).double().mean(0).numpy()

@@ -34,6 +34,7 @@ from assay.model.model import Model
 METHODS = ("eap-ig", "eap", "atp", "exact", "information-flow", "relevance")
 EDGE_GRID = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 NODE_GRID = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96)
+VERIFY_PAIRS = 8
 MOST_EXACT = 20_000  # (pair, edge) values
 Step = Callable[[str, int, int], None]
 Mask = Bool[Tensor, "writer reader"]
@@ -120,11 +121,18 @@ def find_circuit(
     verified = None
     if plan.level == "edge" and plan.verify and plan.method != "exact":
         tell("exact patching of the top edges", 0, 1)
-        verified = verify_top(model, discover, found, plan.verify, plan.verify, plan.seed)
+        few = range(min(VERIFY_PAIRS, len(discover)))
+        verified = verify_top(model, discover.select(few), first_pairs(found, len(few)), plan.verify, plan.verify, plan.seed)
     parts, rival = _named(graph, found, mask, scores, plan)
     stability = _stability(found, int(mask.sum()) if plan.level == "edge" else len(parts), plan)
     return FoundCircuit(plan, graph, scores, mask, parts, chosen, curves, controls, rival, found, verified, stability,
                         (*found.warnings, *warnings, *_doubts(curves, chosen, controls, verified)))  # fmt: skip
+
+
+def first_pairs(found: Attribution, n: int) -> Attribution:
+    """The scores of the first pairs alone."""
+    return replace(found, values=found.values[:n], clean=found.clean[:n], corrupted=found.corrupted[:n],
+                   steps=found.steps[:n], residual=found.residual[:n], templates=found.templates[:n], ends={})  # fmt: skip
 
 
 # scores ------------------------------------------------------------------------------------------

@@ -84,17 +84,17 @@ class Bench:
         found = {name: np.zeros((len(masks), len(self.task))) for name in names}
         metrics = {name: self._measure(name) for name in names}
         drop = torch.stack([self.graph.exists & ~mask for mask in masks]).float() if masks else torch.zeros(0, 1, 1)
-        done = 0.0
+        done = told = 0
         for rows in self._parts():
             base = self._ablated(rows)
             for circuits, pairs in self._tiles(len(masks), rows, together):
                 logits = self._run(drop[circuits], pairs, base, rows)
                 for name, measure in metrics.items():
                     found[name][circuits, pairs] = measure(logits, torch.tensor(pairs)).double().cpu().numpy()
-                done += len(pairs) / len(self.task)
-                if progress and int(done):
-                    progress(int(done))
-                    done -= int(done)
+                done += len(pairs)
+                if progress and done // len(self.task) > told:
+                    progress(done // len(self.task) - told)
+                    told = done // len(self.task)
         return found
 
     # metrics ---------------------------------------------------------------------------------
@@ -234,7 +234,9 @@ class _Cut:
     def __init__(self, graph: Graph, readers: Readers, writers: Writers, drop: Tensor, values: Values) -> None:
         self.graph, self.readers, self.writers, self.drop, self.values = graph, readers, writers, drop, values
         self.streams: Values = {}
-        self.change: Tensor | None = None  # (row, writer, pos * d_model)
+        self.change: Tensor | None = None  # (row, writer, pos * d_model); 0 for writers behind a norm of their own
+        self.total: Tensor | None = None  # its sum over writers
+        self.exists = graph.exists.to(drop)
         self.behind: list[_Behind] = []
         self.known = 0
         self.blocks = {block.site: block for block in writers.blocks}
@@ -272,8 +274,12 @@ class _Cut:
             return
         rows, width, n, d = added.shape
         if self.change is None:
-            self.change = added.new_empty(rows, self.writers.n, width * d)
-        self.change[:, block.slice] = (added if block.scale == 1.0 else block.scale * added).transpose(1, 2).flatten(2)
+            self.change = added.new_zeros(rows, self.writers.n, width * d)
+            self.total = added.new_zeros(rows, width * d)
+        assert self.total is not None
+        written = (added if block.scale == 1.0 else block.scale * added).transpose(1, 2).flatten(2)
+        self.change[:, block.slice] = written
+        self.total += written.sum(1)
         self.known = block.first + n
 
     def _before_norm(self, block: Block, value: Tensor) -> None:
@@ -287,14 +293,16 @@ class _Cut:
         """What each of these readers reads."""
         rows, width, d = stream.shape
         cut = self.drop[:, :, readers].transpose(1, 2)  # (row, reader, writer)
-        out = stream.float()[:, None].expand(-1, cut.shape[1], -1, -1).flatten(2)
-        if self.known and self.change is not None:
-            plain = cut[:, :, : self.known]
-            if self.behind:
-                plain = plain.clone()
-                for waiting in self.behind:
-                    plain[:, :, waiting.block.slice] = 0
-            out = torch.baddbmm(out, plain, self.change[:, : self.known])
+        out = stream.float()[:, None].flatten(2)
+        if self.change is not None and self.total is not None:
+            exists = self.exists[: self.known, readers].T
+            kept = exists - cut[:, :, : self.known]
+            used = kept.flatten(0, 1).any(0).nonzero()[:, 0]
+            if bool(exists.all()) and 2 * len(used) < self.known:  # all cut, but for a few
+                out = torch.baddbmm((out + self.total[:, None]).expand(-1, cut.shape[1], -1), kept[:, :, used], self.change[:, used], alpha=-1)
+            else:
+                out = torch.baddbmm(out.expand(-1, cut.shape[1], -1), cut[:, :, : self.known], self.change[:, : self.known])
+        out = out.expand(-1, cut.shape[1], -1)
         for waiting in self.behind:
             part = cut[:, :, waiting.block.slice]
             if waiting.raw is not None and bool(part.any()):

@@ -88,9 +88,19 @@ def find(
 def _write(folder: Path, stem: str, made: Any, found: Any) -> list[Path]:
     """Circuit file and pictures; where they are."""
     from assay.circuits.formats import write_circuit
-    from assay.report.circuit_figures import circuit_pictures
+    from assay.files import write_file
+    from assay.report.circuit_figures import RandomCircuits, circuit_figure, circuit_page, faithfulness_figure
+    from assay.report.figures import save_figure
 
-    return [write_circuit(folder / f"{stem}.json", made), *circuit_pictures(folder, stem, made, found.curves, found.controls)]
+    curves, points = list(found.curves.values()), found.curves["resample"].points
+    random = RandomCircuits("random: matched, walks", tuple(points[n].share for n in found.controls),
+                            tuple(tuple(values) for values in found.controls.values()))  # fmt: skip
+    page = folder / f"{stem}.html"
+    write_file(page, circuit_page(made, curves, random).encode())
+    pictures = {f"{stem}.svg": circuit_figure(made), f"{stem}-curve.svg": faithfulness_figure(curves, random),
+                f"{stem}-curve.png": faithfulness_figure(curves, random)}  # fmt: skip
+    return [write_circuit(folder / f"{stem}.json", made), page,
+            *(save_figure(figure, folder / file) for file, figure in pictures.items())]  # fmt: skip
 
 
 def _record(made: Any, found: Any, claim: str, warnings: Sequence[str], paths: Sequence[Path]) -> dict[str, Any]:

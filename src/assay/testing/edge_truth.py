@@ -49,7 +49,7 @@ PROGRAM_EDGES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 # a corrupted text is always uneven, and that alone says no: below or not, nothing changes
 PROGRAM_BLIND = {"brackets": {"denoise": ("mlp_out.0->v.1.3", "z.1.3->mlp_in.1")}}
-SPARE = 4  # pairs of programs drawn for every one needed: some end with their answer
+SPARE = 64  # pairs of programs drawn for every one needed: some end with their answer or foil
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,10 @@ def roc(
     scores: Float[Tensor, "writer reader"], truth: Bool[Tensor, "writer reader"], graph: Graph,
     asked: Bool[Tensor, "writer reader"] | None = None,
 ) -> Roc:  # fmt: skip
-    """Scores of existing edges (or of those `asked` for) against the truth. Raises UsageError or ShapeError for what cannot be ranked."""
+    """Scores of existing edges, or of those `asked` for, against the truth.
+
+    Raises UsageError or ShapeError for what cannot be ranked.
+    """
     for name, matrix in (("scores", scores), ("truth", truth)):
         if matrix.shape != graph.exists.shape:
             raise ShapeError(f"{name}: got {tuple(matrix.shape)}; allowed: (writer, reader) {tuple(graph.exists.shape)}.")
@@ -145,7 +148,7 @@ def _program(name: str) -> Model:
 
 def _program_pairs(name: str, n_templates: int, per_template: int, seed: int) -> list[Pair]:
     drawn = PROGRAMS[name]().pairs(seed, n_templates, SPARE * per_template)
-    usable = [pair for pair in drawn if not pair.clean.endswith(pair.answers[0])]
+    usable = [pair for pair in drawn if not pair.clean.endswith((*pair.answers, *pair.foils))]
     by_template = {pair.template: [other for other in usable if other.template == pair.template] for pair in usable}
     return [pair for pairs in by_template.values() for pair in pairs[:per_template]]
 

@@ -13,8 +13,9 @@ Two layers, d = 64, 4 query and 2 KV heads of 16, RMSNorm, RoPE with theta 1e12.
    which is largest one token back (the first pair tells neighbours apart, the second the turns of the first). It writes
    the code of that token to `previous`.
 3. z.1.0, induction. Its query is the code, its key is `previous`, in the pairs of dimensions that RoPE turns by less than
-   a thousandth of a radian in any text here. A match scores C and everything else 0 or -C: C says how saturated attention
-   is. It copies the code of the token found to `output`, which the unembedding reads.
+   a thousandth of a radian in any text here. A match scores C (up to 5% less, for what decoys add to the norm) and
+   everything else 0 or -C: C says how saturated attention is. It copies the code of the token found to
+   `output`, which the unembedding reads.
 4. All other heads and both MLPs are random readers of everything and write to junk, which no written part reads: they act
    through the norms alone.
 
@@ -47,7 +48,7 @@ LONGEST = 24
 ONE, JUNK = 0, slice(1 + 3 * CODE, D_MODEL)
 BLOCKS = {name: slice(1 + CODE * place, 1 + CODE * (place + 1)) for place, name in enumerate(("code", "previous", "output"))}
 CONSTANT = 4.0  # beside codes of norm 1
-JUNK_NORM, DECOY = 0.5, 0.04
+JUNK_NORM, DECOY = 0.5, 0.012
 NEAR, FAR = 60.0, 300.0  # w0, w1
 WRITES, READS = 2.0, 6.0  # of the induction head's output; of the logits on it
 STILL = (3, 4, 5, 6, 7, 11, 12, 13, 14, 15)  # dimensions of a head that RoPE hardly turns
@@ -118,9 +119,9 @@ def _write_decoys(layer: Any, rng: torch.Generator) -> None:
     attention, mlp = layer.self_attn, layer.mlp
     for part in (attention.q_proj, attention.k_proj, attention.v_proj, mlp.gate_proj, mlp.up_proj):
         part.weight.normal_(0.0, 0.4 / SCALES[0], generator=rng)
-    for part in (attention.o_proj, mlp.down_proj):
+    for part, size in ((attention.o_proj, DECOY), (mlp.down_proj, 0.5 * DECOY)):
         part.weight.zero_()
-        part.weight[JUNK] = DECOY * torch.randn(D_MODEL - JUNK.start, part.weight.shape[1], generator=rng)
+        part.weight[JUNK] = size * torch.randn(D_MODEL - JUNK.start, part.weight.shape[1], generator=rng)
 
 
 def _clear(attention: Any) -> None:
