@@ -436,9 +436,9 @@ def markdown(results: dict[str, Any]) -> str:
                   "| --- | --- | --- | --- | --- | --- | --- |", *map(_memory_row, found)]  # fmt: skip
     if found := results.get("peer"):
         head = f"circuitkit {found['version']}, {PEER_PAIRS} pairs"
+        base = f"Its F = {found['F']:.2f} CPU s, FB = {found['FB']:.2f} CPU s; peak RSS {found['peak']:,.0f} MB."
         lines += ["", f"| {head} | its base = 1 | CPU s | ratio | Assay, CPU s | slower | correlation | shared top 200 |",
-                  "| --- | --- | --- | --- | --- | --- | --- | --- |", *_peer_rows(found),
-                  "", f"Its F = {found['F']:.2f} CPU s, FB = {found['FB']:.2f} CPU s; peak RSS {found['peak']:,.0f} MB."]  # fmt: skip
+                  "| --- | --- | --- | --- | --- | --- | --- | --- |", *_peer_rows(found), "", base]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

@@ -94,7 +94,8 @@ def build(atlas: Atlas, n: int) -> None:
                  "quantifier": "tends", "subject": {}, "task": {"name": "t"}, "direction": "positive", "rivals": [],
                  "created": f"{place:09d}"}  # fmt: skip
         files["claims"].write(json.dumps({**claim, "body": canonical(claim)}) + "\n")
-        files["plans"].write(json.dumps({"claim": name(place), "lock": "l", "body": canonical({"claim": name(place), "lock": "l"})}) + "\n")
+        plan = {"claim": name(place), "lock": "l"}
+        files["plans"].write(json.dumps({**plan, "body": canonical(plan)}) + "\n")
         files["verdicts"].write(json.dumps({"claim": name(place), "verdict": VERDICTS[place % 3], "rule_version": "1",
                                             "body": canonical(verdict(place))}) + "\n")  # fmt: skip
     for file in files.values():
@@ -136,7 +137,8 @@ def entries(n: int) -> Iterator[Entry]:
                   ("lock", {"claim": name(place), "digest": "l"}), ("ticket", {**shared, "data": f"data {place // SHARING}"}),
                   ("data", {**shared, "digest": f"data {place // SHARING}", "clusters": clusters(place)}),
                   ("evidence", {"claim": name(place), "digest": "e", "reads": 1}),
-                  ("verdict", {"claim": name(place), "digest": digest(verdict(place)), "verdict": VERDICTS[place % 3]}))  # fmt: skip
+                  ("verdict", {"claim": name(place), "digest": digest(verdict(place)),
+                               "verdict": VERDICTS[place % 3]}))  # fmt: skip
         for kind, body in bodies:
             last = next_entry(last, kind, body, TIME)
             yield last

@@ -26,7 +26,8 @@ def test_cut_nodes_are_patched_nodes_and_cut_edges_are_exact_edges(family):
     nodes = [Site("z", 0, 1), Site("z", 1, 2), Site("mlp_out", 1)]
     heads = nodes[:2]
     some = [str(graph.name(cell)) for cell in graph.cells[:: max(1, len(graph.cells) // 7)].tolist()]
-    masks = [everything, torch.zeros_like(everything), everything & ~graph.node_mask(nodes), everything & ~graph.node_mask(heads),
+    masks = [everything, torch.zeros_like(everything),
+             everything & ~graph.node_mask(nodes), everything & ~graph.node_mask(heads),
              *(everything & ~graph.mask([edge]) for edge in some)]  # fmt: skip
     scale = float(np.abs(bench.clean).max())
     for together in (True, False):
@@ -77,7 +78,7 @@ def by_hand(hf, clean, base, mask, graph):
     causal = torch.full((len(clean), len(clean)), float("-inf")).triu(1)
     for layer, block in enumerate(hf.model.layers):
         heads = {}
-        for name, n in (("q", config.num_attention_heads), ("k", config.num_key_value_heads), ("v", config.num_key_value_heads)):
+        for name, n in zip("qkv", (config.num_attention_heads, *[config.num_key_value_heads] * 2), strict=True):
             proj = getattr(block.self_attn, f"{name}_proj")
             heads[name] = torch.stack([proj(block.input_layernorm(read(Site(name, layer, h))))[:, h * d : (h + 1) * d]
                                        for h in range(n)])  # fmt: skip

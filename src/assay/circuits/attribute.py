@@ -17,8 +17,9 @@ Memory: gradients stay in head space; they are expanded to d_model for some toke
 contracted at once, so that no tensor holds all nodes at full width. Only tokens from the first difference of
 a pair on are contracted: before it nothing differs.
 
-An estimate is an estimate: `residual` says how far it is from complete, `cancelled` how much of an edge's score
-over positions cancels, and `exact.py` patches the top ones exactly.
+An estimate is an estimate: `residual` says how far it is from complete (of the edges out of the embedding together: a
+residual of zero does not make each edge right), `cancelled` how much of an edge's score over positions cancels, and
+`exact.py` patches the top ones exactly.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,7 @@ from assay.sites import Site
 METHODS = ("eap", "eap-ig")
 LEVELS = ("edge", "node")
 MAX_STEPS = 65
+FEWEST_INTERVALS = 4  # two ends can be complete by accident, with what lies between them unseen
 CHUNK_FLOATS = 1 << 24  # expanded writers held at once
 LAYERS_AT_ONCE = 4
 ENTRY = Site("resid_pre", 0)
@@ -139,7 +141,7 @@ def _check(plan: AttributionPlan) -> None:
             raise bad_argument(name, getattr(plan, name), ", ".join(allowed))
     if plan.steps is not None and plan.steps < 1:
         raise bad_argument("steps", plan.steps, "1 or more, or none for as many as the residual asks for")
-    if not 0 < plan.tolerance:
+    if not plan.tolerance > 0:
         raise bad_argument("tolerance", plan.tolerance, "more than 0")
     if plan.metric == "rank":
         raise bad_argument("metric", plan.metric, "a metric with a gradient", "Ranks have none; patch exactly instead.")
@@ -225,7 +227,8 @@ class _Run:
         floor = 0.1 * span.abs().mean()
         intervals = 1
         while True:
-            open_ = ((slope - span).abs() > self.plan.tolerance * span.abs().clamp_min(floor)).nonzero()[:, 0].tolist()
+            far = (slope - span).abs() > self.plan.tolerance * span.abs().clamp_min(floor)
+            open_ = (far | (intervals < FEWEST_INTERVALS)).nonzero()[:, 0].tolist()
             if not open_ or 2 * intervals + 1 > self.plan.max_steps:
                 break
             alphas = [(2 * k + 1) / (2 * intervals) for k in range(intervals)]

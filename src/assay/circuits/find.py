@@ -12,7 +12,6 @@ Nothing here is a claim: sizes were chosen by looking. `assay circuit test` asks
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -173,7 +172,8 @@ def _exact(model: Model, task: PreparedTask, plan: FindPlan) -> Attribution:
     n = graph.n_edges if plan.level == "edge" else len(graph.writers)
     if n * len(task) > MOST_EXACT:
         raise bad_argument("method", f"exact over {n} {plan.level}s and {len(task)} pairs",
-                           f"at most {MOST_EXACT} runs", "Take fewer pairs (--n), --level node, or eap-ig, whose top is patched exactly.")  # fmt: skip
+                           f"at most {MOST_EXACT} runs",
+                           "Take fewer pairs (--n), --level node, or eap-ig, whose top is patched exactly.")  # fmt: skip
     if plan.level == "edge":
         values = exact_edges(model, task, [graph.name(cell) for cell in graph.cells.tolist()], "noise", plan.metric)
     else:

@@ -57,7 +57,8 @@ def check_task(model: Model, task: PreparedTask, metric: str) -> None:
     """Raises the first of the errors above that applies."""
     n = range(len(task))
     _refuse(LengthMismatch, "clean and corrupted have different numbers of tokens",
-            [i for i in n if len(task.clean[i]) != len(task.corrupted[i])], "Make pairs of equal length; see: assay tasks")  # fmt: skip
+            [i for i in n if len(task.clean[i]) != len(task.corrupted[i])],
+            "Make pairs of equal length; see: assay tasks")  # fmt: skip
     both = [(i, ids) for i in n for ids in (task.clean[i], task.corrupted[i])]
     ends = [i for i in n if any(task.clean[i][-1:] == [token] for token in (*task.answers[i], *task.foils[i]))
             and task.clean[i][-1] not in task.clean[i][:-1]]  # fmt: skip

@@ -299,7 +299,8 @@ class _Cut:
             kept = exists - cut[:, :, : self.known]
             used = kept.flatten(0, 1).any(0).nonzero()[:, 0]
             if bool(exists.all()) and 2 * len(used) < self.known:  # all cut, but for a few
-                out = torch.baddbmm((out + self.total[:, None]).expand(-1, cut.shape[1], -1), kept[:, :, used], self.change[:, used], alpha=-1)
+                whole = (out + self.total[:, None]).expand(-1, cut.shape[1], -1)
+                out = torch.baddbmm(whole, kept[:, :, used], self.change[:, used], alpha=-1)
             else:
                 out = torch.baddbmm(out.expand(-1, cut.shape[1], -1), cut[:, :, : self.known], self.change[:, : self.known])
         out = out.expand(-1, cut.shape[1], -1)

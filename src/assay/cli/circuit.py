@@ -53,7 +53,7 @@ def find(
     from assay.circuits.find import FindPlan, find_circuit
     from assay.data.prepare import prepare
     from assay.evidence.claims import record_look
-    from assay.evidence.run import Settings, Statement, state_claim
+    from assay.evidence.run import Settings, state_claim
     from assay.evidence.source import Source
 
     source = Source(task_source(task, task_file), given["corruption"])
@@ -71,7 +71,7 @@ def find(
     settings = Settings(tune=given["tune"], confirm=given["confirm"], ood=given["ood"], seed=common.seed, draws=given["draws"],
                         options={"rival": list(found.rival)} if found.rival else {})  # fmt: skip
     with common.progress("stating the claim"):
-        stated, locked = state_claim(store, model, source, list(found.parts), statement=Statement("mediates"), settings=settings)
+        stated, locked = state_claim(store, model, source, list(found.parts), settings=settings)
     from assay.evidence.cautions import warnings_of
 
     made = found.circuit(model, source.name)
@@ -204,7 +204,7 @@ def _claim_in(path: str) -> str:
 
 
 def _state(common: Common, store: Any, model: Any, path: str, task: str | None, form: str) -> str:
-    from assay.evidence.run import Settings, Statement, state_claim
+    from assay.evidence.run import Settings, state_claim
     from assay.evidence.source import Source
 
     graph, held = _read(model, path, form)
@@ -212,7 +212,7 @@ def _state(common: Common, store: Any, model: Any, path: str, task: str | None, 
         raise bad_argument("--task", "nothing", "the task that the circuit should carry")
     settings = Settings(tune=16, confirm=80, ood=40, draws=19, seed=common.seed)
     names = [str(edge) for edge in graph.edges(held.mask)]
-    stated, _ = state_claim(store, model, Source(task), names, statement=Statement("mediates"), settings=settings)
+    stated, _ = state_claim(store, model, Source(task), names, settings=settings)
     return stated.id
 
 
@@ -285,5 +285,7 @@ def import_(common: Common, name: str, path: str, target: str, sign: str | None,
     for note in held.notes:
         common.note(f"note: {note}")
     written = write_circuit(target, held, others=True)
-    common.emit({"written": str(written), "edges": int(held.mask.sum()), "notes": list(held.notes)},
-                lambda: f"{int(held.mask.sum())} edges\nwritten: {written}\nnext: assay circuit test {name} {written} --task TASK")  # fmt: skip
+    edges = int(held.mask.sum())
+    common.emit({"written": str(written), "edges": edges, "notes": list(held.notes)},
+                lambda: f"{edges} edges\nwritten: {written}\n"
+                        f"next: assay circuit test {name} {written} --task TASK")  # fmt: skip

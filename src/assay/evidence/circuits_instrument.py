@@ -11,7 +11,7 @@
 Every value is measured once and kept: gates may ask for the same thing twice.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from assay.sites import Site
 
 CHUNK_FLOATS = 1 << 25
 Column = list[float | None]
-Means = dict[Site, tuple[Tensor, Tensor]]
+Means = Mapping[Site, tuple[Tensor, Tensor]]
 SOURCES = {"resample": ("clean", "corrupted"), "restore": ("corrupted", "clean"), "same": ("corrupted", "corrupted")}
 
 

@@ -5,7 +5,9 @@
    all cut is the corrupted run and all kept the clean one (`circuits/subgraph.py`).
 2. A node in a circuit stands for every edge out of it.
 3. Random sets: half match the circuit's edges class by class (layer and type of both ends), half are unions of random
-   walks from the embedding to the logits with as many edges; edges drawn anyhow would form no path and score zero at any size.
+   walks from the embedding to the logits with as many edges; edges drawn anyhow would form no path and score zero at any
+   size. A draw with more than half of the circuit's own edges is the circuit again, not a control, and is left out; where
+   layers have few edges to choose from, that leaves fewer draws (the plan says how many).
 4. Controls are measured on the first few pairs of every template, many circuits to a pass.
 """
 
@@ -17,8 +19,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from assay.circuits.graph import ARROW, Edge, Graph, graph_of
-from assay.circuits.random_circuits import matched, walks
-from assay.circuits.subgraph import Bench, writer_means
+from assay.circuits.random_circuits import RandomCircuit, matched, walks
+from assay.circuits.subgraph import Bench, Means, writer_means
 from assay.data.prepare import PreparedTask
 from assay.errors import UsageError, bad_argument
 from assay.evidence.circuits_instrument import Column, Setup, control_rows
@@ -122,7 +124,7 @@ class EdgeInstrument:
         key = (ablation, controls)
         if key not in self._benches:
             task = self.task.select(self._controls) if controls else self.task
-            means = self.setup.means if ablation == "mean" else None
+            means: Means | None = self.setup.means if ablation == "mean" else None
             self._benches[key] = Bench(self.model, task, self.graph, self.setup.metric, ablation, means)
         return self._benches[key]
 
@@ -152,6 +154,15 @@ def mask_of(graph: Graph, units: Parts) -> Bool[Tensor, "writer reader"]:
     return graph.mask([unit for unit in units if isinstance(unit, Edge)]) | graph.node_mask(nodes)
 
 
+def other_circuits(graph: Graph, mask: Bool[Tensor, "writer reader"], n: int, seed: int) -> list[RandomCircuit]:
+    """Up to n random circuits, half of them matched, with at most half of their edges in `mask`."""
+    most, half = int(mask.sum()) / 2, (n + 1) // 2
+    pools = (matched(graph, mask, 2 * half, seed), walks(graph, mask, 2 * n, seed))
+    usable = [[draw for draw in pool if (draw.n_shared or 0) <= most] for pool in pools]
+    first = usable[0][:half]
+    return [*first, *usable[1][: n - len(first)]]
+
+
 def edge_setup(
     model: Model, plan: Plan, subject: Mapping[str, Any], tune: PreparedTask
 ) -> tuple[Setup, dict[str, Any]]:
@@ -163,8 +174,7 @@ def edge_setup(
     mask = mask_of(graph, units)
     if bool((mask == graph.exists).all()):
         raise UsageError("subject: these are all edges of the model; allowed: a part of them.")
-    half = (settings["draws"] + 1) // 2
-    drawn = [*matched(graph, mask, half, settings["seed"]), *walks(graph, mask, settings["draws"] - half, settings["seed"])]
+    drawn = other_circuits(graph, mask, settings["draws"], settings["seed"])
     sets = tuple(tuple(graph.edges(draw.mask)) for draw in drawn)
     rivals = tuple(parts_of(model, names) for names in [settings["options"].get("rival", [])] if names)
     outside = graph.edges(graph.exists & ~mask)

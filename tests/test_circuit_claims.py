@@ -1,0 +1,129 @@
+"""Claims about circuits of edges, on planted models: what is true passes, what is not does not."""
+
+import pytest
+
+from assay.circuits.find import FindPlan, find_circuit
+from assay.circuits.graph import graph_of
+from assay.data.prepare import prepare
+from assay.errors import UsageError
+from assay.evidence.edges_instrument import EdgeInstrument, is_circuit, mask_of, other_circuits, parts_of
+from assay.evidence.mediates import Mediates
+from assay.evidence.memory import MemoryStore
+from assay.evidence.run import Settings, state_claim, test_claim
+from assay.evidence.source import MemorySource
+from assay.testing.induction import planted_induction, repeated_pairs
+
+TRUE = ["embed->v.1.0", "embed->v.1.1", "z.1.0->logits", "z.1.1->logits"]
+DECOY = ["embed->v.0.1", "z.0.1->v.1.0"]
+SETTINGS = Settings(tune=16, confirm=40, ood=36, draws=4, control_pairs=2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return planted_induction()
+
+
+@pytest.fixture(scope="module")
+def source():
+    sizes = {"discover": 4, "tune": 4, "confirm": 10, "ood": 9}
+    return MemorySource("repeated", {split: repeated_pairs(n, 4, 0, split + " ") for split, n in sizes.items()})
+
+
+def verdict_of(model, source, names, **options):
+    store = MemoryStore()
+    settings = Settings(**{**SETTINGS.__dict__, "options": options})
+    stated, plan = state_claim(store, model, source, names, settings=settings)
+    verdict = test_claim(store, stated.id, model, source=source)
+    gates = {gate.name: gate for gate in store.evidence(stated.id).gates if gate.split == "confirm"}
+    return stated, plan, verdict, gates
+
+
+@pytest.mark.whole
+def test_the_planted_circuit_is_supported_and_beats_its_rival(model, source):
+    stated, plan, verdict, gates = verdict_of(model, source, TRUE, rival=DECOY)
+    assert verdict.verdict == "supported", verdict
+    assert gates["sufficiency"].estimate == pytest.approx(1.0, abs=0.05)
+    assert gates["necessity.resample"].estimate == pytest.approx(1.0, abs=0.05)
+    assert gates["rival.circuit"].p_above < 0.05 and "non-unique" not in verdict.qualifiers
+    assert "a circuit of 4 edges" in verdict.sentence
+    assert plan.settings["controls"]["edges"] == 4 and len(plan.settings["controls"]["random"]) == 4
+    assert stated.subject["sites"] == ["embed->v.1.0", "embed->v.1.1", "z.1.0->logits", "z.1.1->logits"]
+
+
+@pytest.mark.whole
+def test_a_circuit_that_nothing_reads_is_refuted(model, source):
+    _, _, verdict, gates = verdict_of(model, source, DECOY)
+    assert verdict.verdict == "refuted"
+    assert gates["sufficiency"].estimate == pytest.approx(0.0, abs=0.02)
+    assert gates["planted.everything"].estimate > 0.99 and gates["planted.nothing"].estimate > 0.99
+
+
+@pytest.mark.whole
+def test_a_rival_as_good_makes_it_non_unique(model, source):
+    _, _, verdict, _ = verdict_of(model, source, TRUE[::2], rival=TRUE[1::2])
+    assert "non-unique" in verdict.qualifiers
+
+
+def test_controls_are_other_circuits_of_the_same_size(model):
+    graph = graph_of(model)
+    mask = mask_of(graph, parts_of(model, TRUE))
+    drawn = other_circuits(graph, mask, 6, 0)
+    assert 0 < len(drawn) <= 6
+    for draw in drawn:
+        assert int(draw.mask.sum()) == 4 and int((draw.mask & mask).sum()) <= 2
+
+
+def test_names_are_edges_or_nodes_of_several_kinds(model):
+    assert is_circuit(TRUE) and is_circuit(["z.0.1", "mlp_out.0"]) and is_circuit(["embed"])
+    assert not is_circuit(["z.0.1", "z.1.0"]) and not is_circuit(["resid_post.1"])
+    kind = Mediates()
+    assert kind.subject(model, "z.1.0->logits, embed->v.1.0")["sites"] == ["embed->v.1.0", "z.1.0->logits"]
+    assert "circuit" in kind.words({"sites": TRUE}, "tends", "x")
+    for wrong, message in (("z.1.0->z.0.0", "reader"), ("z.1.0->v.0.0", "before its reader"), ("resid_post.0,z.0.0", "nodes")):
+        with pytest.raises(UsageError, match=message):
+            kind.subject(model, wrong)
+
+
+def test_last_position_and_whole_models_are_refused(model, source):
+    store = MemoryStore()
+    with pytest.raises(UsageError, match="positions"):
+        state_claim(store, model, source, TRUE, settings=Settings(**{**SETTINGS.__dict__, "positions": "last"}))
+    nodes = [str(site) for site in graph_of(model).writers]
+    with pytest.raises(UsageError, match="all edges"):
+        state_claim(store, model, source, nodes, settings=SETTINGS)
+
+
+def test_one_plain_run_and_many_at_once_agree(model, source):
+    task = prepare(source.items("confirm", 12, 0), model)
+    from assay.evidence.circuits_instrument import Setup
+
+    units = parts_of(model, TRUE)
+    setup = Setup(units, (), (), {}, "logit_diff", "all", 1)
+    instrument = EdgeInstrument(model, task, range(len(task)), setup)
+    many = instrument.many([units, units[:2], units[2:]], "restore")
+    for column, part in zip(many, (units, units[:2], units[2:]), strict=True):
+        plain = instrument.patched(part, "restore")
+        assert [x is None for x in column] == [x is None for x in plain]
+        assert all(a is None or abs(a - b) < 1e-3 for a, b in zip(column, plain, strict=True))
+
+
+def test_the_search_finds_the_planted_circuit(model, source):
+    data = {split: prepare(source.items(split, 16, 0), model) for split in ("discover", "tune")}
+    steps = []
+    found = find_circuit(model, data["discover"], data["tune"], FindPlan(verify=4), lambda *step: steps.append(step))
+    assert set(TRUE) <= set(found.parts) and found.curves["resample"].points[found.chosen].f.value >= 0.85
+    assert not set(found.parts) & set(found.rival) and steps
+    assert set(found.curves) == {"resample", "mean", "zero"} and found.verified is not None
+    exact = find_circuit(model, data["discover"], data["tune"], FindPlan("exact", verify=0))
+    assert set(TRUE) <= set(exact.parts)
+    nodes = find_circuit(model, data["discover"], data["tune"], FindPlan("atp", "node"))
+    assert {"z.1.0", "z.1.1"} <= set(nodes.parts)
+
+
+@pytest.mark.parametrize("plan, message", [
+    (FindPlan("acdc"), "method"), (FindPlan("atp"), "node"), (FindPlan(level="head"), "level"),
+    (FindPlan(target=0.0), "target"),
+])  # fmt: skip
+def test_plans_that_cannot_be_carried_out_are_refused(plan, message):
+    with pytest.raises(UsageError, match=message):
+        plan.check()
