@@ -12,6 +12,7 @@ Nothing here is a claim: sizes were chosen by looking. `assay circuit test` asks
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,7 +22,7 @@ from assay.circuits.attribute import Attribution, AttributionPlan, attribute, no
 from assay.circuits.exact import Verified, exact_edges, exact_nodes, verify_top
 from assay.circuits.faithfulness import Faithfulness, faithfulness
 from assay.circuits.formats import Circuit, measured
-from assay.circuits.graph import Graph
+from assay.circuits.graph import Graph, graph_of
 from assay.circuits.random_circuits import matched, walks
 from assay.circuits.select import connected, curve_masks, top_k
 from assay.circuits.stability import SplitHalf, split_half
@@ -29,11 +30,13 @@ from assay.circuits.subgraph import ABLATIONS, Bench
 from assay.data.prepare import PreparedTask
 from assay.errors import bad_argument
 from assay.model.model import Model
+from assay.records import digest
 
 METHODS = ("eap-ig", "eap", "atp", "exact", "information-flow", "relevance")
 EDGE_GRID = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 NODE_GRID = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96)
 VERIFY_PAIRS = 8
+VERSION = 1  # of the scores: goes up when the same plan would give other numbers
 MOST_EXACT = 20_000  # (pair, edge) values
 Step = Callable[[str, int, int], None]
 Mask = Bool[Tensor, "writer reader"]
@@ -99,13 +102,33 @@ class FoundCircuit:
         )  # fmt: skip
 
 
+class Kept(Protocol):
+    """Where finished scores are kept."""
+
+    def get(self, graph: Graph) -> Attribution | None: ...
+
+    def put(self, found: Attribution) -> None: ...
+
+
+def scores_key(model: Model, task: PreparedTask, plan: FindPlan) -> str:
+    """Names the measurement of the scores: equal keys mean equal numbers."""
+    data = [task.clean, task.corrupted, task.answers, task.foils, task.templates]
+    return digest([model.passport(), data, plan.method, plan.level, plan.metric, plan.steps, plan.seed, VERSION])
+
+
 def find_circuit(
-    model: Model, discover: PreparedTask, tune: PreparedTask, plan: FindPlan = FindPlan(), step: Step | None = None
-) -> FoundCircuit:
-    """All four steps. `step(what, done, total)` reports progress. Raises UsageError, SiteError or TaskError."""
+    model: Model, discover: PreparedTask, tune: PreparedTask, plan: FindPlan = FindPlan(), step: Step | None = None,
+    kept: Kept | None = None,
+) -> FoundCircuit:  # fmt: skip
+    """All four steps. `step(what, done, total)` reports progress; `kept`: scores that are finished are taken from
+    there. Raises UsageError, SiteError or TaskError."""
     plan.check()
     tell = step or (lambda what, done, total: None)
-    found = scored(model, discover, plan, tell)
+    found = None if kept is None else kept.get(graph_of(model))
+    if found is None:
+        found = scored(model, discover, plan, tell)
+        if kept is not None:
+            kept.put(found)
     graph, scores = found.graph, _matrix(found, plan)
     masks, sizes, rule = _sizes(graph, found, scores, plan)
     curves: dict[str, Faithfulness] = {}

@@ -47,10 +47,12 @@ def find(
 ) -> None:  # fmt: skip
     """Find the circuit of MODEL that carries TASK, and state the claim that it does.
 
-    Edges (or nodes) are scored on discover, the size is chosen on tune. Nothing sealed is read: test it next.
+    Edges (or nodes) are scored on discover, the size is chosen on tune. Nothing sealed is read: test it next. Finished
+    scores are kept in the atlas: an interrupted search goes on from there.
     """
+    from assay.atlas.attributions import KeptScores
     from assay.atlas.store import Atlas
-    from assay.circuits.find import FindPlan, find_circuit
+    from assay.circuits.find import FindPlan, find_circuit, scores_key
     from assay.data.prepare import prepare
     from assay.evidence.claims import record_look
     from assay.evidence.run import Settings, state_claim
@@ -64,7 +66,8 @@ def find(
     model = common.load(name, dtype, prepend_bos)
     data = {split: prepare(items, model) for split, items in pairs.items()}
     with common.progress("circuit") as advance:
-        found = find_circuit(model, data["discover"], data["tune"], plan, advance)
+        kept = KeptScores(common.atlas, scores_key(model, data["discover"], plan))
+        found = find_circuit(model, data["discover"], data["tune"], plan, advance, kept)
     store = Atlas(common.atlas)
     record_look(store, model.digest, f"circuit find {source.name} {plan.method} {level}", data["discover"].pairs)
     record_look(store, model.digest, f"circuit size {source.name} {plan.method} {level}", data["tune"].pairs)

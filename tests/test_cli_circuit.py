@@ -1,0 +1,75 @@
+"""`assay circuit` from search to verdict, and to files of other tools and back, on the planted model."""
+
+import json
+
+import pytest
+
+from assay.testing import planted_induction
+from planted_task import write_task
+from test_cli import run
+
+pytestmark = pytest.mark.whole
+COMMON = ("--atlas", "atlas", "--quiet", "--json", "-")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("circuit")
+    model = planted_induction()
+    model.hf.save_pretrained(place / "model")
+    model.tokenizer.save_pretrained(place / "model")
+    write_task(place / "task.jsonl")
+    return place
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    sizes = ("--n", "16", "--tune", "16", "--confirm", "48", "--ood", "36", "--draws", "4")
+    done = run("circuit", "find", "model", "--file", "task.jsonl", *sizes, *COMMON, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_find_gives_edges_nodes_faithfulness_and_pictures(folder, found):
+    assert {"edges", "nodes", "faithfulness", "claim", "warnings", "rival", "curves", "plan"} <= set(found)
+    assert {"from", "to", "score"} <= set(found["edges"][0])
+    assert {"n_edges", "ablation", "value", "low", "high"} <= set(found["faithfulness"][0])
+    edges = {(edge["from"], edge["to"]) for edge in found["edges"]}
+    assert {("z.1.0", "logits"), ("z.1.1", "logits"), ("embed", "v.1.0"), ("embed", "v.1.1")} <= edges
+    assert {row["ablation"] for row in found["faithfulness"]} == {"resample", "mean", "zero"}
+    suffixes = {path.rpartition(".")[2] for path in found["files"]}
+    assert suffixes == {"json", "html", "svg", "png"} and all((folder / path).stat().st_size > 500 for path in found["files"])
+    assert list((folder / "atlas" / "attributions").glob("*.safetensors"))
+
+
+def test_the_claim_about_it_is_tested_once_and_shown(folder, found):
+    done = run("circuit", "test", "model", found["files"][0], "--require", "supported", *COMMON, cwd=folder)
+    record = json.loads(done.stdout)
+    assert done.returncode == 0 and record["verdict"] == "supported" and record["claim"] == found["claim"]
+    shown = run("circuit", "show", found["files"][0], "--atlas", "atlas", cwd=folder)
+    assert "z.1.0->logits" in shown.stdout and "edges" in shown.stdout
+
+
+def test_other_tools_files_come_back_and_can_be_claimed(folder, found):
+    out = run("circuit", "export", found["files"][0], "theirs.json", "--format", "eap-json", *COMMON, cwd=folder)
+    assert out.returncode == 0, out.stderr
+    theirs = json.loads((folder / "theirs.json").read_text())
+    assert {"cfg", "nodes", "edges"} <= set(theirs)
+    back = run("circuit", "import", "model", "theirs.json", "back.json", *COMMON, cwd=folder)
+    assert back.returncode == 0 and json.loads(back.stdout)["edges"] == len(found["edges"])
+    for form in ("eap-pt", "graphml"):
+        target = f"out.{form}" if form == "graphml" else "out.pt"
+        assert run("circuit", "export", found["files"][0], target, "--format", form, *COMMON, cwd=folder).returncode == 0
+
+
+@pytest.mark.parametrize("words, said", [
+    (["circuit", "find", "model"], "TASK, --file"),
+    (["circuit", "find", "model", "--file", "task.jsonl", "--method", "acdc"], "eap-ig"),
+    (["circuit", "find", "model", "--file", "task.jsonl", "--method", "atp", "--level", "edge"], "--level node"),
+    (["circuit", "test", "model", "none.json"], "assay circuit find"),
+    (["circuit", "show", "task.jsonl"], "task.jsonl"),
+    (["circuit", "export", "task.jsonl", "x"], "task.jsonl"),
+])  # fmt: skip
+def test_mistakes_are_one_line(folder, words, said):
+    done = run(*words, "--atlas", "atlas", cwd=folder)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
