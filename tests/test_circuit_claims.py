@@ -46,6 +46,9 @@ def test_the_planted_circuit_is_supported_and_beats_its_rival(model, source):
     assert gates["necessity.resample"].estimate == pytest.approx(1.0, abs=0.05)
     assert gates["rival.circuit"].p_above < 0.05 and "non-unique" not in verdict.qualifiers
     assert "a circuit of 4 edges" in verdict.sentence
+    for how in ("mean", "zero"):  # what only needs the corrupted run around it is said not to stand alone
+        said = any(("its mean" if how == "mean" else "at zero") in line for line in verdict.does_not_show)
+        assert said == (gates[f"kept_alone.{how}"].p_above > 0.05)
     assert plan.settings["controls"]["edges"] == 4 and len(plan.settings["controls"]["random"]) == 4
     assert stated.subject["sites"] == ["embed->v.1.0", "embed->v.1.1", "z.1.0->logits", "z.1.1->logits"]
 

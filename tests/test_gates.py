@@ -11,7 +11,7 @@ TEMPLATES = [f"t{row // 4}" for row in range(48)]
 
 
 def judged(name, **columns):
-    """A gate on 12 templates of 4 items."""
+    """A gate on 12 templates of 4 items. Columns are named with _ for a dot."""
     table = {"templates": TEMPLATES, "words": None, "columns": {key.replace("_", "."): list(map(float, value))
                                                                  for key, value in columns.items()}}  # fmt: skip
     found = evaluate(get_gate(name).plan(), "confirm", table, 0.05, 0)
@@ -92,3 +92,11 @@ def test_a_rival_circuit_that_restores_as_well_is_not_beaten():
     beaten = judged("rival.circuit", **columns, rival_restored=-1 + noise(3))
     alike = judged("rival.circuit", **columns, rival_restored=1.5 + noise(4))
     assert beaten.p_above <= 0.05 < alike.p_above
+
+
+@pytest.mark.parametrize("how", ["mean", "zero"])
+def test_a_circuit_that_needs_what_both_prompts_share_is_not_kept_alone(how):
+    columns = {"clean": 2 + noise(), f"cut_{how}": -2 + noise(1)}
+    alone = judged(f"kept_alone.{how}", **columns, **{f"kept_{how}": 1 + noise(2)})
+    needy = judged(f"kept_alone.{how}", **columns, **{f"kept_{how}": -2 + noise(3)})
+    assert alone.p_above <= 0.05 < needy.p_above and alone.estimate == pytest.approx(0.75, abs=0.05)

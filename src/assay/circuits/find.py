@@ -12,7 +12,7 @@ Nothing here is a claim: sizes were chosen by looking. `assay circuit test` asks
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -65,6 +65,8 @@ class FindPlan:
             raise bad_argument("level", self.level, f"node, for {self.method}", "Add --level node.")
         if self.method == "information-flow" and self.level == "node":
             raise bad_argument("level", self.level, "edge, for information-flow")
+        if self.controls < 2:
+            raise bad_argument("controls", self.controls, "2 or more")
         if not 0 < self.target <= 1:
             raise bad_argument("target", self.target, "above 0, at most 1")
 
@@ -102,6 +104,7 @@ class FoundCircuit:
         )  # fmt: skip
 
 
+@runtime_checkable
 class Kept(Protocol):
     """Where finished scores are kept."""
 

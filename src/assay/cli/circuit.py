@@ -53,6 +53,7 @@ def find(
     from assay.atlas.attributions import KeptScores
     from assay.atlas.store import Atlas
     from assay.circuits.find import FindPlan, find_circuit, scores_key
+    from assay.circuits.formats import write_circuit
     from assay.data.prepare import prepare
     from assay.evidence.claims import record_look
     from assay.evidence.run import Settings, state_claim
@@ -71,26 +72,26 @@ def find(
     store = Atlas(common.atlas)
     record_look(store, model.digest, f"circuit find {source.name} {plan.method} {level}", data["discover"].pairs)
     record_look(store, model.digest, f"circuit size {source.name} {plan.method} {level}", data["tune"].pairs)
+    folder = Path(out) if out else common.atlas / "circuits"
+    stem = f"{Path(name).name}-{Path(source.name).stem}-{plan.method}-{level}"
+    made = found.circuit(model, source.name)
+    paths = _pictures(folder, stem, made, found)
     settings = Settings(tune=given["tune"], confirm=given["confirm"], ood=given["ood"], seed=common.seed, draws=given["draws"],
                         options={"rival": list(found.rival)} if found.rival else {})  # fmt: skip
     with common.progress("stating the claim"):
         stated, locked = state_claim(store, model, source, list(found.parts), settings=settings)
     from assay.evidence.cautions import warnings_of
 
-    made = found.circuit(model, source.name)
     made = replace(made, plan={**made.plan, "claim": stated.id})
-    folder = Path(out) if out else common.atlas / "circuits"
-    stem = f"{Path(name).name}-{Path(source.name).stem}-{plan.method}-{level}"
-    paths = _write(folder, stem, made, found)
+    paths = [write_circuit(folder / f"{stem}.json", made), *paths]
     warnings = [*found.warnings, *warnings_of(locked)]
     for warning in warnings:
         common.note(f"warning: {warning}")
     common.emit(_record(made, found, stated.id, warnings, paths), lambda: _found_text(found, stated.id, name, paths))
 
 
-def _write(folder: Path, stem: str, made: Any, found: Any) -> list[Path]:
-    """Circuit file and pictures; where they are."""
-    from assay.circuits.formats import write_circuit
+def _pictures(folder: Path, stem: str, made: Any, found: Any) -> list[Path]:
+    """Write the circuit as a page and a still picture, and its curve; where they are."""
     from assay.files import write_file
     from assay.report.circuit_figures import RandomCircuits, circuit_figure, circuit_page, faithfulness_figure
     from assay.report.figures import save_figure
@@ -102,8 +103,7 @@ def _write(folder: Path, stem: str, made: Any, found: Any) -> list[Path]:
     write_file(page, circuit_page(made, curves, random).encode())
     pictures = {f"{stem}.svg": circuit_figure(made), f"{stem}-curve.svg": faithfulness_figure(curves, random),
                 f"{stem}-curve.png": faithfulness_figure(curves, random)}  # fmt: skip
-    return [write_circuit(folder / f"{stem}.json", made), page,
-            *(save_figure(figure, folder / file) for file, figure in pictures.items())]  # fmt: skip
+    return [page, *(save_figure(figure, folder / file) for file, figure in pictures.items())]
 
 
 def _record(made: Any, found: Any, claim: str, warnings: Sequence[str], paths: Sequence[Path]) -> dict[str, Any]:

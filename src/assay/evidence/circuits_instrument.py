@@ -91,6 +91,10 @@ class Instrument:
             return Site("resid_post", self.model.n_layers - 1)
         return Site("resid_pre", first_layer(self.units))
 
+    def alone(self, units: Set, how: str) -> None:
+        """Not asked of units: what is outside of them is the model."""
+        return None
+
     def rivals(self, sets: Sequence[Set]) -> list[Column]:
         """Each of these sets restored alone, on all pairs."""
         return [self.restored(units) for units in sets]

@@ -7,7 +7,8 @@
 3. Random sets: half match the circuit's edges class by class (layer and type of both ends), half are unions of random
    walks from the embedding to the logits with as many edges; edges drawn anyhow would form no path and score zero at any
    size. A draw with more than half of the circuit's own edges is the circuit again, not a control, and is left out; where
-   layers have few edges to choose from, that leaves fewer draws (the plan says how many).
+   layers have few edges to choose from, that leaves fewer draws (the plan says how many). What a draw shares with the
+   circuit is not cut with it: one link of a chain that is cut is as bad as the whole chain, whoever's it is.
 4. Controls are measured on the first few pairs of every template, many circuits to a pass.
 """
 
@@ -100,6 +101,11 @@ class EdgeInstrument:
             self._kept["many", units, how] = column
         return [self._kept["many", units, how] for units in sets]
 
+    def alone(self, units: Parts, how: str) -> tuple[Column, Column]:
+        """Only these edges kept, and none, with all others at zero or at their means."""
+        kept, nothing = self._scores([self.mask(units), torch.zeros_like(self.graph.exists)], how, False, None)
+        return kept, nothing
+
     def rivals(self, sets: Sequence[Parts]) -> list[Column]:
         """Each of these circuits alone, on all pairs."""
         return [self.restored(units) for units in sets]
@@ -118,7 +124,11 @@ class EdgeInstrument:
         if how == "same":  # patched with what it already has: all edges at their corrupted values
             return torch.zeros_like(self.graph.exists)
         mask = self.mask(units)
-        return mask if how == "restore" else self.graph.exists & ~mask
+        if how == "restore":
+            return mask
+        if units in self.random_sets:  # a link that both have breaks either: what the others do is asked
+            mask = mask & ~self.mask(self.units)
+        return self.graph.exists & ~mask
 
     def _bench(self, ablation: str, controls: bool) -> Bench:
         key = (ablation, controls)

@@ -4,7 +4,7 @@ The sentence names the subject, the task, what was done and how large the effect
 the same records as the verdict and never says more than they do.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from assay.evidence.gates.base import GATES
 from assay.records import Claim, GateResult, Plan
@@ -113,7 +113,7 @@ def _share(value: float | None) -> str:
     return "an unknown share" if value is None else f"{value:.0%}" if abs(value) <= 2 else f"{value:.2f}"
 
 
-def does_not_show(claim: Claim, verdict: str) -> tuple[str, ...]:
+def does_not_show(claim: Claim, verdict: str, gates: Sequence[GateResult] = ()) -> tuple[str, ...]:
     """What a reader must not take from this verdict."""
     if verdict == "not tested":
         return ("Anything about the model: no test took place.",)
@@ -131,7 +131,17 @@ def does_not_show(claim: Claim, verdict: str) -> tuple[str, ...]:
         "That they are the only parts, or the smallest set, that could do this.",
         f"That it holds for {_corruptions(claim)}, for other wordings than those sampled, or for other models.",
         "That the same holds inside a longer text or a conversation.",
+        *_only_with_corrupted(gates),
     )
+
+
+def _only_with_corrupted(gates: Sequence[GateResult]) -> Iterator[str]:
+    """A circuit that does the task only with what the two prompts share around it."""
+    for gate in gates:
+        if gate.group == "kept alone" and gate.split == "confirm" and gate.p_above > 0.05 and gate.estimate is not None:
+            outside = "its mean" if gate.name.endswith("mean") else "zero"
+            yield (f"That they do it on their own: with everything else at {outside} they keep {gate.estimate:.0%} of the"
+                   " effect; they need what the two prompts of a pair have in common.")  # fmt: skip
 
 
 def _corruptions(claim: Claim) -> str:

@@ -90,7 +90,7 @@ def decide(
         claim.id, claim.kind, ruling.verdict, ruling.reasons, qualifiers,
         tuple(gate_json(gate, level_of(plan, evidence, gate)) for gate in gates),
         sentence(claim, plan, ruling.verdict, ruling.reasons, gates),
-        does_not_show(claim, ruling.verdict), rule_version, decision,
+        does_not_show(claim, ruling.verdict, gates), rule_version, decision,
         wrong_signs(evidence, counterexamples), unexplained(gates),
     )  # fmt: skip
 
