@@ -154,7 +154,7 @@ def subject_words(claim: Claim) -> str:
     sites = claim.subject["sites"]
     if edges := sum("->" in str(site) for site in sites):
         nodes = len({end for site in sites for end in str(site).split("->")})
-        return f"a circuit of {edges} edges between {nodes} ends" + (f" and {len(sites) - edges} nodes" * (edges < len(sites)))
+        return f"a circuit of {edges} edges among {nodes} parts" + (f" and {len(sites) - edges} nodes" * (edges < len(sites)))
     if len({str(site).split(".")[0] for site in sites}) > 1:
         return f"a circuit of {len(sites)} nodes"
     word = KIND_WORDS.get(str(sites[0]).split(".")[0], "residual site")
