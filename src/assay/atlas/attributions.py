@@ -32,9 +32,9 @@ class KeptScores:
                 about = json.loads(file.metadata()["about"])
                 held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             ends = {name.removeprefix("ends."): value for name, value in held.items() if name.startswith("ends.")}
-            arrays = {name: np.array(held[name].numpy()) for name in ARRAYS}
-            found = Attribution(about["plan"], graph, held["values"], **arrays, cancelled=held["cancelled"],
-                                templates=about["templates"], ends=ends)  # fmt: skip
+            clean, corrupted, steps, residual = (np.array(held[name].numpy()) for name in ARRAYS)
+            found = Attribution(about["plan"], graph, held["values"], clean, corrupted, steps, residual, held["cancelled"],
+                                about["templates"], ends)  # fmt: skip
             return found if held["values"].shape[1] == len(found.names) else None
         except (OSError, SafetensorError, KeyError, ValueError, TypeError):
             return None

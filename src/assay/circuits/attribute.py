@@ -34,6 +34,7 @@ from torch import Tensor
 
 from assay.circuits.graph import LOGITS, READERS, Graph, graph_of
 from assay.circuits.guards import check_metrics, check_task
+from assay.circuits.patch import first_difference
 from assay.circuits.writers import Writers
 from assay.data.metrics import Metric
 from assay.data.prepare import PreparedTask
@@ -55,7 +56,8 @@ Values = dict[Site, Tensor]
 
 @dataclass(frozen=True)
 class AttributionPlan:
-    """What to estimate, and how. `steps` None: as many as the residual asks for, up to `max_steps`."""
+    """What to estimate, and how. `steps` None: as many as the residual asks for, up to `max_steps`. `positions` "labels":
+    also by class of position, the task's labels and the rest, so that a node is one per class."""
 
     method: str = "eap-ig"
     level: str = "edge"
@@ -64,6 +66,7 @@ class AttributionPlan:
     steps: int | None = None
     tolerance: float = 0.02
     max_steps: int = MAX_STEPS
+    positions: str = "all"
     seed: int = 0
 
 
@@ -72,6 +75,7 @@ class Attribution:
     """Scores of one plan on one task. `values` (pair, cell) in units of the metric; positive: carries the behaviour.
 
     Cells are the graph's edges in its order, or for nodes the writers, then the readers but the logits.
+    `by_position`: the same (pair, cell), of the writers' tokens of one class only; they add up to `values`.
     `ends`: the same estimate at the clean and at the corrupted run alone (pair, cell), where both were made.
     `cancelled` (cell,): 1 - |sum| / sum of |score| over positions and pairs, at one run with gradients: the clean one,
     that of `eap`, or the middle one of a fixed number of steps.
@@ -87,6 +91,7 @@ class Attribution:
     cancelled: Float[Tensor, " cell"]
     templates: list[str]
     ends: dict[str, Float[Tensor, "pair cell"]] = field(default_factory=dict)
+    by_position: dict[str, Float[Tensor, "pair cell"]] = field(default_factory=dict)
 
     @property
     def scores(self) -> Float[Tensor, " cell"]:
@@ -136,7 +141,8 @@ def attribute(
 
 
 def _check(plan: AttributionPlan) -> None:
-    for name, allowed in (("method", METHODS), ("level", LEVELS), ("direction", ("noise", "denoise"))):
+    choices = {"method": METHODS, "level": LEVELS, "direction": ("noise", "denoise"), "positions": ("all", "labels")}
+    for name, allowed in choices.items():
         if getattr(plan, name) not in allowed:
             raise bad_argument(name, getattr(plan, name), ", ".join(allowed))
     if plan.steps is not None and plan.steps < 1:
@@ -173,15 +179,16 @@ class _Run:
         self.reading = [Site(name, layer) for layer in layers for name in ("q", "k", "v", "mlp_in")]
         self.changing = [*self.writers.sites, *([] if self.edges else self.reading)]
         n = len(task)
-        n_cells = len(self.graph.cells) if self.edges else len(nodes_of(self.graph))
+        self.classes, self.class_of = _classes(task) if plan.positions == "labels" else (["all"], None)
+        n_cells = len(self.classes) * (len(self.graph.cells) if self.edges else len(nodes_of(self.graph)))
         self.values = torch.zeros(n, n_cells)
-        self.signed, self.absolute = torch.zeros(n_cells), torch.zeros(n_cells)
+        self.signed, self.absolute = (torch.zeros(n_cells) for _ in range(2))
         self.ends: dict[str, Tensor] = {}
         if plan.method == "eap-ig" and plan.steps is None:
             self.ends = {name: torch.zeros(n, n_cells) for name in ("clean", "corrupted")}
         self.clean, self.corrupted, self.residual = (np.zeros(n) for _ in range(3))
         self.steps = np.zeros(n, dtype=int)
-        self.first = [_first_difference(a, b) for a, b in zip(task.clean, task.corrupted, strict=True)]
+        self.first = [first_difference(a, b) for a, b in zip(task.clean, task.corrupted, strict=True)]
 
     # a batch of pairs ------------------------------------------------------------------------
 
@@ -324,11 +331,27 @@ class _Run:
         change = {site: x[places, :width] for site, x in self.change.items()}
         slope = (change[ENTRY] * point.slopes[ENTRY]).flatten(1).sum(1).float().cpu()
         at = _active([self.first[row] for row in point.rows], [len(self.task.clean[row]) for row in point.rows])
+        found = [self._cells(point, change, part, absolute) for part in self._by_class(point, at)]
+        scores, sizes = (torch.cat(side, -1) for side in zip(*found, strict=True))
+        return scores, sizes, slope
+
+    def _by_class(self, point: Point, at: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """The tokens of every class of positions."""
+        if self.class_of is None:
+            return [at]
+        of = [self.class_of[point.rows[row]].get(position, len(self.classes) - 1)
+              for row, position in zip(at[0].tolist(), at[1].tolist(), strict=True)]  # fmt: skip
+        return [(at[0][mask], at[1][mask]) for mask in (torch.tensor(of) == number for number in range(len(self.classes)))]
+
+    def _cells(
+        self, point: Point, change: Values, at: tuple[Tensor, Tensor], absolute: bool
+    ) -> tuple[Tensor, Tensor]:
+        """(row, cell) scores of some tokens, and their absolute sums."""
         if not self.edges:
-            return *self._node_scores(point, change, at), slope
+            return self._node_scores(point, change, at)
         sums, sizes = self.contraction(point, change, at, absolute)
         cells = self.graph.cells
-        return sums[:, cells[:, 0], cells[:, 1]], sizes[:, cells[:, 0], cells[:, 1]] if absolute else sizes, slope
+        return sums[:, cells[:, 0], cells[:, 1]], sizes[:, cells[:, 0], cells[:, 1]] if absolute else sizes
 
     def _node_scores(self, point: Point, change: Values, at: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Differences times slopes: writers, then readers but the logits."""
@@ -344,14 +367,26 @@ class _Run:
     def done(self) -> Attribution:
         """The result of all pairs."""
         check_metrics(self.plan.metric, self.clean, self.corrupted)
-        cancelled = 1 - self.signed.abs() / self.absolute.clamp_min(1e-30)
+        classes = len(self.classes)
+        signed, absolute = (x.view(classes, -1).sum(0) for x in (self.signed, self.absolute))
+        cancelled = 1 - signed.abs() / absolute.clamp_min(1e-30)
+        parts = self.values.unflatten(1, (classes, -1))
+        ends = {name: x.unflatten(1, (classes, -1)).sum(1) for name, x in self.ends.items()}
+        by_class = {} if self.class_of is None else {name: parts[:, number] for number, name in enumerate(self.classes)}
         plan = {"model": self.model.name, **asdict(self.plan)}
-        return Attribution(plan, self.graph, self.values, self.clean, self.corrupted, self.steps, self.residual,
-                           cancelled.clamp(0, 1), self.task.templates, self.ends)  # fmt: skip
+        return Attribution(plan, self.graph, parts.sum(1), self.clean, self.corrupted, self.steps, self.residual,
+                           cancelled.clamp(0, 1), self.task.templates, ends, by_class)  # fmt: skip
 
 
-def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:
-    return next((place for place, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a) - 1)
+def _classes(task: PreparedTask) -> tuple[list[str], list[dict[int, int]]]:
+    """Names of the classes of positions, the rest last; per pair, position -> class. Of two labels at one position the
+    first in the alphabet has it."""
+    names = sorted(task.labels)
+    of: list[dict[int, int]] = [{} for _ in range(len(task))]
+    for number, name in reversed(list(enumerate(names))):
+        for pair, position in enumerate(task.labels[name]):
+            of[pair][position] = number
+    return [*names, "rest"], of
 
 
 def _active(first: list[int], lengths: list[int]) -> tuple[Tensor, Tensor]:

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from assay.circuits.graph import LOGITS, READERS, Graph, graph_of
+from assay.circuits.patch import first_difference
 from assay.circuits.writers import Block, Writers
 from assay.data.metrics import kl
 from assay.data.prepare import PreparedTask
@@ -146,7 +147,7 @@ class Bench:
         clean, corrupted = self.task.clean[row], self.task.corrupted[row]
         if self.ablation != "resample" or not self.model.shareable(len(clean)):
             return 0
-        return next((place for place, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a != b), len(clean) - 1)
+        return first_difference(clean, corrupted)
 
     def _ablated(self, rows: list[int]) -> Values:
         """Writers' ablated outputs, (pair, pos, ..), for these pairs."""

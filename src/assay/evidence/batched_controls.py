@@ -73,11 +73,6 @@ def first_layer(units: Set) -> int:
     return min(unit.layer or 0 for unit in units)
 
 
-def first_difference(a: Sequence[int], b: Sequence[int]) -> int:
-    """The first place at which two token lists of one length differ; their end where they do not."""
-    return next((place for place, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a) - 1)
-
-
 def _together(bench: Bench, n_sets: int) -> Iterator[list[int]]:
     """Prompts that share a pass: one alone where it fills it, else neighbours up to the bound."""
     group: list[int] = []

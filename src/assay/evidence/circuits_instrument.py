@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from assay.circuits.patch import first_difference
 from assay.data.prepare import PreparedTask
-from assay.evidence.batched_controls import Bench, Set, first_difference, first_layer, part, score_sets
+from assay.evidence.batched_controls import Bench, Set, first_layer, part, score_sets
 from assay.model.edits import Edit, patch, zero
 from assay.model.model import Model
 from assay.sites import Site
