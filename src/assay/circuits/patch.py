@@ -11,9 +11,6 @@
 base): two forwards and a backward for all cells. It is an approximation, so its correlation with
 exact patching on a subsample of layers is part of the result (Nanda 2023; Syed et al. 2310.10348).
 
-Where the cells of a pair are heads, neurons or whole components, only the tokens from the first difference of the two
-prompts on are patched and run again; those before it are run once for all of them (`model/prefix.py`).
-
 Cells whose source and base activations are bit-identical (a shared prefix) cannot change anything:
 their effect is that of the base run, and they are counted in `checks["cells_without_difference"]`.
 
@@ -41,7 +38,6 @@ from assay.sites import Site, parse_site
 STREAMS = ("resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_out")
 HEADS = ("q", "k", "v", "z")
 ROWS_AT_ONCE = 512
-SHARED_FROM = 64  # tokens that need not be run again, from which on a pair's cells go alone
 EXACT_PAIRS = 8
 
 
@@ -172,7 +168,6 @@ class _Grid:
         reference = model.logits(task.clean) if plan.metric == "kl" else None
         self.metric = task.metric(plan.metric, reference)
         self.n_same = self.n_reused = 0
-        self.first = [first_difference(a, b) for a, b in zip(self.base, self.source, strict=True)]
         self._layout()
         base, source = self._runs()
         self.base_values = base
@@ -257,23 +252,11 @@ class _Grid:
         for column_set, site in self._column_sets(self.sites([layer])):
             pairs, columns, same = self._cells(base[site], source[site], column_set, values)
             n_same += same
-            for part in self._parts(pairs):
-                p, c = pairs[part], columns[part]
+            for start in range(0, len(pairs), ROWS_AT_ONCE):
+                p, c = pairs[start : start + ROWS_AT_ONCE], columns[start : start + ROWS_AT_ONCE]
                 patched = self._patched(base[site], source[site], p, c)
                 values[p.numpy(), c.numpy()] = self._score(site, patched, p.tolist(), checkpoint)
         return Row(values, n_same)
-
-    def _parts(self, pairs: Tensor) -> list[Tensor]:
-        """Numbers of the cells that go through the model together: those of one pair, where its tokens before the first
-        difference can be run once for all of them and that saves enough; else as many as fit."""
-        apart: list[Tensor] = []
-        together: list[Tensor] = []
-        for pair in pairs.unique().tolist():
-            mine = (pairs == pair).nonzero()[:, 0]
-            pays = self.axis != "positions" and self.first[pair] * len(mine) >= SHARED_FROM
-            (apart if pays and self.model.shareable(len(self.base[pair])) else together).append(mine)
-        groups = [*apart, *([torch.cat(together)] if together else [])]
-        return [part for group in groups for part in group.split(ROWS_AT_ONCE)]
 
     def _layers_at_once(self) -> int:
         """Layers whose base and source activations fit a quarter of the model's memory budget."""
@@ -341,12 +324,7 @@ class _Grid:
         prompts = [self.base[pair] for pair in pairs]
         if site.name == "resid_post" and site.layer is not None and site.layer + 1 < self.model.n_layers:
             site = Site("resid_pre", site.layer + 1)  # the same tensor, one block later to resume from
-        first = self.first[pairs[0]]
-        alone = self.axis != "positions" and len(set(pairs)) == 1 and self.model.shareable(len(prompts[0]))
         edit = patch(site, patched)
-        if alone and first:  # before the first difference nothing is exchanged
-            length = len(prompts[0])
-            edit = patch(site, patched[:, first:length], list(range(first, length)))
         scores = self.model.score(
             prompts, self.metric.select(pairs), edits=[edit], resume=start.select(pairs)
         )
