@@ -15,6 +15,8 @@ from assay.sites import Site
 from conftest import tiny_hf, wrap
 from edge_reference import ANSWER, FOIL, Reference, roughen
 
+pytestmark = pytest.mark.whole  # against references that take their time
+
 FAMILIES = ["llama", "qwen2", "gpt2", "neox", "neox_sequential", "gemma2", "qwen3", "olmo2", "granite"]
 LENGTHS = (5, 8, 6)
 

@@ -15,6 +15,8 @@ from assay.errors import SiteError, TaskError, UsageError
 from assay.testing.compiler import Compiler
 from conftest import tiny
 
+pytestmark = pytest.mark.whole  # against references that take their time
+
 WORDS = tuple(f"w{number}" for number in range(12))
 
 

@@ -15,6 +15,8 @@ from assay.testing.edge_truth import PROGRAM_EDGES, TRUTHS, node_roc, node_truth
 from assay.testing.gates_models import trigram_effects
 from assay.testing.programs import PROGRAMS
 
+pytestmark = pytest.mark.whole  # against references that take their time
+
 INDUCTION = [name for name in TRUTHS.names() if name.startswith("induction")]
 DIRECTIONS = ("noise", "denoise")
 N = 9  # pairs, a template each

@@ -15,6 +15,8 @@ from assay.circuits.path_patch import path_patch
 from assay.errors import UsageError
 from test_attribute import setting
 
+pytestmark = pytest.mark.whole  # against references that take their time
+
 FAMILIES = ["llama", "gpt2", "gemma2", "neox"]
 SIGN = {"noise": -1.0, "denoise": 1.0}
 

@@ -19,6 +19,8 @@ from assay.sites import Site, parse_site
 from assay.testing.induction import Induction, planted_induction
 from conftest import tiny, tiny_hf, wrap
 
+pytestmark = pytest.mark.whole  # against references that take their time
+
 ANSWER, FOIL = 7, 8
 
 

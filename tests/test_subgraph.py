@@ -11,6 +11,8 @@ from assay.model.edits import patch, zero
 from assay.sites import Site
 from test_attribute import FAMILIES, setting
 
+pytestmark = pytest.mark.whole  # against references that take their time
+
 TOLERANCE = 2e-4
 
 
