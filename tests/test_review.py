@@ -64,7 +64,7 @@ def test_other_words_for_the_same_verdict_are_no_tampering(store, monkeypatch):
     stated(store, sesoi=0.2)
     gate = GATES.get("sufficiency")
     monkeypatch.setitem(GATES._items, "sufficiency", replace(gate, says="in the words of a later release: {estimate}"))
-    monkeypatch.setattr("assay.evidence.verdicts.does_not_show", lambda claim, verdict: ("something else",))
+    monkeypatch.setattr("assay.evidence.verdicts.does_not_show", lambda claim, verdict, gates: ("something else",))
     assert claims.audit(store, "c1") == []
 
 
@@ -169,7 +169,7 @@ def test_every_family_must_pass_over_words_too():
 @pytest.mark.parametrize("kind, options, said", [
     ("represents", {"neutral": ["a text"]}, "concept_rule, proposer_url, proposer_model for kind represents"),
     ("uses", {"neutrals": ["a text"]}, "Did you mean 'neutral'"),
-    ("mediates", {"lag": 1}, "none for kind mediates"),
+    ("mediates", {"lag": 1}, "rival for kind mediates"),
     ("uses", {"neutral": "a text"}, "all different"),
     ("steers", {"neutral": ["a text", "a text"]}, "all different"),
     ("connects", {"lag": -1}, "0 or more"),
