@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from assay import clamp
+from assay.circuits.patch import first_difference
 from assay.data.prepare import prepare
 from assay.data.tasks import load_task
-from assay.evidence.batched_controls import by_first_layer, first_difference
+from assay.evidence.batched_controls import by_first_layer
 from assay.evidence.circuits_instrument import Instrument, Setup, site_means
 from assay.evidence.gates import evaluate, get_gate
 from assay.evidence.mediates import all_units, random_sets, set_effects, units_of
