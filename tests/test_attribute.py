@@ -183,6 +183,9 @@ def test_a_plan_that_does_not_fit_is_refused(change, says):
 class Tokenizer:
     pad_token_id, eos_token_id = 5, 2
 
+    def decode(self, ids):
+        return " word" if ids[0] < 100 else "7"
+
 
 def broken(name, task):
     """A task with one fault."""
@@ -203,6 +206,19 @@ def broken(name, task):
     elif name == "InvertedSign":
         clean, corrupted = corrupted, clean
     return replace(task, clean=clean, corrupted=corrupted, answers=answers, notes=notes)
+
+
+def test_a_name_that_was_said_before_is_refused_at_the_end_and_a_digit_is_not():
+    model, task, _ = setting("llama")
+    model.tokenizer = Tokenizer()
+    for token, refused in ((50, True), (150, False)):
+        clean = [[*row[:-3], token, 30, token] for row in task.clean]
+        ended = replace(task, clean=clean, answers=[(token,)] * len(task))
+        if refused:
+            with pytest.raises(guards.AnswerInPrompt, match="3 pairs"):
+                guards.check_task(model, ended, "logit_diff")
+        else:
+            guards.check_task(model, ended, "logit_diff")
 
 
 @pytest.mark.parametrize("name", ["AnswerInPrompt", "PadInPrompt", "LengthMismatch", "DoubledBos", "SeveralTokens",

@@ -448,16 +448,14 @@ class Contraction:
         if first == LOGITS:  # its slope is taken at the stream itself
             return pick(point.slopes[stream]).float()[None]
         norm = self.readers.norm(first)
-        unit, inverse = norm.at(pick(point.values[stream]))
         if first.name == "mlp_in":
             g = pick(point.slopes[first]).float()[None]
         else:
             assert first.layer is not None
             sites = [Site(name, first.layer) for name in READERS]
-            g = torch.cat([self.readers.projection(site.name, first.layer).pull_flat(pick(point.slopes[site]).float())
+            g = torch.cat([self.readers.projection(site.name, first.layer).pull(pick(point.slopes[site]).float())
                            for site in sites])  # fmt: skip
-        h = norm.centre(g * norm.gain)
-        return (h - unit * (unit * h).mean(-1, keepdim=True)).mul_(inverse[:, None])
+        return norm.pull(pick(point.values[stream]), g)
 
 
 def _runs(rows: Tensor) -> Iterator[tuple[int, tuple[int, int]]]:

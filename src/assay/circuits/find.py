@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -135,14 +136,14 @@ def find_circuit(
     graph, scores = found.graph, _matrix(found, plan)
     masks, sizes, rule = _sizes(graph, found, scores, plan)
     curves: dict[str, Faithfulness] = {}
+    benches: dict[str, Bench] = {}
     for number, ablation in enumerate(ABLATIONS):
         tell(f"faithfulness, {ablation}", number, len(ABLATIONS))
-        bench = Bench(model, tune, graph, plan.metric, ablation)
-        curves[ablation] = faithfulness(bench, masks, selection=rule, nominal=sizes, seed=plan.seed)
+        benches[ablation] = Bench(model, tune, graph, plan.metric, ablation)
+        curves[ablation] = faithfulness(benches[ablation], masks, selection=rule, nominal=sizes, seed=plan.seed)
     chosen, warnings = _smallest(curves["resample"], plan.target)
     mask = masks[chosen]
-    bench = Bench(model, tune, graph, plan.metric)
-    controls = _controls(bench, graph, masks, chosen, plan, tell)
+    controls = _controls(benches["resample"], graph, masks, chosen, plan, tell)
     verified = None
     if plan.level == "edge" and plan.verify and plan.method != "exact":
         tell("exact patching of the top edges", 0, 1)
@@ -193,19 +194,19 @@ def scored(model: Model, task: PreparedTask, plan: FindPlan, tell: Step) -> Attr
 
 def _exact(model: Model, task: PreparedTask, plan: FindPlan) -> Attribution:
     """Every edge or writer, patched; as a record like those of estimates."""
-    frame = attribute(model, task, AttributionPlan("eap", plan.level, metric=plan.metric))
-    graph = frame.graph
+    graph = graph_of(model)
     n = graph.n_edges if plan.level == "edge" else len(graph.writers)
     if n * len(task) > MOST_EXACT:
         raise bad_argument("method", f"exact over {n} {plan.level}s and {len(task)} pairs",
                            f"at most {MOST_EXACT} runs",
                            "Take fewer pairs (--n), --level node, or eap-ig, whose top is patched exactly.")  # fmt: skip
+    frame = attribute(model, task, AttributionPlan("eap", plan.level, metric=plan.metric))  # metrics, and the record's form
     if plan.level == "edge":
         values = exact_edges(model, task, [graph.name(cell) for cell in graph.cells.tolist()], "noise", plan.metric)
     else:
         exact = exact_nodes(model, task, graph.writers, "noise", plan.metric)
         values = torch.cat([exact, torch.full((len(task), len(nodes_of(graph)) - n), float("nan"))], 1)
-    return replace(frame, values=values.float(), plan={**frame.plan, "method": "exact"}, residual=frame.residual * 0,
+    return replace(frame, values=values.float(), plan={**frame.plan, "method": "exact"}, residual=np.full(len(task), np.nan),
                    cancelled=torch.zeros_like(frame.cancelled), ends={})  # fmt: skip
 
 

@@ -60,8 +60,8 @@ def check_task(model: Model, task: PreparedTask, metric: str) -> None:
             [i for i in n if len(task.clean[i]) != len(task.corrupted[i])],
             "Make pairs of equal length; see: assay tasks")  # fmt: skip
     both = [(i, ids) for i in n for ids in (task.clean[i], task.corrupted[i])]
-    ends = [i for i in n if any(task.clean[i][-1:] == [token] for token in (*task.answers[i], *task.foils[i]))
-            and task.clean[i][-1] not in task.clean[i][:-1]]  # fmt: skip
+    ends = [i for i in n if task.clean[i][-1] in (*task.answers[i], *task.foils[i])
+            and (task.clean[i][-1] not in task.clean[i][:-1] or _is_word(model, task.clean[i][-1]))]  # fmt: skip
     _refuse(AnswerInPrompt, "the prompt already ends with its answer or foil", ends, "Cut the prompts before the answer.")
     pad = getattr(model.tokenizer, "pad_token_id", None)
     if pad is not None and pad not in (model.bos_id, getattr(model.tokenizer, "eos_token_id", None)):
@@ -86,6 +86,11 @@ def check_metrics(metric: str, clean: np.ndarray, corrupted: np.ndarray) -> None
         raise InvertedSign(f"mean {metric} is {clean.mean():.4g} on clean and {corrupted.mean():.4g} on corrupted prompts:"
                            " the model shows the behaviour where it should not. Are answers and foils, or clean and"
                            " corrupted, exchanged?")  # fmt: skip
+
+
+def _is_word(model: Model, token: int) -> bool:
+    """Whether a token begins a word: a name, not one more digit of a year, which may well come twice."""
+    return model.tokenizer is None or model.text([token])[:1].isspace()
 
 
 def _refuse(error: type[TaskError], what: str, pairs: Sequence[int], advice: str) -> None:

@@ -124,8 +124,8 @@ def _record(made: Any, found: Any, claim: str, warnings: Sequence[str], paths: S
 
 def _found_text(found: Any, claim: str, name: str, paths: Sequence[Path]) -> str:
     point = found.curves["resample"].points[found.chosen]
-    strongest = sorted(zip(found.attribution.scores.abs().tolist(), found.attribution.names, strict=True), reverse=True)
     signed = dict(zip(found.attribution.names, found.attribution.scores.tolist(), strict=True))
+    strongest = sorted(found.parts, key=lambda part: -abs(signed[part]))
     lines = [
         f"{len(found.parts)} {found.plan.level}s ({point.n_edges} of {found.graph.n_edges} edges,"
         f" {point.n_edges / found.graph.n_edges:.1%}) by {found.plan.method}",
@@ -141,7 +141,7 @@ def _found_text(found: Any, claim: str, name: str, paths: Sequence[Path]) -> str
         lines.append(f"estimates against exact patching, {len(found.verified.edges)} edges:"
                      f" Pearson {found.verified.agreement['mean'].pearson:.2f}")  # fmt: skip
     lines.append("strongest:")
-    lines += [f"  {label:<24} {signed[label]:+.3f}" for _, label in strongest[:SHOWN]]
+    lines += [f"  {label:<24} {signed[label]:+.3f}" for label in strongest[:SHOWN]]
     lines += [f"written: {path}" for path in paths]
     lines.append(f"stated: {claim} (found by looking; not tested yet)\nnext: assay circuit test {name} {paths[0]}")
     return "\n".join(lines)

@@ -56,8 +56,8 @@ class Norm:
         inverse = (normed * unit).sum(-1) / (unit * unit).sum(-1).clamp_min(1e-30)
         return centred * inverse[:, None], inverse
 
-    def pull(self, x: Float[Tensor, "t d"], g: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
-        """J' g at x: a gradient of what the norm returns as a gradient of what it reads."""
+    def pull(self, x: Float[Tensor, "t d"], g: Float[Tensor, "reader t d"]) -> Float[Tensor, "reader t d"]:
+        """J' g at x: gradients of what the norm returns as gradients of what it reads."""
         unit, inverse = self.at(x)
         h = self.centre(g.float() * self.gain)
         return inverse[:, None] * (h - unit * (unit * h).mean(-1, keepdim=True))
@@ -80,12 +80,8 @@ class Projection:
         """Every head on an input of its own."""
         return torch.einsum("thd,hdk->thk", x, self.weight.to(x.dtype)) + self.bias.to(x.dtype)
 
-    def pull(self, g: Float[Tensor, "t head d_head"]) -> Float[Tensor, "t head d_model"]:
+    def pull(self, g: Float[Tensor, "t head d_head"]) -> Float[Tensor, "head t d_model"]:
         """A gradient of heads as a gradient of what each reads."""
-        return self.pull_flat(g).transpose(0, 1)
-
-    def pull_flat(self, g: Float[Tensor, "t head d_head"]) -> Float[Tensor, "head t d_model"]:
-        """The same, heads first."""
         return g.transpose(0, 1) @ self.weight.to(g.dtype).transpose(1, 2)
 
 
