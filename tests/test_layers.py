@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-ORDER = ["errors", "files", "records", "passport", "registry", "statistics", "sites", "model", "data", "circuits",
+ORDER = ["errors", "files", "records", "passport", "registry", "statistics", "sites", "model", "data", "features", "circuits",
          "evidence", "atlas", "report", "demo", "testing", "calibrate", "cli"]  # fmt: skip
 ROOT = Path(__file__).parent.parent / "src" / "assay"
 

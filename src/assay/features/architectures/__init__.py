@@ -1,0 +1,18 @@
+"""Dictionary architectures: one file each; importing this package registers them."""
+
+from assay.features.architectures import (
+    batchtopk,
+    clt,
+    clt_jumprelu,
+    crosscoder,
+    gated,
+    groupmax,
+    jumprelu,
+    matching_pursuit,
+    matryoshka,
+    relu,
+    topk,
+)
+
+__all__ = ["batchtopk", "clt", "clt_jumprelu", "crosscoder", "gated", "groupmax", "jumprelu", "matching_pursuit",
+           "matryoshka", "relu", "topk"]  # fmt: skip

@@ -1,0 +1,55 @@
+"""BatchTopK (Bussmann et al. 2024, arXiv 2412.06410): in training the k x n largest pre-activations of a batch of n.
+
+In use a token must not depend on its neighbours: a latent is active above one threshold, the running mean of the
+smallest value selected in training.
+"""
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from assay.features.architectures.topk import TopK
+from assay.features.codes import Codes, Pairs, above, top_batch
+from assay.features.dictionary import ARCHITECTURES, Objective, Spec, Stage
+
+MEMORY = 0.99  # of the running threshold
+
+
+class BatchTopK(TopK):
+    """k active latents per token on average. `threshold`: below 0 until the first step."""
+
+    architecture: ClassVar[str] = "batchtopk"
+    threshold: Tensor
+
+    def __init__(self, spec: Spec, name: str = "") -> None:
+        super().__init__(spec, name)
+        self.register_buffer("threshold", torch.tensor(-1.0))
+
+    def select(self, pre: Float[Tensor, "token latent"]) -> Codes:
+        weighed = self.weighed(pre)
+        pairs = above(weighed, self.threshold) if float(self.threshold) >= 0 else top_batch(weighed, self.k)
+        return Codes(pairs, pre[pairs.tokens, pairs.latents].relu())
+
+    def choose(self, pre: Float[Tensor, "token latent"], stage: Stage) -> Pairs:
+        return top_batch(self.weighed(pre), self.k_at(stage))
+
+    @torch.no_grad()
+    def after_step(self, found: Objective, stage: Stage) -> None:
+        super().after_step(found, stage)
+        values = found.values * self.W_dec.norm(dim=1)[found.pairs.latents] if self.free else found.values
+        self.follow(values[values > 0])
+
+    def follow(self, values: Float[Tensor, " active"]) -> None:
+        """Move the threshold towards the smallest value that was selected."""
+        if len(values):
+            first = float(self.threshold) < 0
+            self.threshold.copy_(values.min() if first else self.threshold * MEMORY + values.min() * (1 - MEMORY))
+
+    def fold_values(self, unit: float) -> None:
+        if float(self.threshold) >= 0:
+            self.threshold.div_(unit)
+
+
+ARCHITECTURES.add("batchtopk", BatchTopK)

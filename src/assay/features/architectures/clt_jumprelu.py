@@ -1,0 +1,34 @@
+"""Cross-layer transcoders whose latents have thresholds of their own: active where pre > threshold (0: a ReLU).
+
+As `clt`, with another rule for what is active: this is how published ones are kept. Read from files; not trained here.
+"""
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from assay.features.architectures.clt import CrossLayer
+from assay.features.codes import Codes, above
+from assay.features.dictionary import ARCHITECTURES, Spec, renamed
+
+
+@ARCHITECTURES.register("clt_jumprelu")
+class JumpCrossLayer(CrossLayer):
+    """Transcoders of all layers in one, a threshold per latent."""
+
+    architecture: ClassVar[str] = "clt_jumprelu"
+    trains: ClassVar[bool] = False
+
+    def __init__(self, spec: Spec, name: str = "") -> None:
+        super().__init__(renamed(spec, k=spec.k or spec.width), name)
+        self.spec = spec
+        self.threshold = nn.Parameter(torch.zeros(spec.width))
+
+    def select(self, pre: Float[Tensor, "token latent"]) -> Codes:
+        pairs = above(pre, self.threshold)
+        return Codes(pairs, pre[pairs.tokens, pairs.latents].relu())
+
+    def start(self, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
+        super(CrossLayer, self).start(x, y, generator)  # which says that it does not train

@@ -1,0 +1,42 @@
+"""GroupMax: latents are in k equal groups, one after the other, and the largest of each group is active (sparsify).
+
+As TopK but without sorting: one latent of every group is active, whatever the other groups hold.
+"""
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from assay.errors import bad_argument
+from assay.features.architectures.topk import TopK
+from assay.features.codes import Codes, Pairs
+from assay.features.dictionary import ARCHITECTURES, Spec, Stage
+
+
+@ARCHITECTURES.register("groupmax")
+class GroupMax(TopK):
+    """One active latent in each of k groups."""
+
+    architecture: ClassVar[str] = "groupmax"
+
+    def __init__(self, spec: Spec, name: str = "") -> None:
+        super().__init__(spec, name)
+        if spec.width % self.k:
+            raise bad_argument("k", self.k, f"a divisor of the width, {spec.width}", "Latents are in k equal groups.")
+
+    def select(self, pre: Float[Tensor, "token latent"]) -> Codes:
+        pairs = self.largest(pre)
+        return Codes(pairs, pre[pairs.tokens, pairs.latents].relu())
+
+    def choose(self, pre: Float[Tensor, "token latent"], stage: Stage) -> Pairs:
+        return self.largest(pre)
+
+    def largest(self, pre: Float[Tensor, "token latent"]) -> Pairs:
+        """The largest of each group."""
+        size = self.width // self.k
+        best = self.weighed(pre).unflatten(1, (self.k, size)).argmax(2)
+        best = best + torch.arange(0, self.width, size, device=pre.device)
+        offsets = torch.arange(len(pre) + 1, device=pre.device) * self.k
+        return Pairs(offsets, best.reshape(-1), self.width)

@@ -1,0 +1,398 @@
+"""Dictionaries: what every SAE, transcoder and crosscoder is, whatever chooses its active latents.
+
+1. pre = (x - shift) W_enc^T + b_enc, with shift = b_dec where the dictionary is `centred` (SAEs), else 0.
+2. An architecture chooses which pre-activations are active and what their values are: its one file says how.
+3. reconstruction = values W_dec + b_dec (+ x W_skip^T for skip transcoders).
+4. In training, inputs and targets are scaled so that E|x| = sqrt(d) for each site; `fold` puts the scales into the
+   weights, so that a kept dictionary takes raw activations: the same reconstruction, tested at every save.
+5. Training is by `objective`: loss = FVU of the batch + the architecture's penalty + the loss of dead latents.
+6. Some positions are not for dictionaries: the first of a text and massive ones (norm above `norm_limit`). A dictionary
+   knows which (`typical`), and who splices it into a model leaves those positions as they are.
+
+Sites of inputs and outputs are concatenated along features in their order: one of each for an SAE (the same) and a
+transcoder (MLP in, MLP out), several for crosscoders and cross-layer transcoders.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from assay.errors import ShapeError, bad_argument
+from assay.features.codes import Codes, Pairs, bag, codes_of, join, read, spread
+from assay.registry import Registry
+
+CHUNK = 1 << 23  # pre-activations made at a time where codes are read: 32 MB in fp32
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a dictionary is, without its numbers. `k`: active latents per token, chosen or aimed at.
+
+    `inputs` and `outputs`: canonical sites, empty where a file did not say. `skip_first`: positions at the start of
+    each text, `norm_limit` and `target_limit`: norms of input and target, above which a position is left alone.
+    `options`: further settings of the architecture.
+    """
+
+    architecture: str
+    width: int
+    d_in: int
+    d_out: int
+    k: int | None = None
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    centred: bool = True
+    skip: bool = False
+    skip_first: int = 1
+    norm_limit: float | None = None
+    target_limit: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in self.options.items()}
+        object.__setattr__(self, "options", plain)  # as a file gives them back
+        for name in ("width", "d_in", "d_out"):
+            if getattr(self, name) < 1:
+                raise bad_argument(name, getattr(self, name), "1 or more")
+        if self.k is not None and not 1 <= self.k <= self.width:
+            raise bad_argument("k", self.k, f"1 to {self.width}, the width")
+        if self.centred and self.d_in != self.d_out:
+            raise bad_argument("centred", True, "False where inputs and outputs differ in size")
+
+    @property
+    def transcodes(self) -> bool:
+        """Whether what is reconstructed is something else than what is read."""
+        return self.inputs != self.outputs
+
+    def json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {**asdict(self), "inputs": list(self.inputs), "outputs": list(self.outputs), "options": dict(self.options)}
+
+    @staticmethod
+    def of(record: Mapping[str, Any]) -> "Spec":
+        """From what `json` made. Raises UsageError for a key that is not known."""
+        if unknown := set(record) - set(Spec.__dataclass_fields__):
+            raise bad_argument("spec", f"keys {sorted(unknown)}", ", ".join(Spec.__dataclass_fields__))
+        return Spec(**{**record, "inputs": tuple(record.get("inputs", ())), "outputs": tuple(record.get("outputs", ()))})
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """Where training is. `total`: squared distance from the mean of one token's target, over a first batch.
+
+    `sparsity`: weight of a penalty; `k_scale`: times k latents are active now.
+    """
+
+    step: int
+    steps: int
+    total: float
+    sparsity: float = 1.0
+    dead: Bool[Tensor, " latent"] | None = None
+    k_scale: float = 1.0
+
+    @property
+    def share(self) -> float:
+        """Of the steps, how many are done."""
+        return self.step / max(self.steps, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """One batch's loss and what it is made of. `pairs`, `values`: what was active."""
+
+    loss: Float[Tensor, ""]
+    reconstruction: Float[Tensor, "token d_out"]
+    pairs: Pairs
+    values: Float[Tensor, " active"]
+    penalty: float = 0.0
+
+
+class Dictionary(nn.Module):
+    """Latents for activations. Numbers are fp32; `encode` and `decode` take and give raw activations.
+
+    W_enc (width, d_in), b_enc (width), W_dec (width, d_out), b_dec (d_out), W_skip (d_out, d_in) or None.
+    Subclasses say which latents are active: `select` in use, `choose` in training.
+    """
+
+    architecture: ClassVar[str] = ""
+    option_names: ClassVar[tuple[str, ...]] = ()
+    trains: ClassVar[bool] = True  # else it is only read from files
+    unit_decoder: ClassVar[bool] = True  # decoder rows are kept at norm 1 in training
+
+    def __init__(self, spec: Spec, name: str = "") -> None:
+        super().__init__()
+        if unknown := set(spec.options) - set(self.option_names):
+            raise bad_argument("options", sorted(unknown), ", ".join(self.option_names) or f"none for {self.architecture}")
+        if spec.options.get("input_norm", "none") not in ("none", *INPUT_NORMS):
+            raise bad_argument("input_norm", spec.options["input_norm"], f"none, {', '.join(INPUT_NORMS)}")
+        self.spec, self.given_name = spec, name
+        self.provenance: dict[str, Any] = {}
+        self.W_enc = nn.Parameter(torch.zeros(spec.width, self.encoder_width))
+        self.b_enc = nn.Parameter(torch.zeros(spec.width))
+        self.make_decoder()
+        self.b_dec = nn.Parameter(torch.zeros(spec.d_out))
+        self.W_skip = nn.Parameter(torch.zeros(spec.d_out, spec.d_in)) if spec.skip else None
+
+    def make_decoder(self) -> None:
+        """The decoder's parameters."""
+        self.W_dec = nn.Parameter(torch.zeros(self.spec.width, self.spec.d_out))
+
+    # what it is ------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """How people call it."""
+        return self.given_name or f"{self.architecture}-{self.width}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over its numbers and what decides how they are used."""
+        state = hashlib.sha256(json.dumps(self.spec.json(), sort_keys=True).encode())
+        for name, value in sorted(self.state_dict().items()):
+            state.update(name.encode() + str(tuple(value.shape)).encode())
+            state.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        return state.hexdigest()
+
+    @property
+    def width(self) -> int:
+        """How many latents."""
+        return self.spec.width
+
+    @property
+    def encoder_width(self) -> int:
+        """How many numbers one latent reads."""
+        return self.spec.d_in
+
+    @property
+    def steered(self) -> bool:
+        """Whether the weight of its penalty moves in training until k latents are active."""
+        return False
+
+    @property
+    def shift(self) -> Float[Tensor, " d_in"] | None:
+        """What is taken from inputs before they are encoded."""
+        return self.b_dec if self.spec.centred else None
+
+    # use -------------------------------------------------------------------------------------
+
+    def pre(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token latent"]:
+        """Pre-activations."""
+        return torch.nn.functional.linear(x if self.shift is None else x - self.shift, self.W_enc, self.b_enc)
+
+    def select(self, pre: Float[Tensor, "token latent"]) -> Codes:
+        """Active latents and their values, in use."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def codes(self, x: Float[Tensor, "token d_in"]) -> Codes:
+        """Active latents of tokens. Raises ShapeError for another width."""
+        if x.dim() != 2 or x.shape[1] != self.spec.d_in:
+            raise ShapeError(f"activations: got shape {tuple(x.shape)}; allowed: (token, {self.spec.d_in}).")
+        x = x.to(self.b_dec)
+        rows = max(1, CHUNK // self.width)
+        return join([self.code(self.normed(part)[0]).active() for part in x.split(rows)]) if len(x) else codes_of(
+            x.new_zeros(0, self.width))  # fmt: skip
+
+    def code(self, x: Float[Tensor, "token d_in"]) -> Codes:
+        """Latents of inputs that are normalised already."""
+        return self.select(self.pre(x))
+
+    @property
+    def input_norm(self) -> str:
+        """What is done to each token in use: "none", or one of `INPUT_NORMS`."""
+        return str(self.spec.options.get("input_norm", "none"))
+
+    def normed(self, x: Float[Tensor, "token d_in"]) -> tuple[Tensor, Tensor | float, Tensor | float]:
+        """Inputs as they are encoded, and the scale and mean that bring reconstructions back: y * scale + mean."""
+        if self.input_norm == "none":
+            return x, 1.0, 0.0
+        if self.input_norm == "root":
+            scale = x.norm(dim=1, keepdim=True) / math.sqrt(self.spec.d_in)
+            return x / scale, scale, 0.0
+        mean, spread = x.mean(dim=1, keepdim=True), x.std(dim=1, keepdim=True)
+        return (x - mean) / (spread + NORM_EPS), spread, mean
+
+    def encode(self, acts: Float[Tensor, "example d_in"]) -> Float[Tensor, "example latent"]:
+        """Latents as a dense matrix; `codes` gives the same in a small part of the space."""
+        return self.codes(acts).dense()
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "example latent"] | Codes) -> Float[Tensor, "example d_out"]:
+        """Values times decoder rows, plus b_dec. A skip connection is not in it: see `reconstruct`.
+
+        Raises UsageError where inputs are normalised token by token: latents alone do not say how large a token was.
+        """
+        if self.input_norm != "none":
+            raise bad_argument("latents", f"those of inputs normalised by {self.input_norm!r}", "none of such a dictionary",
+                               "Use reconstruct(activations).")  # fmt: skip
+        return self.decoded(latents)
+
+    def decoded(self, latents: Float[Tensor, "example latent"] | Codes) -> Float[Tensor, "example d_out"]:
+        """`decode`, in the units inputs are encoded in."""
+        codes = latents if isinstance(latents, Codes) else codes_of(latents.to(self.b_dec))
+        return self.spread(codes.values, codes.pairs) + self.b_dec
+
+    @torch.no_grad()
+    def reconstruct(self, acts: Float[Tensor, "example d_in"]) -> Float[Tensor, "example d_out"]:
+        """What the dictionary makes of activations: decode(codes), and the skip connection if it has one."""
+        _, scale, mean = self.normed(acts.to(self.b_dec))
+        found = self.decoded(self.codes(acts)) * scale + mean
+        return found if self.W_skip is None else found + acts.to(self.b_dec) @ self.W_skip.T
+
+    def directions(self) -> Float[Tensor, "latent d_out"]:
+        """What each latent adds when it is 1."""
+        return self.W_dec.detach()
+
+    def typical(self, x: Float[Tensor, "token d_in"], positions: Tensor | None = None) -> Bool[Tensor, " token"]:
+        """Which tokens the dictionary is for; `positions` count from the start of each text."""
+        keep = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        if self.spec.norm_limit is not None:
+            keep &= x.float().norm(dim=1) <= self.spec.norm_limit
+        return keep if positions is None else keep & (positions.to(x.device) >= self.spec.skip_first)
+
+    # training --------------------------------------------------------------------------------
+
+    def spread(self, values: Float[Tensor, " active"], pairs: Pairs) -> Float[Tensor, "token d_out"]:
+        """Values times decoder rows; gradients reach both."""
+        if torch.is_grad_enabled():
+            return spread(values, self.W_dec, pairs)
+        return bag(values, pairs.latents, pairs.offsets, self.W_dec)
+
+    def choose(self, pre: Float[Tensor, "token latent"], stage: Stage) -> Pairs:
+        """Which latents may be active in training; `pre` without gradients."""
+        raise NotImplementedError
+
+    def objective(self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"], stage: Stage) -> Objective:
+        """Loss of one batch, in scaled units."""
+        pairs, values, pre = self.active(x, stage)
+        found = self.rebuilt(x, values, pairs)
+        loss = fvu(y, found, stage.total) + self.aux(x, y - found.detach(), pre, stage)
+        return Objective(loss, found, pairs, values)
+
+    def active(self, x: Tensor, stage: Stage) -> tuple[Pairs, Float[Tensor, " active"], Tensor]:
+        """Chosen pairs, their values (with gradients), and all pre-activations (without)."""
+        with torch.no_grad():
+            pre = self.pre(x)
+            pairs = self.choose(pre, stage)
+        return pairs, read(pre, x, self.W_enc, self.b_enc, self.shift, pairs).relu(), pre
+
+    def rebuilt(self, x: Tensor, values: Tensor, pairs: Pairs) -> Float[Tensor, "token d_out"]:
+        """The reconstruction, with gradients."""
+        found = self.spread(values, pairs) + self.b_dec
+        return found if self.W_skip is None else found + x @ self.W_skip.T
+
+    def aux(self, x: Tensor, error: Float[Tensor, "token d_out"], pre: Tensor, stage: Stage) -> Tensor | float:
+        """What dead latents could explain of the error (AuxK, Gao et al. 2024): 1/32 of their FVU of it.
+
+        Their d_out / 2 largest pre-activations, signed; neither the error nor the biases get gradients.
+        """
+        if stage.dead is None or not bool(stage.dead.any()):
+            return 0.0
+        rows, latents = x[:AUX_ROWS], stage.dead.nonzero().flatten()
+        latents = latents[torch.randperm(len(latents), generator=torch.Generator().manual_seed(stage.step))[:AUX_LATENTS]]
+        shift = self.shift
+        centred = rows if shift is None else rows - shift.detach()
+        pre = torch.nn.functional.linear(centred, self.W_enc[latents])
+        best = pre.topk(min(max(self.spec.d_out // 2, 1), len(latents)), dim=1)
+        found = torch.zeros_like(pre).scatter(1, best.indices, best.values) @ self.W_dec[latents]
+        target = error[:AUX_ROWS]
+        return AUX_WEIGHT * (target - found).square().sum() / target.square().sum().clamp_min(1e-12)
+
+    # start, constraints, end -----------------------------------------------------------------
+
+    @torch.no_grad()
+    def start(self, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
+        """Set all numbers from a first batch of scaled activations: random unit decoder, tied encoder, mean bias.
+
+        An untied target starts with encoder rows of their own and a decoder that is fitted to what they explain.
+        """
+        if not self.trains or self.input_norm != "none":
+            raise bad_argument("spec", {"architecture": self.architecture, "input_norm": self.input_norm},
+                               "an architecture that trains, on inputs as they are", "This one is only read from files.")  # fmt: skip
+        d_in, d_out = self.spec.d_in, self.spec.d_out
+        self.b_dec.copy_(y.mean(0))
+        rows = torch.randn(self.width, d_in, generator=generator)
+        self.W_enc.copy_(rows / rows.norm(dim=1, keepdim=True))
+        if self.spec.transcodes or d_in != d_out:
+            self.b_enc.copy_(-(self.W_enc @ x.mean(0)))
+            decoder = torch.randn(self.width, d_out, generator=generator)
+        else:
+            decoder = self.W_enc.detach().clone()
+        self.W_dec.copy_(decoder / decoder.norm(dim=1, keepdim=True).clamp_min(1e-12))
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Take from the decoder's gradient what would only change the norm of its rows."""
+        if self.unit_decoder and self.W_dec.grad is not None:
+            along = torch.einsum("ld,ld->l", self.W_dec.grad, self.W_dec)
+            self.W_dec.grad.addcmul_(self.W_dec, along[:, None], value=-1)
+
+    @torch.no_grad()
+    def after_step(self, found: Objective, stage: Stage) -> None:
+        """Keep constraints after an optimiser step."""
+        if self.unit_decoder:
+            self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
+
+    @torch.no_grad()
+    def fold(self, scale_in: Float[Tensor, " d_in"], scale_out: Float[Tensor, " d_out"]) -> None:
+        """From scaled units (x * scale_in, y * scale_out) to raw ones: the reconstruction stays what it was.
+
+        Latents are divided by the mean output scale, so that a decoder of unit rows keeps them where all outputs
+        share one scale.
+        """
+        unit = float(scale_out.mean())
+        self.fold_weights(scale_in, scale_out, unit)
+        self.b_dec.div_(scale_out)
+        if self.W_skip is not None:
+            self.W_skip.copy_(self.W_skip * scale_in / scale_out[:, None])
+        self.fold_values(unit)
+
+    def fold_weights(self, scale_in: Tensor, scale_out: Tensor, unit: float) -> None:
+        """Of encoder and decoder."""
+        self.W_enc.copy_(self.W_enc * scale_in / unit)
+        self.b_enc.div_(unit)
+        self.W_dec.copy_(self.W_dec * unit / scale_out)
+
+    def fold_values(self, unit: float) -> None:
+        """Whatever else is in units of latents (thresholds), divided by `unit`."""
+
+
+INPUT_NORMS = ("layer", "root")  # to mean 0 and standard deviation 1; to norm sqrt(d)
+NORM_EPS = 1e-5  # added to a standard deviation
+AUX_WEIGHT, AUX_ROWS, AUX_LATENTS = 1 / 32, 512, 1024  # of the dead, so many at a time
+ARCHITECTURES: Registry[type[Dictionary]] = Registry("architecture")
+
+
+def make_dictionary(spec: Spec, name: str = "") -> Dictionary:
+    """A dictionary of some architecture, its numbers zero. Raises UsageError for one that is not known."""
+    import assay.features.architectures  # noqa: F401  (registers them)
+
+    return ARCHITECTURES.get(spec.architecture)(spec, name)
+
+
+def fvu(y: Tensor, found: Tensor, total: float) -> Float[Tensor, ""]:
+    """Squared error per token over `total`: the fraction of variance unexplained."""
+    return (y - found).square().sum() / (len(y) * total)
+
+
+def spread_total(y: Float[Tensor, "token d"]) -> float:
+    """Mean squared distance from the mean."""
+    return max(float((y - y.mean(0)).square().sum(1).mean()), 1e-12)
+
+
+def site_scales(x: Float[Tensor, "token d"], sizes: Sequence[int]) -> Float[Tensor, " d"]:
+    """Per feature the factor that gives each site E|x| = sqrt(d)."""
+    parts = [torch.full((size,), math.sqrt(size) / max(float(part.norm(dim=1).mean()), 1e-12))
+             for size, part in zip(sizes, x.split(list(sizes), dim=1), strict=True)]  # fmt: skip
+    return torch.cat(parts)
+
+
+def renamed(spec: Spec, **changes: Any) -> Spec:
+    """A spec with some fields changed."""
+    return replace(spec, **changes)

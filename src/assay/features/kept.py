@@ -1,0 +1,116 @@
+"""Dictionaries on disk: a folder with `dictionary.json` (what it is) and `dictionary.safetensors` (its numbers).
+
+1. Numbers are kept as fp32 or fp16 and are fp32 again when they are read.
+2. A few inputs and what the dictionary makes of them lie beside the numbers; a folder whose numbers no longer do that is
+   refused.
+3. Both files are written beside and then renamed, the json last: a folder without it is not a dictionary.
+
+`shipped` lists what comes with this package for a model.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from assay.errors import StoreError, bad_argument
+from assay.features.dictionary import Dictionary, Spec, make_dictionary
+from assay.features.train import with_recipe
+from assay.files import write_file
+
+JSON, TENSORS = "dictionary.json", "dictionary.safetensors"
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+PROBES, TOLERANCE, LARGEST = 4, 1e-3, 64 << 30  # bytes of tensors
+SHIPPED = Path(__file__).parent.parent / "shipped"
+FORMAT = 1
+
+
+def save(dictionary: Dictionary, folder: Path, dtype: str = "fp32") -> Path:
+    """Write a dictionary. Raises UsageError for another dtype or numbers that do not fit into it."""
+    if dtype not in DTYPES:
+        raise bad_argument("dtype", dtype, ", ".join(DTYPES))
+    numbers = {name: _rounded(name, value, dtype) for name, value in dictionary.state_dict().items()}
+    rounded = make_dictionary(dictionary.spec, dictionary.name)
+    rounded.load_state_dict({name: value.float() for name, value in numbers.items()})
+    x = probe_inputs(rounded)
+    tensors = {**numbers, "probe.inputs": x, "probe.outputs": rounded.reconstruct(x).contiguous()}
+    write_file(folder / TENSORS, save_tensors(tensors))
+    record = {"format": FORMAT, "name": dictionary.name, "spec": dictionary.spec.json(), "dtype": dtype,
+              "digest": rounded.digest, "provenance": dictionary.provenance}  # fmt: skip
+    write_file(folder / JSON, (json.dumps(record, indent=1, default=str) + "\n").encode())
+    return folder
+
+
+def load(folder: Path) -> Dictionary:
+    """Read what `save` wrote. Raises StoreError for a folder that is none, is damaged, or is of a later version."""
+    record = read_record(folder)
+    path = folder / TENSORS
+    try:
+        if os.path.getsize(path) > LARGEST:
+            raise StoreError(f"{path}: larger than {LARGEST >> 30} GB; allowed: less.")
+        tensors = load_tensors(path.read_bytes())
+    except StoreError:
+        raise
+    except Exception as error:
+        raise StoreError(f"{path}: cannot be read ({error}). Fetch or train it again.") from error
+    dictionary = make_dictionary(Spec.of(record["spec"]), str(record["name"]))
+    x, y = tensors.pop("probe.inputs", None), tensors.pop("probe.outputs", None)
+    try:
+        dictionary.load_state_dict({name: value.float() for name, value in tensors.items()})
+    except RuntimeError as error:
+        raise StoreError(f"{path}: not the numbers of a {record['spec']['architecture']} ({error}).") from error
+    dictionary.provenance = dict(record.get("provenance") or {})
+    dictionary.requires_grad_(False)
+    if x is None or y is None or _apart(dictionary.reconstruct(x), y) > TOLERANCE:
+        raise StoreError(f"{folder}: what its numbers do is not what was kept beside them. Fetch or train it again.")
+    return with_recipe(dictionary)
+
+
+def read_record(folder: Path) -> Mapping[str, Any]:
+    """`dictionary.json` of a folder. Raises StoreError."""
+    path = folder / JSON
+    try:
+        record = json.loads(path.read_text())
+        if record["format"] > FORMAT:
+            raise StoreError(f"{path}: format {record['format']}; allowed: up to {FORMAT}. Install a newer version.")
+        return {**record, "spec": dict(record["spec"])}
+    except OSError as error:
+        raise StoreError(f"{folder}: no dictionary ({JSON} cannot be read: {error.strerror}).") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: not the description of a dictionary ({error}).") from error
+
+
+def is_kept(folder: Path) -> bool:
+    """Whether a folder holds a dictionary in this form."""
+    return (folder / JSON).is_file()
+
+
+def shipped(model: str) -> list[Dictionary]:
+    """The dictionaries that come with this package for a packaged model, by folder name; none for other models."""
+    return [load(path.parent) for path in sorted((SHIPPED / model).glob(f"**/{JSON}"))]
+
+
+def probe_inputs(dictionary: Dictionary) -> Tensor:
+    """A few inputs on which latents fire: the decoder bias where it is of the input's size, plus some encoder rows."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(PROBES, dictionary.spec.d_in, generator=generator)
+    scale = dictionary.spec.norm_limit or 0.0
+    size = scale / 20 if scale else float(dictionary.b_dec.detach().norm().clamp_min(1.0))
+    return noise / noise.norm(dim=1, keepdim=True) * size
+
+
+def _rounded(name: str, value: Tensor, dtype: str) -> Tensor:
+    found = value.detach().to(DTYPES[dtype]).contiguous()
+    if not bool(found.isfinite().all()) and bool(value.isfinite().all()):
+        raise bad_argument("dtype", dtype, "fp32", f"Numbers of {name} do not fit into {dtype}.")
+    return found
+
+
+def _apart(found: Tensor, kept: Tensor) -> float:
+    return float((found - kept).norm() / kept.norm().clamp_min(1e-12))
