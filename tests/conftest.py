@@ -53,12 +53,14 @@ def wrap(hf, name: str = "tiny") -> Model:
 
 @pytest.fixture(scope="session", autouse=True)
 def proofs_folder(tmp_path_factory: pytest.TempPathFactory):
-    """Proofs are kept in a folder of this run, never in the user's cache."""
+    """Proofs, and where files were seen, are kept in a folder of this run, never in the user's cache."""
+    from assay.data import whereabouts
     from assay.model import proofs
 
     patch = pytest.MonkeyPatch()
     folder = tmp_path_factory.mktemp("cache")
     patch.setattr(proofs, "cache_dir", lambda: folder)
+    patch.setattr(whereabouts, "cache_dir", lambda: folder)
     yield folder
     patch.undo()
 

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from scipy import stats
 
 from assay.calibrate import CALIBRATIONS, calibrate
-from assay.calibrate.base import Outcome, alone, try_case
+from assay.calibrate.base import LADDER, Outcome, alone, try_case
 from assay.calibrate.on_model import calibrate_model, dealt, explored, meaningless
 from assay.calibrate.rates import rates, uniform_or_larger, upper95
 from assay.calibrate.tables import markdown
@@ -25,6 +26,7 @@ from assay.evidence.empirical import (
     record_null,
 )
 from assay.evidence.features import direction
+from assay.evidence.kinds import KINDS
 from assay.evidence.memory import MemoryStore
 from assay.evidence.replay import replay_claim
 from assay.evidence.run import Settings, Statement, state_claim, test_claim
@@ -32,6 +34,10 @@ from assay.evidence.screening import LABEL, PROCEDURES, Screen, replayed
 from assay.evidence.source import MemorySource
 from assay.records import Example
 from assay.testing import planted_induction, planted_world
+from assay.testing.dictionaries import explained_by_atoms
+from assay.testing.effect_ladders import expected_largest, lever, lever_strength, linked, mood_pairs, two_roads
+from assay.testing.effect_models import filler_source, part_direction
+from assay.testing.score_worlds import decodable_world, graded_monitor, recall_at
 
 pytestmark = pytest.mark.whole
 
@@ -69,7 +75,8 @@ def test_rates_count_by_truth_and_by_gate(represents):
     ])  # fmt: skip
     assert (found["null"]["n"], found["null"]["supported"], found["false"]["n"]) == (2, 1, 1)
     assert found["true"]["refuted"] == 1
-    assert [(rung["effect_in_sesoi"], rung["n"], rung["supported"]) for rung in found["power"]] == [(1.0, 2, 1)]
+    assert [(rung["effect_in_sesoi"], rung["truth"], rung["n"], rung["supported"])
+            for rung in found["power"]] == [(1.0, 0.5, 2, 1)]  # fmt: skip
     assert found["coverage"]["sensitivity, 1 x SESOI"]["covered"] == 0.5
     assert found["p_values"]["sensitivity at its bar"]["share_below_05"] == 0.5
     assert found["gates"]["sensitivity"]["stopped"] == 2 and "1 of 2" in markdown({"kinds": {"represents": found}})
@@ -91,8 +98,167 @@ def test_every_kind_has_null_false_and_true_claims():
         truths = {each.truth for each in calibration.families}
         assert {"null", "false", "true"} <= truths
         assert sum(calibration.full["null"] for each in calibration.families if each.truth == "null") >= 59
-    ladders = [c.kind for c in CALIBRATIONS if any(each.truth == "ladder" for each in c.families)]
-    assert {"represents", "mediates"} <= set(ladders)
+        rungs = [each.effect for each in calibration.families if each.truth == "ladder"]
+        assert rungs == list(LADDER), calibration.kind
+        assert calibration.binding in {gate.name for gate in gates.gates_for(calibration.kind)}
+    assert set(CALIBRATIONS.names()) == set(KINDS.names())
+
+
+@pytest.mark.parametrize("kind", ["uses", "steers", "connects", "decodes", "explains", "detects", "reconstructs"])
+def test_every_ladder_is_climbed(kind):
+    """One claim at the lowest rung and one at twice the bar; the binding gate sees what was planted."""
+    calibration = CALIBRATIONS.get(kind)
+    low, high = (try_case(calibration, family(calibration, f"{effect:g} x SESOI"), 1) for effect in (0.5, 2.0))
+    assert (low.verdict == "supported", high.verdict) == (False, "supported")
+    for outcome, room in ((low, 0.06), (high, 0.06)):
+        assert outcome.gates[calibration.binding][0] == pytest.approx(outcome.truth[calibration.binding], abs=room)
+    bar = next(gate for gate in gates.gates_for(kind) if gate.name == calibration.binding)
+    assert low.truth[calibration.binding] < bar.bars.get(kind, bar.sesoi) < high.truth[calibration.binding]
+
+
+@pytest.mark.parametrize("kind", ["uses", "steers", "connects", "decodes", "explains", "detects", "reconstructs", "mediates"])
+def test_at_one_sesoi_the_truth_is_the_bar(kind):
+    calibration = CALIBRATIONS.get(kind)
+    case = family(calibration, "1 x SESOI").make(0)
+    (bar,) = [gate.bars.get(kind, gate.sesoi) for gate in gates.gates_for(kind) if gate.name == calibration.binding]
+    assert case.truth[calibration.binding] == pytest.approx(bar, abs=1e-6)
+
+
+def test_dictionaries_that_know_nothing_and_one_that_does():
+    calibration = CALIBRATIONS.get("reconstructs")
+    names = ("random mixtures", "fitted to another model", "too few latents", "in the loss")
+    found = {name: try_case(calibration, family(calibration, name), 1) for name in names}
+    assert [found[name].verdict for name in names] == ["inconclusive", "inconclusive", "refuted", "supported"]
+    for name in names[:2]:  # they explain enough; only the comparison stops them
+        assert found[name].gates["variance"][4] and not found[name].gates["random.dictionary"][4]
+
+
+# what the dials of ladders do, by other means ----------------------------------------------------
+
+
+def residual(model, text, change=None):
+    """(residual stream after layer 0, logits of the last token) by plain hooks."""
+    kept = {}
+
+    def hook(module, given, output):
+        stream = output[0] if isinstance(output, tuple) else output
+        kept["stream"] = stream
+        if change is None:
+            return None
+        return (change(stream), *output[1:]) if isinstance(output, tuple) else change(stream)
+
+    handle = model.hf.transformer.h[0].register_forward_hook(hook)
+    try:
+        with torch.no_grad():
+            out = model.hf(torch.tensor([model.tokenizer(text)["input_ids"]]))
+    finally:
+        handle.remove()
+    return kept["stream"][0], out
+
+
+def answer(model, out):
+    yes, no = (model.tokenizer(word)["input_ids"][0] for word in ("yes", "no"))
+    return float(out.logits[0, -1, yes] - out.logits[0, -1, no])
+
+
+def test_exchanging_the_used_part_moves_its_share():
+    model, mood, share = two_roads(0.6), part_direction("mood"), 0.6
+    moved, span = [], []
+    for pair in mood_pairs(3).splits["confirm"]:
+        there, corrupted = residual(model, pair.corrupted)
+        _, clean = residual(model, pair.clean)
+        swap = lambda stream, there=there: stream - ((stream - there) @ mood)[..., None] * mood  # noqa: E731
+        _, exchanged = residual(model, pair.clean, swap)
+        moved.append(answer(model, clean) - answer(model, exchanged))
+        span.append(answer(model, clean) - answer(model, corrupted))
+    assert np.mean(moved) / np.mean(span) == pytest.approx(share, abs=0.06)
+    assert 0.1 < np.std(np.array(moved) / span) < 0.4  # words differ
+
+
+def test_a_push_of_the_lever_has_its_dose():
+    model, strength = lever(), lever_strength(0.3)
+    rises, spans = [], []
+    for pair in [pair for seed in range(4) for pair in mood_pairs(seed).splits["confirm"]]:
+        _, clean = residual(model, pair.clean)
+        _, corrupted = residual(model, pair.corrupted)
+        _, pushed = residual(model, pair.clean, lambda stream: stream + strength * part_direction("lever"))
+        rises.append(answer(model, pushed) - answer(model, clean))
+        spans.append(answer(model, clean) - answer(model, corrupted))
+    assert np.mean(rises) / np.mean(spans) == pytest.approx(0.3, abs=0.02)
+
+
+def test_a_cause_that_is_switched_off_lowers_its_effect_by_the_planted_fall():
+    found, (cause, effect) = linked(0.3), (part_direction("cause"), part_direction("effect"))
+    levels, falls = [], []
+    for item in filler_source(5, per_template=16).splits["confirm"]:
+        stream, _ = residual(found.model, item.text)
+        on = stream @ cause > 0.05
+        before = second_layer(found.model, item.text)[0] @ effect
+        after = second_layer(found.model, item.text, lambda s: s - (s @ cause)[..., None] * cause)[0] @ effect
+        levels.extend(before.tolist())
+        if on.any():
+            peak = int(before.masked_fill(torch.cumsum(on.int(), 0) == 0, -torch.inf).argmax())
+            falls.append(float(before[peak] - after[peak]))
+    assert np.std(levels) == pytest.approx(1.0, abs=0.05)
+    assert np.mean(falls) == pytest.approx(0.3, abs=0.015)
+
+
+def second_layer(model, text, change=None):
+    """Residual stream after layer 1 (before the last norm), with the stream after layer 0 changed."""
+    kept = []
+    handle = model.hf.transformer.h[1].register_forward_hook(
+        lambda module, given, output: kept.append(output[0] if isinstance(output, tuple) else output))  # fmt: skip
+    try:
+        residual(model, text, change)
+    finally:
+        handle.remove()
+    return kept[0] if kept[0].dim() == 3 else kept[0][None]
+
+
+def test_the_largest_of_some_sizes_by_simulation():
+    sizes, rng = np.array([0.7, 0.9, 1.1, 1.3]), np.random.default_rng(0)
+    drawn = np.concatenate([sizes, np.zeros(20)])[rng.integers(0, 24, (200_000, 10))].max(1)
+    assert expected_largest(sizes) == pytest.approx(drawn[drawn > 0].mean(), abs=2e-3)
+
+
+def test_what_is_written_for_a_share_of_words_has_that_auroc():
+    from sklearn.metrics import roc_auc_score
+
+    found = []
+    for seed in range(4):
+        planted = decodable_world(seed, strength=6.0, width=8, n_words=400, present=0.3, agree=0.784)
+        items = planted.source.splits["confirm"]
+        acts = np.stack([planted.world.vector_of(item.text) for item in items])
+        along = (acts - acts.mean(0)) @ np.linalg.svd(acts - acts.mean(0), full_matrices=False)[2][0]
+        score = roc_auc_score([item.label for item in items], along)
+        found.append(max(score, 1 - score))
+    assert np.mean(found) == pytest.approx(0.784, abs=0.03)
+
+
+def test_a_graded_monitor_finds_what_its_distance_says():
+    for distance in (1.3, 2.6, 3.9):
+        shares = []
+        for seed in range(3):
+            planted = graded_monitor(seed, distance)
+            scores = {split: np.array([planted.world.vector_of(item.text) @ planted.axis for item in items])
+                      for split, items in planted.source.splits.items()}  # fmt: skip
+            member = {split: np.array([item.label == 1 for item in items]) for split, items in planted.source.splits.items()}
+            most = scores["tune"][~member["tune"]].max()
+            tenth = np.quantile(scores["tune"][member["tune"]], 0.1)
+            bar = max(most, (most + tenth) / 2 if tenth > most else most)
+            shares.append((scores["confirm"][member["confirm"]] > bar).mean())
+            assert not (scores["confirm"][~member["confirm"]] > bar).any()
+        assert np.mean(shares) == pytest.approx(recall_at(distance), abs=0.03)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_dictionary_of_atoms_explains_its_share(share):
+    world, source, dictionary = explained_by_atoms(2, share, per_template=40)
+    acts = np.stack([world.vectors[item.text] for items in source.splits.values() for item in items])
+    atoms = dictionary.atoms.double().numpy()
+    rebuilt = np.maximum(acts @ atoms.T, 0) @ atoms
+    lost, total = ((acts - rebuilt) ** 2).sum(), ((acts - acts.mean(0)) ** 2).sum()
+    assert 1 - lost / total == pytest.approx(share, abs=0.02)
 
 
 def test_a_quick_run_tells_null_from_planted():

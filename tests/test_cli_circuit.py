@@ -50,6 +50,48 @@ def test_the_claim_about_it_is_tested_once_and_shown(folder, found):
     assert "z.1.0->logits" in shown.stdout and "edges" in shown.stdout
 
 
+def test_the_same_search_again_states_no_second_claim(folder, found):
+    sizes = ("--n", "16", "--tune", "16", "--confirm", "48", "--ood", "36", "--draws", "4")
+    again = run("circuit", "find", "model", "--file", "task.jsonl", *sizes, *COMMON, cwd=folder)
+    record = json.loads(again.stdout)
+    assert not found["stated_before"] and record["stated_before"] and record["claim"] == found["claim"]
+    other = run("circuit", "find", "model", "--file", "task.jsonl", *sizes[:-1], "5", "--atlas", "atlas", "--quiet", cwd=folder)
+    assert "stated: c-" in other.stdout and found["claim"] not in other.stdout  # another plan is another claim
+
+
+def test_areas_and_tests_are_printed_in_words_and_in_the_twin(folder, found):
+    done = run("circuit", "test", "model", found["files"][0], "--atlas", "atlas", "--json", "twin.json", "--tests", "50",
+               cwd=folder)  # fmt: skip
+    record = json.loads((folder / "twin.json").read_text())
+    curve = found["curves"]["resample"]["actual"]
+    for axis, end in (("linear", ""), ("log", "_log")):
+        for name in ("cpr", "cmd"):
+            assert record["areas"][axis][name] == pytest.approx(curve[name + end]["value"])
+    assert record["areas"]["selection"] == found["curves"]["resample"]["selection"]
+    said = " ".join(done.stdout.split())
+    assert f"chosen by {record['areas']['selection']}" in said and f"CPR {record['areas']['linear']['cpr']:.3f}" in said
+    assert record["shi"]["n_edges"] == len(found["edges"]) and record["shi"]["sufficiency"]["n"] == 50
+    assert "better than random shown closer to the model than 100% of 50 random circuits" in said
+    assert "as good as the model stands" in said and "nothing left outside" in said
+
+
+def test_one_edge_of_it_is_stated_tested_and_judged(folder, found):
+    sizes = ("--confirm", "48", "--ood", "36")
+    done = run("circuit", "edge", "model", found["files"][0], "z.1.0->logits", *sizes, "--require", "supported", *COMMON,
+               cwd=folder)  # fmt: skip
+    record = json.loads(done.stdout)
+    assert done.returncode == 0 and (record["kind"], record["verdict"]) == ("connects", "supported")
+    estimates = {gate["name"]: gate["estimate"] for gate in record["gates"]}
+    assert estimates["edge.effect"] == pytest.approx(0.5, abs=0.02)  # the other induction head has the other half
+    outside = run("circuit", "edge", "model", found["files"][0], "z.0.0->logits", "--atlas", "atlas", cwd=folder)
+    assert outside.returncode == 2 and "an edge of this circuit" in outside.stderr
+    stated = run("claim", "state", "model", "task.jsonl", "z.0.1->v.1.0", "--kind", "connects", "--set", "confirm=48",
+                 "--set", "ood=36", *COMMON, cwd=folder)  # fmt: skip
+    assert stated.returncode == 0, stated.stderr
+    false = run("claim", "test", json.loads(stated.stdout)["claim"], "--model", "model", *COMMON, cwd=folder)
+    assert json.loads(false.stdout)["verdict"] == "refuted"
+
+
 def test_other_tools_files_come_back_and_can_be_claimed(folder, found):
     out = run("circuit", "export", found["files"][0], "theirs.json", "--format", "eap-json", *COMMON, cwd=folder)
     assert out.returncode == 0, out.stderr
@@ -67,6 +109,8 @@ def test_other_tools_files_come_back_and_can_be_claimed(folder, found):
     (["circuit", "find", "model", "--file", "task.jsonl", "--method", "acdc"], "eap-ig"),
     (["circuit", "find", "model", "--file", "task.jsonl", "--method", "atp", "--level", "edge"], "--level node"),
     (["circuit", "test", "model", "none.json"], "assay circuit find"),
+    (["circuit", "find", "model", "--file", "task.jsonl", "--grad-drop"], "--method eap"),
+    (["circuit", "edge", "model", "none.json", "z.0.0->logits"], "none.json"),
     (["circuit", "show", "task.jsonl"], "task.jsonl"),
     (["circuit", "export", "task.jsonl", "x"], "task.jsonl"),
 ])  # fmt: skip

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,7 +199,8 @@ def test_a_concept_is_a_source_and_found_again(tmp_path):
     for name in ("animals", own_file(tmp_path)):
         source = find_source(name)
         assert isinstance(source, ConceptSource) and isinstance(source, Population) and source.dropped() == {}
-        assert source.record() == {"type": "concept", "name": name} and source_of(source.record()) == source
+        assert {**source.record(), "type": "concept", "name": Path(name).name} == source.record()
+        assert source_of(source.record()) == source and source.name == Path(name).name
         assert source.items("confirm", 16, 0) == source_of(source.record()).items("confirm", 16, 0)
         assert {example.label for example in source.items("tune", 8, 0)} == {0, 1}
         assert source.digest("confirm", 16, 0) != source.digest("ood", 16, 0)

@@ -32,6 +32,11 @@ def planted(n=4096, d=D, features=24, l0=3, seed=1):
     return 7 * ((on * sizes) @ rows + 2 * rows[0])
 
 
+def left(y, found):
+    """Fraction of variance unexplained."""
+    return float((y - found).square().sum() / (y - y.mean(0)).square().sum())
+
+
 def spec_of(architecture, **changes):
     sizes = {"crosscoder": {"sizes": (D // 2, D // 2)}, "clt": {"layers": 2}}.get(architecture, {})
     centred = architecture != "clt"
@@ -189,8 +194,7 @@ def test_every_registered_architecture_trains_folds_and_is_kept(architecture, tm
     first, last = found.history[0], found.history[-1]
     assert last.fvu < 0.5 and last.fvu < first.fvu
     dictionary = found.dictionary
-    share = float((x - dictionary.reconstruct(x)).square().sum() / (x - x.mean(0)).square().sum())
-    assert share < 0.6  # on raw activations, after folding
+    assert left(x, dictionary.reconstruct(x)) < 0.6  # on raw activations, after folding
     assert torch.allclose(dictionary.decode(dictionary.encode(x)), dictionary.decode(dictionary.codes(x)), atol=1e-4)
     kept.save(dictionary, tmp_path / "it")
     again = kept.load(tmp_path / "it")
@@ -226,7 +230,7 @@ def test_a_transcoder_reads_one_site_and_writes_another():
     spec = Spec("topk", 64, D, 10, k=3, inputs=("mlp_in.3",), outputs=("mlp_out.3",), centred=False)
     stream = TensorStream({"mlp_in.3": x, "mlp_out.3": y})
     plain, skip = train(stream, [spec, replace(spec, skip=True)], TrainPlan(tokens=150_000, batch=256, lr=5e-3))
-    shares = [float((y - one.dictionary.reconstruct(x)).square().sum() / (y - y.mean(0)).square().sum()) for one in (plain, skip)]
+    shares = [left(y, one.dictionary.reconstruct(x)) for one in (plain, skip)]
     assert shares[0] < 0.35 and shares[1] < shares[0]
     assert plain.dictionary.spec.transcodes
     with pytest.raises(UsageError, match="recipe"):
@@ -256,7 +260,7 @@ def test_a_cross_layer_transcoder_writes_to_later_layers():
     y = torch.cat([torch.relu(first[:, :3]), torch.relu(second[:, :3]) + 0.5 * torch.relu(first[:, :3])], 1)
     spec = Spec("clt", 64, 12, 6, k=8, inputs=("a",), outputs=("b",), centred=False, options={"layers": 2})
     found = train(TensorStream({"a": x, "b": y}), [spec], TrainPlan(tokens=200_000, batch=256, lr=5e-3))[0].dictionary
-    assert float((y - found.reconstruct(x)).square().sum() / (y - y.mean(0)).square().sum()) < 0.4
+    assert left(y, found.reconstruct(x)) < 0.4
     codes = found.encode(x)
     assert codes[:, 32:].abs().sum() > 0
     latent = int(codes[:, 32:].sum(0).argmax()) + 32
@@ -372,7 +376,7 @@ def test_a_refit_is_the_same_recipe_on_other_activations():
     other = planted(seed=11) * 3
     again = found.refit(other)
     assert again.spec.k == K and again.digest != found.digest
-    assert float((other - again.reconstruct(other)).square().sum() / (other - other.mean(0)).square().sum()) < 0.6
+    assert left(other, again.reconstruct(other)) < 0.6
 
 
 def test_batches_of_a_stream_are_numbered_and_whole():
@@ -414,8 +418,8 @@ def test_wrong_shapes_and_damaged_folders_are_refused(tmp_path):
     kept.save(other, tmp_path / "other")
     from safetensors.torch import load_file, save_file
 
-    mixed = {**load_file(tmp_path / "other" / "dictionary.safetensors"), **{
-        name: value for name, value in load_file(folder / "dictionary.safetensors").items() if name.startswith("probe")}}  # fmt: skip
+    probes = {name: x for name, x in load_file(folder / "dictionary.safetensors").items() if name.startswith("probe")}
+    mixed = {**load_file(tmp_path / "other" / "dictionary.safetensors"), **probes}
     save_file(mixed, folder / "dictionary.safetensors")
     (folder / "dictionary.json").write_text(description)
     with pytest.raises(StoreError, match="not what was kept"):

@@ -13,6 +13,8 @@ from assay.circuits.graph import graph_of
 from assay.circuits.guards import LengthMismatch
 from assay.circuits.path_patch import path_patch
 from assay.errors import UsageError
+from assay.testing.edge_truth import TRUTHS
+from assay.testing.gates_models import GATE_EDGES
 from test_attribute import setting
 
 pytestmark = pytest.mark.whole  # against references that take their time
@@ -145,6 +147,23 @@ def test_agreement_and_gates_by_hand():
     assert agreement(np.array([1.0, 2.0]), np.zeros(2)).same_sign is None
     noise, denoise = np.array([1.0, 0.1, 1.0, 0.04, -1.0]), np.array([0.1, -1.0, 0.9, 0.0, 0.0])
     assert gates(noise, denoise, -1.0) == ["and", "or", "", "", "and"]
+
+
+@pytest.mark.parametrize("name, kind", [("or_gate", "or"), ("and_gate", "and")])
+def test_a_gate_that_was_built_is_named_at_its_inputs_and_nowhere_else(name, kind):
+    """Two signals into one MLP: all four edges up to the gate are said to be its inputs, its output and false edges are not."""
+    truth = TRUTHS.get(name)
+    model = truth.model()
+    task = truth.task(model, 4, 2)
+    got = verify_top(model, task, attribute(model, task), k=graph_of(model).n_edges, n_random=0)
+    assert got.disagree == dict.fromkeys(GATE_EDGES[:-1], kind) and len(got.edges) == 23
+    lost, won = np.array(got.noise) / got.effect, np.array(got.denoise) / got.effect
+    inputs = [got.edges.index(edge) for edge in GATE_EDGES[:-1]]
+    large, small = (won, lost) if kind == "or" else (lost, won)
+    np.testing.assert_allclose(large[inputs], 1, atol=0.01)  # one is enough, or every one is needed
+    np.testing.assert_allclose(small[inputs], 0, atol=0.01)
+    out = got.edges.index(GATE_EDGES[-1])
+    assert lost[out] == pytest.approx(1, abs=0.01) and won[out] == pytest.approx(1, abs=0.01)
 
 
 # paths -------------------------------------------------------------------------------------------

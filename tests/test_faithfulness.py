@@ -13,6 +13,7 @@ from assay.circuits import stability as sta
 from assay.circuits.graph import make_graph
 from assay.circuits.guards import NoDifference
 from assay.circuits.patch import normalised
+from assay.circuits.random_circuits import walks
 from assay.circuits.subgraph import Bench
 from assay.data.prepare import PreparedTask
 from assay.errors import UsageError
@@ -336,28 +337,8 @@ def test_quantile_null_is_kept_at_its_border():
     assert uniform_or_larger([hy.quantile_test("x", rng.random(60) < 0.9).p for _ in range(800)])
 
 
-def test_random_circuits_are_paths_of_the_asked_size():
-    rng = np.random.default_rng(9)
-    for _ in range(30):
-        path = hy.random_path(GRAPH, rng)
-        sites = [(GRAPH.writers[w], GRAPH.readers[r]) for w, r in path]
-        assert str(sites[0][0]) == "embed" and str(sites[-1][1]) == "logits"
-        assert all(nxt[0] in GRAPH.node_of(now[1]) for now, nxt in zip(sites, sites[1:]))
-    allowed = GRAPH.exists & ~GRAPH.mask(["embed->logits"])
-    for size in (1, 7, 20):
-        mask = hy.random_circuit(GRAPH, size, rng, allowed)
-        assert int(mask.sum()) == size and not (mask & ~allowed).any()
-    grown, cell = hy.inflated(GRAPH, GRAPH.mask(OR), rng)
-    assert grown[cell] and not GRAPH.mask(OR)[cell] and (grown & GRAPH.mask(OR)).sum() == 2
-    with pytest.raises(UsageError, match="allowed"):
-        hy.random_path(GRAPH, rng, GRAPH.mask(OR))
-    with pytest.raises(UsageError, match="circuit that leaves"):
-        hy.inflated(GRAPH, GRAPH.exists, rng)
-
-
 def test_the_true_circuit_passes_all_tests_and_a_padded_and_a_wrong_one_fail_theirs():
     bench = additive(WEIGHTS, noise=0.02, n=40)
-    rng = np.random.default_rng(10)
     plain = bench.scores  # outside of the circuit only noise of its own: the base of a pair would be shared
     base = bench.empty.copy()
     bench.scores = lambda masks: plain(masks) - base + 0.3 * np.random.default_rng(11).normal(size=base.shape) * [
@@ -371,7 +352,8 @@ def test_the_true_circuit_passes_all_tests_and_a_padded_and_a_wrong_one_fail_the
     padded = GRAPH.mask([*WEIGHTS, "z.1.0->logits"])
     flat = additive(WEIGHTS, n=40)
     assert hy.minimal_edges(flat, padded, n_random=80).idle() == ["z.1.0->logits"]
-    wrong = hy.all_tests(bench, hy.random_circuit(GRAPH, 4, rng, GRAPH.exists & ~GRAPH.mask(WEIGHTS)), n_random=80)
+    (other,) = walks(GRAPH, GRAPH.mask(WEIGHTS), 1, 10, n_edges=4, allowed=GRAPH.exists & ~GRAPH.mask(WEIGHTS))
+    wrong = hy.all_tests(bench, other.mask, n_random=80)
     assert {"equivalence", "independence", "sufficiency", "partial_necessity"} <= set(wrong.against())
 
 
@@ -462,7 +444,7 @@ def test_a_real_bench_serves_all_of_it():
     found = fa.faithfulness(bench, [empty, exists], selection="abs")
     assert [p.f.value for p in found.points] == pytest.approx([0, 1], abs=1e-3)
     assert found.points[1].kl.value == pytest.approx(0, abs=1e-5) and found.points[1].agree.value == 1
-    mask = hy.random_circuit(bench.graph, 30, np.random.default_rng(1))
+    mask = walks(bench.graph, exists, 1, 1, n_edges=30)[0].mask
     whole = fa.completeness(bench, mask, n_subsets=1)
     assert whole.cuts[0].whole.value == pytest.approx(1, abs=1e-3) and whole.cuts[1].circuit.value == pytest.approx(0, abs=1e-3)
     assert hy.equivalence(bench, exists).p == 1

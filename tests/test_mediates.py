@@ -163,7 +163,7 @@ def test_wrong_signs_are_found_worst_first():
 
 
 def test_no_template_and_no_text_is_in_two_splits(source):
-    pairs = read_task(Path(source.name))
+    pairs = read_task(Path(source.data))
     splits = split_items(pairs)
     assert sum(map(len, splits.values())) == len(pairs)
     names = list(splits)
@@ -206,7 +206,7 @@ def test_a_second_read_is_charged_and_labelled(model, source, tmp_path):
     claim, first = run_claim(model, source, atlas, "z.1.0,z.1.1")
     again = test_claim(atlas, claim.id, model)
     assert first.qualifiers == () and again.qualifiers == ("reused split",)
-    assert again.decision["alpha"] == pytest.approx(0.025)
+    assert again.decision["alpha"] == pytest.approx(0.05 / 4)
     other, _ = state_claim(atlas, model, source, "z.1.0,z.1.1", settings=SMALL)  # stating anew does not help
     assert test_claim(atlas, other.id, model).decision["reads"] == 3
 

@@ -110,7 +110,7 @@ def test_too_few_latents_explain_too_little():
 
 def test_a_recipe_must_do_better_than_on_an_untrained_twin():
     acts = tune_acts()[0]
-    assert verdict_on(components(acts, 80, 34)).verdict == "supported"
+    assert verdict_on(components(acts, 80, 24)).verdict == "supported"
     everything = verdict_on(components(acts, 190, 80))  # nearly a basis: it explains anything
     assert "untrained.dictionary" in failing(everything)
     assert "untrained.dictionary" not in gates_of(verdict_on(true_dictionary()))  # it has no recipe

@@ -1,6 +1,7 @@
 """Deviations, replications, data and runs are kept and shown; what changed since makes a verdict stale."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 
@@ -143,6 +144,10 @@ def test_the_list_shows_refuted_and_imported_claims_page_by_page(store):
     assert [item.claim for item in store.listing(verdict="refuted")[0]] == ["c0", "c2", "c4"]
     assert [item.claim for item in store.listing(verdict="not tested")[0]] == ["open"]
     assert store.listing(kind="represents") == ([], 0)
+    for verdict, kind in product(("supported", "refuted", "inconclusive", "not tested", ""), ("mediates", "represents", "")):
+        found, total = store.listing(50, 0, verdict, kind)
+        assert len(found) == total and all(verdict in ("", item.verdict) and kind in ("", item.kind) for item in found)
+    assert [store.listing(1, 9, verdict)[1] for verdict in ("supported", "refuted", "not tested")] == [3, 3, 1]
     (theirs,) = [item for item in store.listing()[0] if item.imported]
     assert theirs.claim == "theirs" and store.tally()["supported"] == 2 and store.tally()["imported"] == 1
     with pytest.raises(EvidenceError, match="already"):

@@ -13,14 +13,16 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from assay.errors import AssayError, UsageError
+from assay.data.concepts import load_concept
+from assay.errors import AssayError, TaskError, UsageError
+from assay.evidence.cautions import clusters_with, warnings_of
 from assay.evidence.deployment import alarms_per_hit, precision_at, precision_table
-from assay.evidence.detects import benign_threshold
+from assay.evidence.detects import _halves, benign_threshold
 from assay.evidence.explains import best_threshold
 from assay.evidence.features import direction
 from assay.evidence.gates.base import evaluate, get_gate
 from assay.evidence.gates.near_detection import balanced
-from assay.evidence.kinds import KINDS
+from assay.evidence.kinds import KINDS, ChecksTexts
 from assay.evidence.memory import MemoryStore
 from assay.evidence.probes import (
     FitData,
@@ -290,6 +292,22 @@ def test_members_are_what_the_rule_says_not_what_the_labels_say():
     assert verdict.verdict == "supported" and verdict.counterexamples["hits"] < 5
 
 
+def test_a_rule_that_says_the_same_of_a_whole_split_is_refused_when_stated():
+    """Words of one split of a concept are in no other: a list that fits tune says nothing on confirm."""
+    subject = KINDS.get("explains").subject(None, {"feature": "mlp_act.0.0", "rule": {"type": "lexicon", "words": ["cat"]}})
+    texts = {split: load_concept("animals", split, 60) for split in ("tune", "confirm")}
+    kind = KINDS.get("explains")
+    assert isinstance(kind, ChecksTexts)
+    kind.check_texts(subject, "tune", texts["tune"])
+    with pytest.raises(TaskError, match="confirm: the text has one of cat in none of 60 texts.*held out"):
+        kind.check_texts(subject, "confirm", texts["confirm"])
+    planted, store = explained_world(0), MemoryStore()
+    with pytest.raises(TaskError, match="in all of 64 texts"):
+        state_claim(store, planted.world, planted.source, {"feature": "mlp_act.0.0", "rule": {"type": "regex", "pattern": "."}},
+                    statement=Statement("explains"), settings=Settings(tune=64, confirm=64, ood=64))  # fmt: skip
+    assert store.entry_count() == 0
+
+
 def test_rules_say_on_or_off():
     texts = [Example(text, label, "t") for text, label in (("A Badger!", 0), ("badgered", 1), ("none", 1))]
     assert rule_of({"type": "lexicon", "words": ["badger"]})(texts) == [1, 0, 0]
@@ -365,6 +383,38 @@ def test_too_few_benign_texts_say_how_many_more():
     verdict = detected(few=True)
     assert (verdict.verdict, verdict.reasons) == ("inconclusive", ("underpowered",))
     assert failed(verdict) == {"false_alarms"} and verdict.decision["more_clusters"] == 299 - 200
+
+
+def test_a_certificate_that_cannot_be_given_is_said_before_anything_is_read():
+    planted = monitored_world(0, benign={"tune": 260, "confirm": 150, "ood": 150})
+    settings = Settings(tune=460, confirm=350, ood=350, draws=3)
+    subject = {"feature": direction("resid_post.0", planted.axis.tolist())}
+    for bars, said in (({}, ["299 groups of benign texts in confirm (200 there)", "0.98 is the most"]),
+                       ({"false_alarms": 0.98}, [])):  # fmt: skip
+        store = MemoryStore()
+        _, plan = state_claim(store, planted.world, planted.source, subject, statement=Statement("detects"),
+                              settings=settings, sesoi=bars)  # fmt: skip
+        told = [warning for warning in warnings_of(plan, planted.source) if "cannot be supported" in warning]
+        assert len(told) == bool(said) and all(part in told[0] for part in said)
+        assert all(entry["kind"] not in ("ticket", "data") for entry in store.entries())
+    assert 0.98**200 < 0.05 < 0.99**200 and 0.98**200 < 0.1
+
+
+def test_clusters_are_those_that_a_gate_will_count():
+    crossed = [Example(f"{word} {frame}", int(word == "a"), f"f{frame}", (word,)) for word in "abc" for frame in range(6)]
+    assert clusters_with(crossed, 0) == 2  # six frames, and two words that recur in them
+    assert clusters_with([Example(f"t{n}", n % 2, f"f{n}") for n in range(10)], 0) == 5
+
+
+def test_random_contrast_pairs_know_nothing_of_the_labels():
+    """Of 99 deals of 48 texts the luckiest agrees with the labels; of deals in halves none does."""
+    member, rng = np.arange(48) < 21, np.random.default_rng(0)
+    dealt = np.array([_halves(member, rng) for _ in range(99)])
+    agree = dealt[:, member].mean(1) - dealt[:, ~member].mean(1)
+    free = [rng.permutation(member) for _ in range(99)]
+    assert abs(agree).max() < 0.05 < max(label[member].mean() - label[~member].mean() for label in free)
+    assert len({tuple(label) for label in dealt}) == 99 and set(dealt.sum(1)) <= {23, 24, 25}
+    assert all(sorted(_halves(np.array([True, False]), rng)) == [0, 1] for _ in range(20))
 
 
 def test_the_certificate_is_the_exact_binomial():

@@ -248,6 +248,35 @@ def test_a_last_walk_that_cannot_fit_is_cut_and_said_to_be(monkeypatch):
     assert all(str(edge.reader) == "logits" for one in cut for edge in graph.edges(one.mask))
 
 
+def test_walks_over_allowed_edges_take_no_others_and_every_size_there_is():
+    """Dead ends of what is allowed are no edges of walks; what forms no path, or too few edges, is refused."""
+    graph = make_graph(2, 1, (False, False))
+    circuit = graph.mask(["embed->q.0.0", "z.0.0->logits"])
+    allowed = graph.exists & ~circuit & ~graph.mask(["embed->logits", "mlp_out.1->logits"])
+    live = select.connected(graph, allowed)
+    for size in (2, 7, int(live.sum())):
+        (found,) = drawn.walks(graph, circuit, 1, size, n_edges=size, allowed=allowed)
+        assert found.n_edges == size and not bool((found.mask & ~live).any()) and found.n_shared == 0
+    dead, short = graph.mask(["embed->q.0.0"]), "connect the embeddings"
+    for wrong, message in (({"n_edges": int(live.sum()) + 1}, "on a path"), ({"allowed": circuit & ~circuit}, short),
+                           ({"allowed": dead}, short), ({"n_edges": 0}, "n_edges")):  # fmt: skip
+        with pytest.raises(UsageError, match=message):
+            drawn.walks(graph, circuit, 1, **{"allowed": allowed, **wrong})
+
+
+def test_one_walk_more_is_a_path_through_what_was_outside():
+    graph = make_graph(2, 1, (False, True))
+    circuit = graph.mask(["embed->q.0.0", "z.0.0->logits", "embed->logits"])
+    seen = torch.zeros_like(graph.exists)
+    for found in drawn.one_walk_more(graph, circuit, 200, 3):
+        assert bool((found.mask == (circuit | found.added)).all()) and not bool((found.added & circuit).any())
+        assert 1 <= found.n_added == int(found.added.sum()) and bool((select.connected(graph, found.mask) == found.mask).all())
+        seen |= found.added
+    assert int(seen.sum()) == graph.n_edges - 3
+    with pytest.raises(UsageError, match="leaves paths"):
+        drawn.one_walk_more(graph, graph.exists, 1)
+
+
 def test_walks_step_uniformly():
     """One layer of one head: every walk from its own edge on is known, so are the shares of its steps."""
     graph = make_graph(2, 1, (False, False))

@@ -154,6 +154,14 @@ def test_reading_again_divides_the_level():
     assert (verdict.verdict, verdict.qualifiers) == ("inconclusive", ("reused split",))
 
 
+def test_however_often_it_is_read_the_levels_have_a_finite_sum():
+    levels = [ruling({}, reads=k).decision["alpha"] for k in range(1, 400)]
+    assert levels[0] == 0.05 and levels[1] == pytest.approx(0.05 / 4) and levels == sorted(levels, reverse=True)
+    assert sum(levels[1:]) < 0.65 * 0.05  # alpha / k would have come to 5.6 alpha by now
+    late = [ruling({("sufficiency", "ood"): (0.4, 0.09, 1.0)}, reads=reads).verdict for reads in (1, 2)]
+    assert late == ["supported", "inconclusive"]  # ood is charged like confirm
+
+
 def test_holm_over_claims_on_the_same_split():
     changes = {("sufficiency", "confirm"): (0.4, 0.03, 1.0)}
     assert ruling(changes, family={"c2": 0.5}).verdict == "inconclusive"

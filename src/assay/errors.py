@@ -9,6 +9,7 @@ Every mistake a user can make ends in one of these, printed without a traceback:
     ├── ModelError        a model that cannot be found, read or fetched
     │   └── LayoutError   a model whose layout could not be proved
     ├── TaskError         a task or concept that cannot be read or used with this model
+    ├── CorpusError       a corpus that cannot be found, read or fetched
     ├── EvidenceError     a claim, plan or ledger that does not hold
     │   ├── TamperedError     stored records that do not follow from each other (exit code 3)
     │   └── ReproduceError    a claim that cannot be measured here: another model or other data (4)
@@ -45,6 +46,10 @@ class LayoutError(ModelError):
 
 class TaskError(AssayError):
     """A task that cannot be read, or not be used with this model."""
+
+
+class CorpusError(AssayError):
+    """A corpus that cannot be found, read or fetched."""
 
 
 class EvidenceError(AssayError):

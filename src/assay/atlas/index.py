@@ -22,6 +22,11 @@ from assay.records import canonical
 CHUNK = 10_000
 COLUMNS = '"index", "time", kind, body, previous, hash'
 STANDS = "coalesce(s.verdict, 'not tested')"
+COUNTED_BY_VERDICT = {  # without a join of claims with their verdicts; claims without one count as not tested
+    "": "SELECT (SELECT count(*) FROM standing WHERE verdict = ?) + (SELECT count(*) FROM imports WHERE verdict = ?)",
+    "not tested": "SELECT (SELECT count(*) FROM claims) - (SELECT count(*) FROM standing WHERE verdict <> ?) +"
+                  " (SELECT count(*) FROM imports WHERE verdict = ?)",
+}  # fmt: skip
 SHARED = "SELECT DISTINCT name FROM cluster_sets WHERE cluster IN (SELECT unnest(?::VARCHAR[]))"
 
 
@@ -120,7 +125,8 @@ def page(db: Connection, limit: int, offset: int, verdict: str, kind: str) -> tu
     own = f"SELECT c.id, c.kind, {STANDS if verdict else 'NULL'} AS verdict, c.created, false AS imported FROM {joined}"
     others = "SELECT claim, kind, verdict, created, true FROM imports"
     chosen = f"FROM ({own} UNION ALL {others}) WHERE {where}"
-    total = db.execute(f"SELECT count(*) {chosen}", given).fetchone()
+    counted = COUNTED_BY_VERDICT.get(verdict, COUNTED_BY_VERDICT[""]) if verdict and not kind else f"SELECT count(*) {chosen}"
+    total = db.execute(counted, [verdict, verdict] if verdict and not kind else given).fetchone()
     ids = [row[0] for row in db.execute(f"SELECT id {chosen} ORDER BY created, id LIMIT {int(limit)} OFFSET {int(offset)}",
                                         given).fetchall()]  # fmt: skip
     rows = db.execute(

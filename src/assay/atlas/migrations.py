@@ -59,6 +59,16 @@ def m003_index(db: Connection) -> None:
     db.execute("CREATE INDEX counterexamples_evidence ON counterexamples (evidence)")
 
 
+def m004_features(db: Connection) -> None:
+    """Dictionaries with what was measured of them, and attribution graphs. Tensors and pages are files beside."""
+    db.execute("CREATE TABLE dictionaries (digest VARCHAR PRIMARY KEY, name VARCHAR, model VARCHAR, created VARCHAR,"
+               " folder VARCHAR, body JSON)")  # fmt: skip
+    db.execute("CREATE TABLE evaluations (number BIGINT DEFAULT nextval('record_number'), dictionary VARCHAR,"
+               " created VARCHAR, body JSON)")  # fmt: skip
+    db.execute("CREATE TABLE graphs (id VARCHAR PRIMARY KEY, model VARCHAR, prompt VARCHAR, created VARCHAR, file VARCHAR,"
+               " body JSON)")  # fmt: skip
+
+
 SET_NAME = "sha256(array_to_string(list_sort(list_distinct(CAST(body->'$.clusters' AS VARCHAR[]))), ' '))"
 MARKS_OF_LEDGER = (
     "SELECT \"index\", kind, coalesce(body->>'$.subject', body->>'$.model'), body->>'$.split', body->>'$.claim',"
@@ -72,7 +82,7 @@ STANDING_OF_VERDICTS = (
     "SELECT claim, arg_max(verdict, number), arg_max(CAST(body->>'$.decision.p' AS DOUBLE), number)"
     " FROM verdicts GROUP BY claim"
 )
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_claims, m002_evidence, m003_index)
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_claims, m002_evidence, m003_index, m004_features)
 NEWEST = len(MIGRATIONS)
 
 

@@ -13,6 +13,15 @@
 
    is small (`tolerance`), earlier steps kept. Its ends are `eap` in both directions. `steps` fixes a number (midpoints).
 
+5. `grad_drop` (with eap; AtP*, Kramar et al. 2403.00745): effects of a node by way of different later layers may cancel in
+   one gradient and not in truth. So the backward pass is repeated once per layer l, with no gradient through what layer l
+   writes to the stream (its heads and its MLP), and the score is
+
+       sum over l of |score without l| / (L - 1)          L - 1: dropping a node's own layer leaves nothing of it
+
+   It has no sign, and is an average of magnitudes, not an estimate of the effect: for ranking, so that what cancels is not
+   missed. Cost: 2 F + (L + 1) B instead of 2 F + B, in one forward pass whose graph is kept.
+
 Memory: gradients stay in head space; they are expanded to d_model for some tokens and some layers at a time and
 contracted at once, so that no tensor holds all nodes at full width. Only tokens from the first difference of
 a pair on are contracted: before it nothing differs.
@@ -22,9 +31,9 @@ residual of zero does not make each edge right), `cancelled` how much of an edge
 `exact.py` patches the top ones exactly.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -57,7 +66,7 @@ Values = dict[Site, Tensor]
 @dataclass(frozen=True)
 class AttributionPlan:
     """What to estimate, and how. `steps` None: as many as the residual asks for, up to `max_steps`. `positions` "labels":
-    also by class of position, the task's labels and the rest, so that a node is one per class."""
+    also by class of position, the task's labels and the rest, so that a node is one per class. `grad_drop`: see 5."""
 
     method: str = "eap-ig"
     level: str = "edge"
@@ -68,6 +77,7 @@ class AttributionPlan:
     max_steps: int = MAX_STEPS
     positions: str = "all"
     seed: int = 0
+    grad_drop: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +159,8 @@ def _check(plan: AttributionPlan) -> None:
         raise bad_argument("steps", plan.steps, "1 or more, or none for as many as the residual asks for")
     if not plan.tolerance > 0:
         raise bad_argument("tolerance", plan.tolerance, "more than 0")
+    if plan.grad_drop and (plan.method, plan.positions) != ("eap", "all"):
+        raise bad_argument("grad_drop", f"with {plan.method}, positions {plan.positions}", "with eap and all positions")
     if plan.metric == "rank":
         raise bad_argument("metric", plan.metric, "a metric with a gradient", "Ranks have none; patch exactly instead.")
 
@@ -162,6 +174,7 @@ class Point:
     values: Values
     slopes: Values
     metric: Tensor
+    without: Callable[[int], Values] | None = None  # slopes without the write of a layer; keeps the pass's graph
 
 
 class _Run:
@@ -177,6 +190,13 @@ class _Run:
         self.contraction = Contraction(self.graph, self.readers, self.writers)
         layers = range(model.n_layers)
         self.reading = [Site(name, layer) for layer in layers for name in ("q", "k", "v", "mlp_in")]
+        dropped = ("attn_out", "mlp_out") if plan.grad_drop else ()
+        self.writes = {Site(name, layer): layer for layer in layers for name in dropped}
+        if plan.grad_drop and model.n_layers < 2:
+            raise bad_argument("grad_drop", "a model of one layer", "two layers or more: what cancels are ways through others")
+        if self.writes:
+            model.sites(list(self.writes))  # refuses what was not proved
+        self.dropping: int | None = None  # the layer whose write passes no gradient on
         self.changing = [*self.writers.sites, *([] if self.edges else self.reading)]
         n = len(task)
         self.classes, self.class_of = _classes(task) if plan.positions == "labels" else (["all"], None)
@@ -203,11 +223,22 @@ class _Run:
         if self.plan.method == "eap":
             point = high if with_gradient == (1.0,) else low
             scores, absolute, slope = self._scores(point)
-            self._keep(rows, scores, (scores, absolute), slope, 1)
+            one = scores, absolute
+            if self.plan.grad_drop:
+                scores, slope = self._averaged(point), torch.full_like(slope, torch.nan)
+            self._keep(rows, scores, one, slope, 1)
         elif self.plan.steps is not None:
             self._fixed(rows, self.plan.steps)
         else:
             self._adaptive(rows, low, high)
+
+    def _averaged(self, point: Point) -> Tensor:
+        """|Scores| averaged over the layers whose writes are dropped."""
+        total = torch.zeros(len(point.rows), self.values.shape[1])
+        assert point.without is not None
+        for layer in range(self.model.n_layers):
+            total += self._scores(replace(point, slopes=point.without(layer)), absolute=False)[0].abs()
+        return total / (self.model.n_layers - 1)
 
     def _ends_with_gradient(self) -> tuple[float, ...]:
         if self.plan.method == "eap":
@@ -306,20 +337,37 @@ class _Run:
                 value = embeddings.to(value)
             if site in kept:
                 values[site] = value.detach().clone()
-            if site not in leaves:
-                return value if site == ENTRY else None
-            held[site] = value.clone() if value.requires_grad else value.detach().clone().requires_grad_(True)
-            return held[site].clone()
+            if site in leaves:
+                held[site] = value.clone() if value.requires_grad else value.detach().clone().requires_grad_(True)
+                return self._gated(site, held[site].clone())
+            if site in self.writes and gradient:
+                return self._gated(site, value.clone())
+            return value if site == ENTRY else None
 
-        logits = self.model.walk(prompts, list(dict.fromkeys([*kept, *leaves])), visit, logits=True, gradients=gradient)
+        seen = list(dict.fromkeys([*kept, *leaves, *(self.writes if gradient else ())]))
+        logits = self.model.walk(prompts, seen, visit, logits=True, gradients=gradient)
         assert logits is not None
         with torch.set_grad_enabled(gradient):
             metric = self.metric(logits, torch.tensor(rows, device=logits.device))
-        slopes: Values = {}
-        if gradient:
-            found = torch.autograd.grad(metric.sum(), [held[site] for site in leaves], allow_unused=True)
-            slopes = {site: torch.zeros_like(held[site]) if g is None else g for site, g in zip(leaves, found, strict=True)}
-        return Point(rows, alphas, values, slopes, metric.detach())
+        if not gradient:
+            return Point(rows, alphas, values, {}, metric.detach())
+        slopes = partial(self._slopes, metric, held, leaves)
+        return Point(rows, alphas, values, slopes(None), metric.detach(), slopes if self.writes else None)
+
+    def _gated(self, site: Site, value: Tensor) -> Tensor:
+        """What a layer writes: no gradient passes while it is the one that is dropped."""
+        if site in self.writes and value.requires_grad:
+            value.register_hook(lambda g: torch.zeros_like(g) if self.dropping == self.writes[site] else None)
+        return value
+
+    def _slopes(self, metric: Tensor, held: Values, leaves: Sequence[Site], drop: int | None) -> Values:
+        """Gradients at the leaves, without what passes through the write of a layer."""
+        self.dropping = drop
+        with torch.enable_grad():
+            found = torch.autograd.grad(metric.sum(), [held[site] for site in leaves], allow_unused=True,
+                                        retain_graph=bool(self.writes))  # fmt: skip
+        self.dropping = None
+        return {site: torch.zeros_like(held[site]) if g is None else g for site, g in zip(leaves, found, strict=True)}
 
     # contraction -----------------------------------------------------------------------------
 

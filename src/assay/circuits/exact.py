@@ -35,7 +35,7 @@ from assay.circuits.writers import Block, Writers
 from assay.data.prepare import PreparedTask
 from assay.errors import bad_argument
 from assay.model.activations import Activations
-from assay.model.edits import patch
+from assay.model.edits import Edit, patch
 from assay.model.model import Model
 from assay.model.readers import Projection
 from assay.model.run import Checkpoint, Progress
@@ -56,10 +56,8 @@ def exact_edges(
 
     Raises UsageError for what is no edge, SiteError for a model without a graph, TaskError for prompts refused by `guards.py`.
     """
-    run = _Exact(model, task, direction, metric)
-    cells = [run.graph.edge(edge) for edge in edges]
-    ends = [(run.graph.writers[writer], run.graph.readers[reader]) for writer, reader in cells]
-    return run.values([reader for _, reader in ends], [writer for writer, _ in ends], progress)
+    check_task(model, task, metric)
+    return Exchange(model, task, direction, metric).edges(edges, progress)
 
 
 def exact_nodes(
@@ -67,7 +65,8 @@ def exact_nodes(
     progress: Progress | None = None,
 ) -> Float[Tensor, "pair node"]:  # fmt: skip
     """The exact change of the metric for every writer, exchanged for all its readers at once."""
-    run = _Exact(model, task, direction, metric)
+    check_task(model, task, metric)
+    run = Exchange(model, task, direction, metric)
     writers = [parse_site(node) for node in nodes]
     for writer in writers:
         if writer not in run.graph.writer_number:
@@ -75,13 +74,16 @@ def exact_nodes(
     return run.values(writers, writers, progress)
 
 
-class _Exact:
-    """Cells of one task in one direction. A cell is a writer and where it is exchanged: a reader, or (a node) itself."""
+class Exchange:
+    """Cells of one task in one direction. A cell is a writer and where it is exchanged: a reader, or (a node) itself.
+
+    `base`, `source`: token ids of the run that is patched, and of the one that its values come from. Prompts are not
+    checked here.
+    """
 
     def __init__(self, model: Model, task: PreparedTask, direction: str, metric: str) -> None:
         if direction not in DIRECTIONS:
             raise bad_argument("direction", direction, " or ".join(DIRECTIONS))
-        check_task(model, task, metric)
         self.model, self.task, self.graph, self.readers = model, task, graph_of(model), model.readers()
         self.writers = Writers(model, self.readers)
         self.base, self.source = task.clean, task.corrupted
@@ -91,6 +93,12 @@ class _Exact:
         self.metric = task.metric(metric, model.logits(task.clean) if metric == "kl" else None)
         self.projections: dict[tuple[str, int], Projection] = {}
 
+    def edges(self, edges: Sequence[str | Edge], progress: Progress | None = None) -> Float[Tensor, "pair edge"]:
+        """`values` of some edges."""
+        cells = [self.graph.edge(edge) for edge in edges]
+        return self.values([self.graph.readers[reader] for _, reader in cells],
+                           [self.graph.writers[writer] for writer, _ in cells], progress)  # fmt: skip
+
     def values(
         self, places: Sequence[Site], writers: Sequence[Site], progress: Progress | None
     ) -> Float[Tensor, "pair cell"]:
@@ -99,7 +107,7 @@ class _Exact:
             raise bad_argument("edges, nodes", "none", "at least one")
         out = torch.zeros(len(self.task), len(places))
         for rows in self.model.batches(self.base):
-            part = _Runs(self, rows, places, writers)
+            part = PairRuns(self, rows, places, writers)
             for cells in _by_place(places):
                 out[torch.tensor(rows)[:, None], torch.tensor(cells)] = self._group(part, places, writers, cells)
                 if progress:
@@ -111,7 +119,7 @@ class _Exact:
         return self.model.score(self.base, self.metric)
 
     def _group(
-        self, part: "_Runs", places: Sequence[Site], writers: Sequence[Site], cells: Sequence[int]
+        self, part: "PairRuns", places: Sequence[Site], writers: Sequence[Site], cells: Sequence[int]
     ) -> Float[Tensor, "pair cell"]:
         """Cells that are exchanged at one site, a row each."""
         n, width = len(part.rows), max(len(self.base[row]) for row in part.rows)
@@ -127,10 +135,10 @@ class _Exact:
         return torch.cat(out).T
 
 
-class _Runs:
+class PairRuns:
     """What some pairs need of both their runs."""
 
-    def __init__(self, exact: _Exact, rows: list[int], places: Sequence[Site], writers: Sequence[Site]) -> None:
+    def __init__(self, exact: Exchange, rows: list[int], places: Sequence[Site], writers: Sequence[Site]) -> None:
         self.exact, self.rows = exact, rows
         self.blocks = {writer: self._block(writer) for writer in writers}
         edges = [place for place, writer in zip(places, writers, strict=True) if place != writer]
@@ -140,8 +148,8 @@ class _Runs:
         raw = [block.raw for block in self.blocks.values() if block.raw is not None]
         heads = [place.whole for place in edges if place.name in ("q", "k", "v")]
         starts = [Site("resid_pre", layer) for layer in sorted({place.layer or 0 for place in places} - {0})]
-        self.source = self._capture(exact.source, [*written, *nodes])
-        self.base = self._capture(exact.base, [*written, *nodes, *raw, *streams, *heads, *starts])
+        self.source = self.capture(self.of(exact.source), [*written, *nodes])
+        self.base = self.capture(self.of(exact.base), [*written, *nodes, *raw, *streams, *heads, *starts])
         self.checkpoint = None
         if starts:
             layers = tuple(site.layer for site in starts if site.layer is not None)
@@ -151,26 +159,38 @@ class _Runs:
         number = self.exact.graph.writer_number[writer]
         return next(block for block in self.exact.writers.blocks if block.first <= number < block.first + block.n)
 
-    def _capture(self, prompts: list[list[int]], sites: Iterable[Site]) -> Activations:
+    def of(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        """Those of a task's prompts that belong to these pairs."""
+        return [prompts[row] for row in self.rows]
+
+    def capture(self, prompts: list[list[int]], sites: Iterable[Site], edits: Sequence[Edit] = ()) -> Activations:
+        """Sites in the runs of some prompts, on the model's device."""
         model = self.exact.model
-        return model.capture([prompts[row] for row in self.rows], list(dict.fromkeys(sites)), device=str(model.device))
+        return model.capture(prompts, list(dict.fromkeys(sites)), edits=edits, device=str(model.device))
 
     @torch.no_grad()
     def exchanged(self, place: Site, writer: Site) -> Value:
         """A whole site and its value (pair, pos, ..) with the writer's output exchanged; (pair, ..): the last position."""
         if place == writer:
-            return self._node(writer)
-        stream = self.exact.readers.stream(place)
-        before = self.base[stream]
-        after = (before.float() + self.change(writer)).to(before.dtype)
+            return self.node(writer)
+        before = self.base[self.exact.readers.stream(place)]
+        made = self.read(place, (before.float() + self.change(writer)).to(before.dtype))
         if place == LOGITS:
-            ends = torch.tensor(self.base.lengths, device=after.device) - 1
-            return stream, after[torch.arange(len(ends), device=after.device), ends]
-        normed = self.exact.readers.norm(place)(after)
+            return self.exact.readers.stream(place), made
+        return place.whole, made if place.name == "mlp_in" else _with_head(self.base[place.whole], place.index, made)
+
+    @torch.no_grad()
+    def read(self, place: Site, stream: Float[Tensor, "pair pos d_model"]) -> Float[Tensor, "pair ..."]:
+        """What a reader makes of a stream: its query, key or value (pair, pos, d_head), its MLP's input (pair, pos, d_model);
+        of the logits the last stream (pair, d_model)."""
+        if place == LOGITS:
+            ends = torch.tensor(self.base.lengths, device=stream.device) - 1
+            return stream[torch.arange(len(ends), device=stream.device), ends]
+        normed = self.exact.readers.norm(place)(stream)
         if place.name == "mlp_in":
-            return place, normed
+            return normed
         weight, bias = self._projection(place)
-        return place.whole, _with_head(self.base[place.whole], place.index, normed @ weight + bias)
+        return normed @ weight + bias
 
     def _projection(self, place: Site) -> tuple[Tensor, Tensor]:
         """Weight and bias of one query, key or value head."""
@@ -181,16 +201,18 @@ class _Runs:
         whole = self.exact.projections[key]
         return whole.weight[place.index], whole.bias[place.index]
 
-    def _node(self, writer: Site) -> Value:
+    def node(self, writer: Site) -> Value:
+        """The whole site of a writer with its output that of the source run: exchanged for all readers."""
         site = node_site(writer)
         if writer.index is None:
             return site, self.source[site]
         return site, _with_head(self.base[site], writer.index, self.source[site][:, :, writer.index])
 
-    def change(self, writer: Site) -> Float[Tensor, "pair pos d_model"]:
-        """What a writer adds to the stream, source minus base, at its full size."""
+    def change(self, writer: Site, other: Tensor | None = None) -> Float[Tensor, "pair pos d_model"]:
+        """What a writer adds to the stream, source minus base, at its full size. `other`: values of its block's site that
+        take the place of the source run's."""
         block = self.blocks[writer]
-        change = self.source[block.site].float() - self.base[block.site].float()
+        change = (self.source[block.site] if other is None else other).float() - self.base[block.site].float()
         if block.weight is not None:
             change = change[:, :, writer.index] @ block.weight[writer.index].float()
         if block.norm is not None:

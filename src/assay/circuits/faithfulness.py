@@ -259,6 +259,13 @@ def area(
     return total / (x[-1] - x[0]) if log else total
 
 
+def areas_of(shares: Sequence[float], f: Sequence[float]) -> Areas:
+    """Areas of a curve of which only the shares kept, from small to large, and the faithfulness are known; no intervals."""
+    _check_axis("shares", np.array(shares, float), len(f))
+    values = np.array(f, float)
+    return _areas(Over(["all"]), "actual", np.array(shares, float), values, np.zeros((0, len(values))))
+
+
 def _areas(over: "Over", name: str, shares: np.ndarray, f: np.ndarray, draws: np.ndarray) -> Areas:
     rows = np.concatenate([f[None], draws])
     if shares[-1] < 1:  # the whole graph: the clean run

@@ -45,7 +45,8 @@ Mask = Bool[Tensor, "writer reader"]
 
 @dataclass(frozen=True)
 class FindPlan:
-    """How to look. `target`: faithfulness on tune that the circuit must reach; `verify`: top edges patched exactly."""
+    """How to look. `target`: faithfulness on tune that the circuit must reach; `verify`: top edges patched exactly.
+    `grad_drop`: of eap, see `attribute.py`."""
 
     method: str = "eap-ig"
     level: str = "edge"
@@ -55,6 +56,7 @@ class FindPlan:
     verify: int = 20
     controls: int = 4
     seed: int = 0
+    grad_drop: bool = False
 
     def check(self) -> None:
         """Raises UsageError for a plan that cannot be carried out."""
@@ -66,6 +68,8 @@ class FindPlan:
             raise bad_argument("level", self.level, f"node, for {self.method}", "Add --level node.")
         if self.method == "information-flow" and self.level == "node":
             raise bad_argument("level", self.level, "edge, for information-flow")
+        if self.grad_drop and self.method != "eap":
+            raise bad_argument("grad_drop", f"with {self.method}", "with eap", "Add --method eap.")
         if self.controls < 2:
             raise bad_argument("controls", self.controls, "2 or more")
         if not 0 < self.target <= 1:
@@ -117,7 +121,8 @@ class Kept(Protocol):
 def scores_key(model: Model, task: PreparedTask, plan: FindPlan) -> str:
     """Names the measurement of the scores: equal keys mean equal numbers."""
     data = [task.clean, task.corrupted, task.answers, task.foils, task.templates]
-    return digest([model.passport(), data, plan.method, plan.level, plan.metric, plan.steps, plan.seed, VERSION])
+    return digest([model.passport(), data, plan.method, plan.level, plan.metric, plan.steps, plan.seed, VERSION,
+                   *(["grad drop"] if plan.grad_drop else [])])  # fmt: skip
 
 
 def find_circuit(
@@ -175,7 +180,8 @@ def scored(model: Model, task: PreparedTask, plan: FindPlan, tell: Step) -> Attr
 
     tell(f"scoring by {plan.method}", 0, len(task))
     if plan.method in ("eap", "eap-ig"):
-        how = AttributionPlan(plan.method, plan.level, metric=plan.metric, steps=plan.steps, seed=plan.seed)
+        how = AttributionPlan(plan.method, plan.level, metric=plan.metric, steps=plan.steps, seed=plan.seed,
+                              grad_drop=plan.grad_drop)  # fmt: skip
         return attribute(model, task, how, progress=progress)
     if plan.method == "atp":
         from assay.circuits.qk_fix import qk_fix

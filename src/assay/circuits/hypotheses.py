@@ -13,11 +13,12 @@ s(C) is the metric of circuit C on one pair, M the whole graph, loss(C) = mean o
    worst case of the null. Equal values (up to `tolerance`) count half: they point to neither side.
 2. Independence: HSIC = tr(K H L H) / n^2 (Gretton et al. 2005), Gaussian kernels exp(-d^2 / 2 b^2), b the median distance
    between two values of the same variable; p = (1 + permutations that reach it) / (1 + permutations), never 0.
-3. Minimality: the effect of e in C is the mean over pairs of |s(C) - s(C without e)|. Compared with it: a random path from
+3. Minimality: the effect of e in C is the mean over pairs of |s(C) - s(C without e)|. Compared with it: a random walk from
    the embeddings to the logits is added to C, and a random one of the edges that are new is knocked out of that; n times.
    p = P(B <= edge's wins), B ~ Binomial(n, q), q = .9; Holm over edges.
 4. Sufficiency and partial necessity: the wins among n random circuits; p = P(B >= wins), B ~ Binomial(n, q). Random circuits
-   are unions of random paths with as many edges as C: circuits of single random edges connect nothing and lose to anything.
+   are unions of random walks with as many edges as C (`random_circuits.py`): circuits of single random edges connect nothing
+   and lose to anything.
 5. Holm over all tests of one circuit (`all_tests`); minimality enters with its smallest adjusted p.
 
 In the first three a large p is no evidence: the null is the claim, and few pairs reject nothing. `share` with its interval
@@ -29,18 +30,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
 
 from assay.circuits.faithfulness import BenchLike, Mask, scores_of
-from assay.circuits.graph import EMBED, LOGITS, Graph
+from assay.circuits.random_circuits import one_walk_more, walks
 from assay.errors import bad_argument
 from assay.statistics import clopper_pearson, cluster_means, holm
 
 UNITS = ("pair", "template")
-TRIES = 1000
 Values = Float[np.ndarray, " n"]
 
 
@@ -193,53 +192,6 @@ def loss_of(circuits: Float[np.ndarray, "circuit n"], model: Values) -> Float[np
     return np.abs(circuits - model).mean(1)
 
 
-# random circuits ---------------------------------------------------------------------------------
-
-
-def random_path(graph: Graph, rng: np.random.Generator, allowed: Mask | None = None) -> list[tuple[int, int]]:
-    """Cells of a random walk from the embeddings to the logits: any allowed reader, then a head or MLP it belongs to."""
-    allowed = graph.exists if allowed is None else allowed & graph.exists
-    for _ in range(TRIES):
-        path: list[tuple[int, int]] = []
-        writer = graph.writer_number[EMBED]
-        while options := allowed[writer].nonzero()[:, 0].tolist():
-            reader = int(rng.choice(options))
-            path.append((writer, reader))
-            if graph.readers[reader] == LOGITS:
-                return path
-            nodes = graph.node_of(graph.readers[reader])
-            writer = graph.writer_number[nodes[int(rng.integers(len(nodes)))]]
-    raise bad_argument("allowed", f"{int(allowed.sum())} edges", "edges that connect the embeddings with the logits")
-
-
-def random_circuit(graph: Graph, n_edges: int, rng: np.random.Generator, allowed: Mask | None = None) -> Mask:
-    """A union of random paths with `n_edges` edges; of the last path, only as many as are missing."""
-    out = torch.zeros_like(graph.exists)
-    count = 0
-    for _ in range(TRIES + 100 * n_edges):
-        for cell in reversed(random_path(graph, rng, allowed)):
-            if count == n_edges:
-                return out
-            count += not out[cell]
-            out[cell] = True
-    if count == n_edges:
-        return out
-    raise bad_argument("n_edges", n_edges, f"fewer edges: random paths reached {count} of them")
-
-
-def inflated(graph: Graph, mask: Mask, rng: np.random.Generator) -> tuple[Mask, tuple[int, int]]:
-    """The circuit with a random path added, and a random one of the edges that are new."""
-    for _ in range(TRIES):
-        path = random_path(graph, rng)
-        new = [cell for cell in path if not mask[cell]]
-        if new:
-            out = mask.clone()
-            for cell in new:
-                out[cell] = True
-            return out, new[int(rng.integers(len(new)))]
-    raise bad_argument("mask", f"{int(mask.sum())} edges", "a circuit that leaves paths of the graph out")
-
-
 # on a bench --------------------------------------------------------------------------------------
 
 
@@ -262,8 +214,10 @@ def minimal_edges(
     """Is every edge of use? `n_edges`: test a random choice of that many (default: all)."""
     graph, rng = bench.graph, np.random.default_rng(seed)
     mask = mask & graph.exists
-    grown = [inflated(graph, mask, rng) for _ in range(n_random)]
-    whole, cut = scores_of(bench, (m for m, _ in grown)), scores_of(bench, (_without(m, cell) for m, cell in grown))
+    grown = one_walk_more(graph, mask, n_random, seed)
+    gone = [drawn.added.nonzero()[rng.integers(drawn.n_added)].tolist() for drawn in grown]
+    whole = scores_of(bench, (drawn.mask for drawn in grown))
+    cut = scores_of(bench, (_without(drawn.mask, cell) for drawn, cell in zip(grown, gone, strict=True)))
     cells = mask.nonzero().tolist()
     if n_edges is not None and n_edges < len(cells):
         cells = [cells[place] for place in sorted(rng.permutation(len(cells))[:n_edges])]
@@ -321,10 +275,9 @@ def _by_unit(bench: BenchLike, unit: str, values: np.ndarray) -> np.ndarray:
 def _random_circuits(bench: BenchLike, mask: Mask, n: int, size: int | None, pool: str, seed: int) -> list[Tensor]:
     if pool not in ("all", "complement"):
         raise bad_argument("pool", pool, "all or complement")
-    exists, rng = bench.graph.exists, np.random.default_rng(seed)
-    allowed = exists if pool == "all" else exists & ~mask
-    n_edges = int((mask & exists).sum()) if size is None else size
-    return [random_circuit(bench.graph, n_edges, rng, allowed) for _ in range(n)]
+    exists = bench.graph.exists
+    allowed = None if pool == "all" else exists & ~mask
+    return [drawn.mask for drawn in walks(bench.graph, mask & exists, n, seed, n_edges=size, allowed=allowed)]
 
 
 def _without(mask: Mask, cell: Sequence[int]) -> Mask:

@@ -19,7 +19,8 @@ exchanging it moves the whole pattern. So
 The softmax is exact; what follows it is still linear: dm/dA is a slope at the base run, so a query whose head feeds a
 later saturated query is still missed (default model, IOI, 5 pairs: q.24.4 exact -3.00, linear -6.45, here -3.36; but
 q.17.4 exact 2.59, linear .30, here .07). Keys of all positions are replaced
-together, as a patch of the node does, not position by position as in the paper. GradDrop is not part of this.
+together, as a patch of the node does, not position by position as in the paper. GradDrop is not part of this: it is an
+option of one-gradient attribution (`attribute.py`, `grad_drop`).
 Memory: some pairs and some layers at a time, so that patterns and their slopes stay within the model's memory budget.
 """
 

@@ -15,6 +15,7 @@ interest, and to beat them is no evidence (`uniform`, for showing just that). Th
    smaller than a typical walk consist of short ones. To be on a path is not yet to carry anything: in a small union nearly
    all inputs of every reader stay ablated, and it can score zero too. Where it does, to beat it is no evidence either.
 3. `inflated`: the circuit and such walks, until `n_extra` edges were added: edges for its own to be compared with.
+   `one_walk_more`: the circuit and one walk, through an edge that it does not have.
 
 Every record says how many of its edges are on a path at all (`n_live`, see `select.connected`) and how many are the
 circuit's own (`n_shared`). Draw number i depends on the seed and i alone, not on how many are drawn.
@@ -85,13 +86,19 @@ def matched(graph: Graph, mask: Mask, n: int, seed: int = 0) -> tuple[RandomCirc
     return _records(graph, "matched", seed, mask, out)
 
 
-def walks(graph: Graph, mask: Mask, n: int, seed: int = 0) -> tuple[RandomCircuit, ...]:
-    """n unions of random walks with as many edges as `mask`. Give a connected circuit: all edges of walks are."""
+def walks(
+    graph: Graph, mask: Mask, n: int, seed: int = 0, *, n_edges: int | None = None, allowed: Mask | None = None
+) -> tuple[RandomCircuit, ...]:
+    """n unions of random walks with as many edges as `mask`, or `n_edges`. Give a connected circuit: all edges of walks are.
+    `allowed`: the edges they may take. Raises UsageError where those form no path, or too few."""
     mask = _circuit(graph, mask)
-    walker, none = _Walker(graph), np.zeros(mask.numel(), dtype=bool)
+    walker, none = _Walker(graph, allowed), np.zeros(mask.numel(), dtype=bool)
+    size, most = int(mask.sum()) if n_edges is None else n_edges, len(walker.cells)
+    if int(size) != size or not 1 <= size <= most:
+        raise bad_argument("n_edges", size, f"1 to {most}, the edges that are on a path")
     out = []
     for number, rng in _streams(n, seed):
-        added, n_trimmed = walker.grow(none, int(mask.sum()), rng)
+        added, n_trimmed = walker.grow(none, int(size), rng)
         out.append((number, torch.from_numpy(added).view(mask.shape), 0, n_trimmed))
     return _records(graph, "walks", seed, mask, out)
 
@@ -107,6 +114,23 @@ def inflated(graph: Graph, mask: Mask, n_extra: int, seed: int = 0) -> Inflated:
     return Inflated(mask | new, new, seed, int(new.sum()), n_trimmed)
 
 
+def one_walk_more(graph: Graph, mask: Mask, n: int, seed: int = 0) -> tuple[Inflated, ...]:
+    """n times the circuit with a random walk through an edge outside of it."""
+    mask = checked_mask(graph, mask)
+    walker, own = _Walker(graph), mask.numpy()
+    outside = walker.cells[~own[walker.cells[:, 0], walker.cells[:, 1]]]
+    if not len(outside):
+        raise bad_argument("mask", f"{int(mask.sum())} edges", "a circuit that leaves paths of the graph out")
+    out = []
+    for _, rng in _streams(n, seed):
+        _, cells = walker.walks(outside[rng.integers(len(outside))][None], rng)
+        new = np.zeros(mask.numel(), dtype=bool)
+        new[cells] = True
+        added = torch.from_numpy(new).view(mask.shape) & ~mask
+        out.append(Inflated(mask | added, added, seed, int(added.sum()), 0))
+    return tuple(out)
+
+
 def uniform(graph: Graph, n_edges: int, n: int, seed: int = 0) -> tuple[RandomCircuit, ...]:
     """n circuits of edges drawn from the whole graph. A weak control; see above."""
     if int(n_edges) != n_edges or not 1 <= n_edges <= graph.n_edges:
@@ -118,15 +142,22 @@ def uniform(graph: Graph, n_edges: int, n: int, seed: int = 0) -> tuple[RandomCi
 
 
 class _Walker:
-    """Random walks embed -> .. -> logits, many at once. Readers of a writer are the last ones, writers of a reader the
-    first ones: both come in the order they run."""
+    """Random walks embed -> .. -> logits, many at once, over all edges or some that are allowed, without their dead ends."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.cells, self.shape = graph.cells.numpy(), tuple(graph.exists.shape)
+    def __init__(self, graph: Graph, allowed: Mask | None = None) -> None:
+        mask = graph.exists if allowed is None else checked_mask(graph, allowed, "allowed")
+        live = Wiring(graph).connected(mask.numpy())
+        if not live.any():
+            raise bad_argument("allowed", f"{int(mask.sum())} edges", "edges that connect the embeddings with the logits")
+        self.cells, self.shape = np.argwhere(live.T)[:, ::-1], live.shape
         self.embed, self.logits = graph.writer_number[EMBED], graph.reader_number[LOGITS]
-        self.n_in, self.n_out = graph.exists.sum(0).numpy(), graph.exists.sum(1).numpy()
-        self.behind = _Choice([[graph.reader_number[v] for v in graph.readers_of(u)] for u in graph.writers])
-        self.ahead = _Choice([[graph.writer_number[u] for u in graph.node_of(v)] for v in graph.readers])
+        fed, leads = live.any(0), live.any(1)
+        self.writers = _Choice([column.nonzero()[0].tolist() for column in live.T])
+        self.readers = _Choice([row.nonzero()[0].tolist() for row in live])
+        self.behind = _Choice([[v for v in map(graph.reader_number.__getitem__, graph.readers_of(u)) if fed[v]]
+                               for u in graph.writers])  # fmt: skip
+        self.ahead = _Choice([[u for u in map(graph.writer_number.__getitem__, graph.node_of(v)) if leads[u]]
+                              for v in graph.readers])  # fmt: skip
 
     def grow(self, have: Flat, n_new: int, rng: np.random.Generator) -> tuple[Flat, int]:
         """Walks through edges in random order until `n_new` are there that were not in `have`, and how many edges the last
@@ -170,15 +201,15 @@ class _Walker:
         walk = np.arange(len(writer))
         while len(walk := walk[writer != self.embed]):
             reader = self.behind(writer[writer != self.embed], rng)
-            writer = rng.integers(0, self.n_in[reader])
+            writer = self.writers(reader, rng)
             yield walk, writer, reader
 
     def _ahead(self, reader: Int[np.ndarray, " walk"], rng: np.random.Generator) -> Iterator[tuple[np.ndarray, ...]]:
         """(walk, writer, reader) of the steps from these readers to the logits, the first first."""
-        walk, n = np.arange(len(reader)), self.shape[1]
+        walk = np.arange(len(reader))
         while len(walk := walk[reader != self.logits]):
             writer = self.ahead(reader[reader != self.logits], rng)
-            reader = n - self.n_out[writer] + rng.integers(0, self.n_out[writer])
+            reader = self.readers(writer, rng)
             yield walk, writer, reader
 
 

@@ -1,4 +1,4 @@
-"""`assay circuit find|test|show|export|import|coactive`."""
+"""`assay circuit find|test|edge|show|export|import|coactive`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -32,6 +32,7 @@ circuit.add_command(coactive)
 @click.option("--level", default=None, help="edge or node. Default: edge; of atp and relevance: node.")
 @click.option("--target", default=0.85, show_default=True, help="Share of the effect on tune that the circuit must carry.")
 @click.option("--steps", type=int, default=None, help="Of eap-ig. Default: as many as its residual asks for, pair by pair.")
+@click.option("--grad-drop", is_flag=True, help="Of eap: a backward pass per layer, so that what cancels shows.")
 @click.option("--n", default=20, show_default=True, help="Pairs to find it on (discover).")
 @click.option("--tune", default=16, show_default=True, help="Pairs to choose its size on.")
 @click.option("--confirm", default=80, show_default=True, help="Pairs the claim will be tested on.")
@@ -56,12 +57,14 @@ def find(
     from assay.circuits.formats import write_circuit
     from assay.data.prepare import prepare
     from assay.evidence.claims import record_look
+    from assay.evidence.known import stated_before
     from assay.evidence.run import Settings, state_claim
     from assay.evidence.source import Source
 
     source = Source(task_source(task, task_file), given["corruption"])
     level = level or ("node" if given["method"] in ("atp", "relevance") else "edge")
-    plan = FindPlan(given["method"], level, given["target"], steps=given["steps"], seed=common.seed)
+    plan = FindPlan(given["method"], level, given["target"], steps=given["steps"], seed=common.seed,
+                    grad_drop=given["grad_drop"])  # fmt: skip
     plan.check()
     pairs = {split: source.items(split, n, common.seed) for split, n in (("discover", given["n"]), ("tune", given["tune"]))}
     model = common.load(name, dtype, prepend_bos)
@@ -78,8 +81,12 @@ def find(
     paths = _pictures(folder, stem, made, found)
     settings = Settings(tune=given["tune"], confirm=given["confirm"], ood=given["ood"], seed=common.seed, draws=given["draws"],
                         options={"rival": list(found.rival)} if found.rival else {})  # fmt: skip
-    with common.progress("stating the claim"):
-        stated, locked = state_claim(store, model, source, list(found.parts), settings=settings)
+    before = stated_before(store, model, source, list(found.parts), settings=settings)
+    if before is not None:
+        stated, locked = before, store.plan(before.id)
+    else:
+        with common.progress("stating the claim"):
+            stated, locked = state_claim(store, model, source, list(found.parts), settings=settings)
     from assay.evidence.cautions import warnings_of
 
     made = replace(made, plan={**made.plan, "claim": stated.id})
@@ -87,7 +94,15 @@ def find(
     warnings = [*found.warnings, *warnings_of(locked)]
     for warning in warnings:
         common.note(f"warning: {warning}")
-    common.emit(_record(made, found, stated.id, warnings, paths), lambda: _found_text(found, stated.id, name, paths))
+    again = None if before is None else _verdict_word(store, before.id)
+    record = {**_record(made, found, stated.id, warnings, paths), "stated_before": before is not None}
+    common.emit(record, lambda: _found_text(found, stated.id, name, paths, again))
+
+
+def _verdict_word(store: Any, claim: str) -> str:
+    """The verdict a claim has."""
+    verdict = store.verdict(claim)
+    return "not tested yet" if verdict is None else verdict.verdict
 
 
 def _pictures(folder: Path, stem: str, made: Any, found: Any) -> list[Path]:
@@ -122,7 +137,10 @@ def _record(made: Any, found: Any, claim: str, warnings: Sequence[str], paths: S
     }  # fmt: skip
 
 
-def _found_text(found: Any, claim: str, name: str, paths: Sequence[Path]) -> str:
+def _found_text(found: Any, claim: str, name: str, paths: Sequence[Path], again: str | None = None) -> str:
+    """What was found, in words. `again`: the verdict of the claim, where it was stated by an earlier search."""
+    from assay.cli.circuit_measures import areas_text, curve_record
+
     point = found.curves["resample"].points[found.chosen]
     signed = dict(zip(found.attribution.names, found.attribution.scores.tolist(), strict=True))
     strongest = sorted(found.parts, key=lambda part: -abs(signed[part]))
@@ -133,6 +151,7 @@ def _found_text(found: Any, claim: str, name: str, paths: Sequence[Path]) -> str
         *(f"  {how:<9} {_share(curve.points[found.chosen].f)}" for how, curve in found.curves.items()),
         f"  random circuits of the same make: {', '.join(f'{value:.0%}' for value in found.controls.get(found.chosen, []))}",
         f"  not explained: {_share(point.unexplained)}",
+        *areas_text(curve_record(found.curves["resample"])),
     ]  # fmt: skip
     if found.stability is not None:
         lines.append(f"split-half Jaccard of the top as many: {found.stability.jaccard[0].mean:.2f}"
@@ -143,7 +162,12 @@ def _found_text(found: Any, claim: str, name: str, paths: Sequence[Path]) -> str
     lines.append("strongest:")
     lines += [f"  {label:<24} {signed[label]:+.3f}" for label in strongest[:SHOWN]]
     lines += [f"written: {path}" for path in paths]
-    lines.append(f"stated: {claim} (found by looking; not tested yet)\nnext: assay circuit test {name} {paths[0]}")
+    if again is None:
+        lines.append(f"stated: {claim} (found by looking; not tested yet)")
+    else:
+        lines.append(f"the same circuit was stated with the same plan before: {claim} ({again}); no second claim was made")
+    if again in (None, "not tested yet"):
+        lines.append(f"next: assay circuit test {name} {paths[0]}")
     return "\n".join(lines)
 
 
@@ -158,20 +182,31 @@ def _share(estimate: Any) -> str:
 @click.argument("path", metavar="CIRCUIT")
 @click.option("--task", default=None, help="A bundled task or a file: for a circuit that no claim is stated about yet.")
 @click.option("--format", "form", default="assay", show_default=True, help="assay or eap (files of EAP-IG and MIB)")
+@click.option("--tests", default=50, show_default=True,
+              help="Random circuits for the tests of Shi et al., on tune pairs; 0: none. Below 44 none is shown.")  # fmt: skip
 @click.option("--require", type=click.Choice(["supported"]), help="Exit 1 unless the verdict is this, and not exploratory.")
 @model_options
 @common_options
 def test_(
-    common: Common, name: str, path: str, task: str | None, form: str, require: str | None, dtype: str,
+    common: Common, name: str, path: str, task: str | None, form: str, tests: int, require: str | None, dtype: str,
     prepend_bos: bool | None,
 ) -> None:  # fmt: skip
-    """Test the claim about CIRCUIT (a file, or a claim) on sealed data, once, and decide."""
+    """Test the claim about CIRCUIT (a file, or a claim) on sealed data, once, and decide.
+
+    Beside the verdict: areas over sizes (CPR, CMD) of the file's curve, and the five tests of Shi et al. on tune pairs.
+    They describe the circuit; the gates decide.
+    """
     import sys
 
     from assay.atlas.store import Atlas
+    from assay.circuits.formats import read_circuit
+    from assay.cli.circuit_measures import areas_record, shi_tests
     from assay.evidence.run import test_claim
+    from assay.records import plain
     from assay.report.terminal import verdict_panel
 
+    if tests < 0:
+        raise bad_argument("--tests", tests, "0 or more")
     store = Atlas(common.atlas)
     model = None
     claim = path if path.startswith("c-") and not Path(path).exists() else _claim_in(path) if task is None else None
@@ -183,16 +218,90 @@ def test_(
     with common.progress("testing") as report:
         verdict = test_claim(store, stated.id, model, report)
     beside = sorted(Path(path).parent.glob(f"{Path(path).stem}*.html")) if Path(path).exists() else []
-    common.emit({**verdict.to_json(), "files": [str(file) for file in beside]},
-                lambda: _verdict_text(verdict_panel(verdict.to_json()), beside))  # fmt: skip
+    areas = areas_record(read_circuit(path)) if Path(path).exists() and form == "assay" else None
+    found = shi_tests(common, store, model, stated, tests) if tests else None
+    record = {**verdict.to_json(), "files": [str(file) for file in beside], "areas": areas,
+              "shi": None if found is None else {**plain(found), "against": found.against()}}  # fmt: skip
+    common.emit(record, lambda: _verdict_text(verdict_panel(verdict.to_json()), beside, areas, found))
     if require and (verdict.verdict != require or "exploratory" in verdict.qualifiers):
         sys.exit(EXIT_NOT_AS_REQUIRED)
 
 
-def _verdict_text(panel: Any, files: Sequence[Path]) -> Any:
+def _verdict_text(panel: Any, files: Sequence[Path], areas: Any = None, tests: Any = None) -> Any:
     from rich.console import Group
+    from rich.text import Text
 
-    return Group(panel, *(f"picture: {file}" for file in files))
+    from assay.cli.circuit_measures import areas_text, tests_text
+
+    lines = [*([] if areas is None else areas_text(areas)), *tests_text(tests), *(f"picture: {file}" for file in files)]
+    return Group(panel, *map(Text, lines))
+
+
+@circuit.command()
+@click.argument("name", metavar="MODEL")
+@click.argument("path", metavar="CIRCUIT")
+@click.argument("edge", metavar="EDGE")
+@click.option("--task", default=None, help="A bundled task or a file. Default: the one of the circuit's claim, or of its file.")
+@click.option("--quantifier", default="tends", show_default=True, help="tends, usually or always")
+@click.option("--tune", default=24, show_default=True, help="Pairs to fix direction and sign on.")
+@click.option("--confirm", default=80, show_default=True, help="Pairs to test it on.")
+@click.option("--ood", default=40, show_default=True, help="Pairs of further templates to test it on.")
+@click.option("--draws", default=19, show_default=True, help="Other edges of the same kind to compare it with.")
+@click.option("--require", type=click.Choice(["supported"]), help="Exit 1 unless the verdict is this, and not exploratory.")
+@model_options
+@common_options
+def edge(
+    common: Common, name: str, path: str, edge: str, task: str | None, quantifier: str, require: str | None, dtype: str,
+    prepend_bos: bool | None, **sizes: int,
+) -> None:  # fmt: skip
+    """State that one EDGE of CIRCUIT (z.3.1->q.5.2) connects, test it on sealed data, once, and decide.
+
+    The writer's output is exchanged for that of the pair's other prompt, in this reader alone: does it arrive there, and
+    does the behaviour depend on it, more than on other edges of its kind and more than with another pair's value? For an
+    edge that is in no circuit: assay claim state MODEL TASK EDGE --kind connects
+    """
+    import sys
+
+    from assay.atlas.store import Atlas
+    from assay.circuits.formats import read_circuit
+    from assay.circuits.graph import graph_of
+    from assay.evidence.known import stated_before
+    from assay.evidence.run import Settings, Statement, state_claim, test_claim
+    from assay.report.terminal import verdict_panel
+
+    store = Atlas(common.atlas)
+    held = read_circuit(path)
+    cell = held.graph.edge(edge)
+    if not bool(held.mask[cell]):
+        strongest = ", ".join(str(held.graph.name(each)) for each in held.strongest()[:4])
+        raise bad_argument("EDGE", edge, f"an edge of this circuit, such as {strongest}",
+                           "For any other: assay claim state MODEL TASK EDGE --kind connects")  # fmt: skip
+    source = _source_of(store, held, task)
+    model = common.load(name, dtype, prepend_bos)
+    graph_of(model).edge(edge)
+    words, settings = Statement("connects", quantifier), replace(Settings(seed=common.seed), **sizes)
+    with common.progress("stating the claim"):
+        named = str(held.graph.name(cell))
+        stated = stated_before(store, model, source, named, statement=words, settings=settings)
+        if stated is None or store.verdict(stated.id) is not None:
+            stated, _ = state_claim(store, model, source, named, statement=words, settings=settings)
+    with common.progress("testing") as report:
+        verdict = test_claim(store, stated.id, model, report)
+    common.emit(verdict.to_json(), lambda: verdict_panel(verdict.to_json()))
+    if require and (verdict.verdict != require or "exploratory" in verdict.qualifiers):
+        sys.exit(EXIT_NOT_AS_REQUIRED)
+
+
+def _source_of(store: Any, held: Any, task: str | None) -> Any:
+    """The pairs a circuit is about: those named, those of its claim, or the task its file names."""
+    from assay.evidence.source import Source, source_of
+
+    claim = held.plan.get("claim")
+    if task is None and isinstance(claim, str) and claim in store.claim_ids():
+        return source_of(store.claim(claim).task)
+    if not (task or held.task):
+        raise bad_argument("--task", "nothing", "the task that the circuit is about")
+    return Source(task or held.task)
 
 
 def _claim_in(path: str) -> str:

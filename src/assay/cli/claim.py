@@ -11,7 +11,8 @@ import click
 from assay.cli.claim_cards import CARD_COMMANDS
 from assay.cli.common import Common, common_options, model_options
 from assay.cli.given import number, options_of, pairs, rule_of, settings_of, subject_of
-from assay.errors import bad_argument
+from assay.cli.opened import open_for, subject_with
+from assay.errors import ReproduceError, bad_argument
 from assay.records import Claim, Plan
 
 EXIT_NOT_AS_REQUIRED = 1
@@ -33,6 +34,9 @@ def claim() -> None:
               help="Numbers of a direction at the site SUBJECT: .safetensors, .npy or .json; may be given again.")  # fmt: skip
 @click.option("--rule", default=None, metavar="TEXT",
               help="When the feature is on (kind explains): concept, /pattern/, words, or JSON.")  # fmt: skip
+@click.option("--dictionary", "dictionaries", multiple=True, metavar="PATH",
+              help="An SAE in place of the site SUBJECT (reconstructs); again: another of the same recipe.")  # fmt: skip
+@click.option("--use", default=None, help="What it is good for: listing features, steering, standing in the loss.")
 @click.option("--part", "parts", multiple=True, metavar="NAME=X", help="Another part of the subject: probe, strengths, ..")
 @click.option("--quantifier", default="tends", show_default=True, help="tends, usually or always")
 @click.option("--statement", "text", default="", help="The claim in your words.")
@@ -50,14 +54,15 @@ def state(common: Common, name: str, data: str, subject: str, dtype: str, prepen
 
     DATA: a bundled task or concept, or a file of one (JSONL, CSV). SUBJECT, comma-separated where there are several:
     heads and layers (z.L.H, mlp_out.L, attn_out.L, resid_post.L) for mediates; units (mlp_act.L.N), or sites with
-    --direction, for represents, uses, steers, explains, detects and connects (source,target); a site for decodes.
+    --direction, for represents, uses, steers, explains, detects and connects (source,target); an edge of the graph
+    (z.3.1->q.5.2) for connects; a site for decodes.
     """
-    from assay.evidence.kinds import KINDS
+    from assay.evidence.kinds import KINDS, check_items
     from assay.evidence.run import Settings, Statement
     from assay.evidence.search import SEARCHES
     from assay.evidence.source import find_source
 
-    KINDS.get(given["kind"])
+    kind = KINDS.get(given["kind"])
     bars = {key: number("--sesoi", key, value) for key, value in pairs("--sesoi", given["sesoi"]).items()}
     asked = pairs("--search", given["search"])
     budgets = {key: int(number("--search", key, value, whole=True)) for key, value in asked.items()}
@@ -68,9 +73,10 @@ def state(common: Common, name: str, data: str, subject: str, dtype: str, prepen
                        options=options_of(pairs("--option", given["options"])))  # fmt: skip
     words = Statement(given["kind"], given["quantifier"], given["text"], given["parent"])
     parts = options_of(pairs("--part", given["parts"])) | ({} if given["rule"] is None else {"rule": rule_of(given["rule"])})
-    named = subject_of(subject, given["directions"], parts)
+    whole = subject_with(common, given["kind"], subject, given["dictionaries"], given["use"])
+    named = whole or subject_of(subject, given["directions"], parts)
     source = find_source(data, given["corruption"])
-    source.items("tune", settings.tune, common.seed)  # refuses a bad file before the model is loaded
+    check_items(kind, source.items("tune", settings.tune, common.seed), source.name)  # before the model is loaded
     _state(common, common.load(name, dtype, prepend_bos), source, named, words, bars, settings)
 
 
@@ -85,7 +91,8 @@ def _state(common: Common, model: Any, source: Any, named: Any, words: Any, bars
     store = Atlas(common.atlas)
     stated, plan = state_claim(store, model, source, named, statement=words, sesoi=bars, settings=settings)
     left_out = source.dropped()
-    warnings = [*(f"{n} items of {source.name} are in no split: {why}." for why, n in left_out.items()), *warnings_of(plan)]
+    warnings = [*(f"{n} items of {source.name} are in no split: {why}." for why, n in left_out.items()),
+                *warnings_of(plan, source)]  # fmt: skip
     for warning in warnings:
         common.note(f"warning: {warning}")
     record = {"claim": stated.id, "statement": stated.statement, "lock": plan.lock, "warnings": warnings,
@@ -109,13 +116,15 @@ def _check_subject(model: Any, kind: str, named: Any) -> None:
 @claim.command()
 @click.argument("claim_id", metavar="CLAIM")
 @click.option("--model", "name", default=None, metavar="MODEL", help="Where the model is now, if it moved.")
+@click.option("--file", "data", default=None, metavar="FILE", help="Where the claim's own data file is now, if it moved.")
+@click.option("--dictionary", "dictionaries", multiple=True, metavar="PATH", help="Where the claim's dictionary is now.")
 @click.option("--corpus", default=None, metavar="FILE", help="Ordinary texts to look for counterexamples in, one a line.")
 @click.option("--require", type=click.Choice(["supported"]), help="Exit 1 unless the verdict is this, and not exploratory.")
 @model_options
 @common_options
 def test(
-    common: Common, claim_id: str, name: str | None, corpus: str | None, require: str | None, dtype: str,
-    prepend_bos: bool | None,
+    common: Common, claim_id: str, name: str | None, data: str | None, dictionaries: tuple[str, ...], corpus: str | None,
+    require: str | None, dtype: str, prepend_bos: bool | None,
 ) -> None:  # fmt: skip
     """Read the sealed splits of CLAIM, once, and decide."""
     from assay.atlas.store import Atlas
@@ -126,9 +135,11 @@ def test(
     store = Atlas(common.atlas)
     stated = store.claim(claim_id)
     texts = () if corpus is None else read_corpus(Path(corpus))
+    source = data_of(stated, data)
+    open_for(stated.subject, dictionaries)
     model = common.load(name or model_of(stated), dtype, prepend_bos)
     with common.progress("testing") as report:
-        verdict = test_claim(store, claim_id, model, report, corpus=texts)
+        verdict = test_claim(store, claim_id, model, report, source=source, corpus=texts)
     common.emit(verdict.to_json(), lambda: verdict_panel(verdict.to_json()))
     if require and (verdict.verdict != require or "exploratory" in verdict.qualifiers):
         sys.exit(EXIT_NOT_AS_REQUIRED)
@@ -209,10 +220,15 @@ def verify(common: Common, claim_id: str | None) -> None:
 @claim.command()
 @click.argument("claim_id", metavar="CLAIM")
 @click.option("--model", "name", default=None, metavar="MODEL", help="Where the model is now, if it moved.")
+@click.option("--file", "data", default=None, metavar="FILE", help="Where the claim's own data file is now, if it moved.")
+@click.option("--dictionary", "dictionaries", multiple=True, metavar="PATH", help="Where the claim's dictionary is now.")
 @click.option("--who", default="", help="Who replicates, for the record.")
 @model_options
 @common_options
-def replay(common: Common, claim_id: str, name: str | None, who: str, dtype: str, prepend_bos: bool | None) -> None:
+def replay(
+    common: Common, claim_id: str, name: str | None, data: str | None, dictionaries: tuple[str, ...], who: str, dtype: str,
+    prepend_bos: bool | None,
+) -> None:  # fmt: skip
     """Measure CLAIM again from its plan and compare.
 
     Exit 0: the same verdict and numbers. 10: they differ. 3: stored records do not hold. 4: it cannot be
@@ -222,9 +238,12 @@ def replay(common: Common, claim_id: str, name: str | None, who: str, dtype: str
     from assay.evidence.replay import replay_claim
 
     store = Atlas(common.atlas)
-    model = common.load(name or model_of(store.claim(claim_id)), dtype, prepend_bos)
+    stated = store.claim(claim_id)
+    source = data_of(stated, data)
+    open_for(stated.subject, dictionaries)
+    model = common.load(name or model_of(stated), dtype, prepend_bos)
     with common.progress("replaying") as report:
-        found = replay_claim(store, claim_id, model, report, who=who)
+        found = replay_claim(store, claim_id, model, report, source=source, who=who)
     said = "the same verdict and numbers" if found.same else "it differs"
     record = {"claim": claim_id, "same": found.same, "before": found.before, "again": found.again.verdict,
               "moved": list(found.moved)}  # fmt: skip
@@ -252,12 +271,24 @@ def stated_text(stated: Claim, plan: Plan) -> str:
 
 def model_of(stated: Claim) -> str:
     """What to give `load_model` for the model of a claim."""
+    from assay.data.whereabouts import LOCAL, last_seen
+
     source = str(stated.subject.get("source", ""))
-    if source.startswith("local:"):
-        return source.removeprefix("local:")
+    if source.startswith(LOCAL):
+        folder = last_seen(stated.subject["digest"]) or Path(source.removeprefix(LOCAL))
+        if not folder.is_dir():
+            raise ReproduceError(f"model {stated.subject['model']}: it is not where it was last seen. Give it with --model.")
+        return str(folder)
     if source.startswith("hub:"):
         return source.removeprefix("hub:").partition("@")[0]
     return stated.subject["model"]
+
+
+def data_of(stated: Claim, path: str | None) -> Any:
+    """The data of a claim: from `path` where one is given, else where they are found. Said before a model is loaded."""
+    from assay.evidence.source import given_again, source_of
+
+    return source_of(stated.task) if path is None else given_again(stated.task, path)
 
 
 def about(kind: Any) -> str:

@@ -1,4 +1,6 @@
-"""*connects*: feature A drives feature B.
+"""*connects*: feature A drives feature B, or a writer of the graph drives a reader by the edge between them.
+
+About two features:
 
 1. A claim names two features of one model, A computed before B. It says that A raises B.
 2. On tune, per feature: its off value (median), its spread, and the threshold beyond which it fires (mean + half a
@@ -10,6 +12,8 @@
    along random directions from three pools.
 5. Reverse: B switched off must leave A alone, since A comes first. B switched off must show in B.
 6. Direct or by way of others: the same with all attention and MLP outputs in between kept at their own values.
+
+About an edge (`z.3.1->q.5.2`, on the pairs of a task): `edge_link.py`.
 
 How many pairs were screened to find this one (`screened` in the options, counted on discover data only) is kept
 with the plan. A drop shows that B depends on A under this change; not that nothing else drives B, nor that A is
@@ -25,14 +29,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from assay.errors import SiteError, TaskError, bad_argument
+from assay.circuits.guards import check_task
+from assay.data.prepare import PreparedTask, prepare
+from assay.errors import SiteError, TaskError, UsageError, bad_argument
+from assay.evidence.edge_link import EdgeLink, EdgeSetup, edge_link_setup, edge_of, is_edge
 from assay.evidence.effects import chunks, control_rows, place_of, random_subspaces, record_of, site_features, width
 from assay.evidence.features import Feature, feature_of
 from assay.evidence.gates.base import get_gate
 from assay.evidence.kinds import KINDS, Columns, Item, Progress, made_of
 from assay.model.edits import Edit, patch
 from assay.model.model import Model
-from assay.records import GatePlan, Plan
+from assay.records import GatePlan, Pair, Plan
 from assay.sites import Site
 
 Column = list[float | None]
@@ -321,8 +328,15 @@ class Connects:
     score = "link"
 
     def subject(self, model: Model, given: Any) -> dict[str, Any]:
-        """A `Link`, {"source", "target"} or a pair of features. Raises UsageError, also where A comes after B."""
+        """A `Link`, {"source", "target"} or a pair of features, the driving one first; or an edge, WRITER->READER. Raises
+        UsageError, also where A comes after B."""
+        if is_edge(given):
+            edge = edge_of(model, given)
+            return {"sites": [str(edge)], "writer": str(edge.writer), "reader": str(edge.reader)}
         given = made_of(Link, given)
+        if not isinstance(given, str | Link) and isinstance(given, Sequence) and any(map(is_edge, given)):
+            raise bad_argument("subject", ", ".join(map(str, given)), "one edge, or two features",
+                               "State one claim per edge; of what they do together, one of kind mediates.")  # fmt: skip
         if not isinstance(given, Link):
             if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != 2:
                 raise bad_argument("subject", given, "a Link, or two features: the driving one and the driven one")
@@ -337,6 +351,8 @@ class Connects:
     def words(self, subject: Mapping[str, Any], quantifier: str, data: str) -> str:
         """The claim as one sentence."""
         verb = {"tends": "tends to drive", "usually": "usually drives", "always": "always drives"}[quantifier]
+        if "reader" in subject:
+            return f"{subject['writer']} {verb} {subject['reader']} by the edge between them on {data}"
         return f"{subject['sites'][0]} {verb} {subject['sites'][1]} on {data}"
 
     def load(self, model: Model, items: Sequence[Item]) -> Texts:
@@ -350,9 +366,11 @@ class Connects:
 
     def prepare(
         self, model: Model, plan: Plan, subject: Mapping[str, Any], tune: Texts
-    ) -> tuple[ConnectSetup, dict[str, Any]]:
-        """Off values, thresholds, matched features and random directions, from tune."""
+    ) -> tuple[ConnectSetup | EdgeSetup, dict[str, Any]]:
+        """Off values, thresholds, matched features and random directions, from tune; of an edge other edges."""
         settings, options = plan.settings, plan.settings["options"]
+        if "reader" in subject:
+            return _prepare_edge(model, plan, subject, tune)
         a, b = (_read_tune(model, feature_of(subject[name]), tune) for name in ("source", "target"))
         matched = like(b[0], b[1], N_MATCHED, settings["seed"])
         drawn = random_subspaces(a[1] - a[1].mean(0), a[0].vector[None], settings["draws"], settings["seed"])
@@ -365,16 +383,51 @@ class Connects:
         return setup, record
 
     def measure(
-        self, model: Model, data: Texts, setup: ConnectSetup, gates: Sequence[GatePlan], report: Progress | None = None
-    ) -> Columns:
-        """All columns the gates need, over all texts of a split."""
-        instrument = ConnectInstrument(model, data, setup)
+        self, model: Model, data: Texts, setup: ConnectSetup | EdgeSetup, gates: Sequence[GatePlan],
+        report: Progress | None = None,
+    ) -> Columns:  # fmt: skip
+        """All columns the gates need, over all texts of a split; None for pairs that an edge cannot be measured on."""
+        rows = None
+        if isinstance(setup, EdgeSetup):
+            task, rows = aligned_pairs(model, data)
+            instrument = EdgeLink(model, task, setup)
+        else:
+            instrument = ConnectInstrument(model, data, setup)
         columns: Columns = {}
         for number, gate in enumerate(gates):
             columns.update(get_gate(gate.name).measure(instrument, gate))
             if report:
                 report("measuring", number + 1, len(gates))
-        return columns
+        return columns if rows is None else {name: _over(rows, values, len(data)) for name, values in columns.items()}
+
+
+def aligned_pairs(model: Model, data: Texts) -> tuple[PreparedTask, list[int]]:
+    """The pairs that agree token by token, and their rows. Raises UsageError for texts that are no pairs, TaskError where no
+    pair is left."""
+    if not all(isinstance(item, Pair) for item in data.items):
+        raise UsageError("data: got labelled texts; allowed: a task (pairs of prompts), for an edge. See: assay tasks.")
+    task = prepare(data.items, model)
+    kept = {id(pair) for pair in task.pairs}
+    return task, [row for row, item in enumerate(data.items) if id(item) in kept]
+
+
+def _over(rows: Sequence[int], values: Column, n: int) -> Column:
+    out: Column = [None] * n
+    for row, value in zip(rows, values, strict=True):
+        out[row] = value
+    return out
+
+
+def _prepare_edge(model: Model, plan: Plan, subject: Mapping[str, Any], tune: Texts) -> tuple[EdgeSetup, dict[str, Any]]:
+    """As `Connects.prepare`. Raises TaskError also for pairs that would make the numbers meaningless."""
+    if plan.settings["positions"] != "all":
+        raise bad_argument("positions", plan.settings["positions"], "all, for an edge")
+    if unread := sorted(plan.settings["options"]):
+        raise bad_argument("option", ", ".join(unread), "none, for an edge")
+    task, _ = aligned_pairs(model, tune)
+    check_task(model, task, plan.metric)
+    edge = edge_of(model, subject["sites"][0])
+    return edge_link_setup(model, plan, edge, task)
 
 
 def _read_tune(model: Model, feature: Feature, tune: Texts) -> tuple[Reading, Tensor]:

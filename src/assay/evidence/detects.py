@@ -117,7 +117,7 @@ class Detects:
         monitor = subject["monitor"]["type"]
         who = "" if monitor == "feature" else f"a {monitor} probe at "
         adverb = {"tends": "tends to find", "usually": "usually finds", "always": "always finds"}[quantifier]
-        return f"{who}{subject['sites'][0]} {adverb} {data}, with a false alarm on at most 1% of benign texts"
+        return f"{who}{subject['sites'][0]} {adverb} {data}, and almost never fires on benign texts"
 
     def load(self, model: Any, items: Sequence[Example]) -> PreparedConcept:
         """Examples ready to be read."""
@@ -173,9 +173,11 @@ class Fitter:
         self.fair = [float(value) for value in raw if value is not None]
 
     def random_pairs(self, draws: int) -> dict[str, Scorer]:
-        """Monitors fitted on tune texts whose labels were dealt out at random."""
-        rng = np.random.default_rng(self.seed + 1)
-        dealt = [rng.permutation(self.data.labels).tolist() for _ in range(draws)]
+        """Monitors fitted on tune texts whose labels were dealt out at random, as many of each among members as among
+        the rest: among 99 deals of few texts there are always some that agree with the labels, and the strongest of
+        them would be a noisy copy of the claim (as with directions from the covariance, `random_directions`)."""
+        rng, member = np.random.default_rng(self.seed + 1), np.array(self.data.labels) == 1
+        dealt = [_halves(member, rng) for _ in range(draws)]
         return {f"pairs.{number:02d}": PROBES[self.probe](self.data.relabelled(labels), self.c, self.seed)
                 for number, labels in enumerate(dealt)}  # fmt: skip
 
@@ -203,6 +205,14 @@ class Fitter:
         if self.feature:
             return projection(self.feature.direction(data.acts.shape[1]))
         return PROBES[self.probe](data, c, self.seed)
+
+
+def _halves(member: np.ndarray, rng: np.random.Generator) -> list[int]:
+    """1 for a random half of the members and a random half of the rest."""
+    label, more = np.zeros(len(member), dtype=int), int(rng.integers(2))  # which side of an odd number gets one more
+    for rows, odd in ((np.flatnonzero(member), more), (np.flatnonzero(~member), 1 - more)):
+        label[rng.permutation(rows)[: (len(rows) + odd) // 2]] = 1
+    return label.tolist()
 
 
 def benign_threshold(scores: Sequence[float], labels: Sequence[int], rate: float = FALSE_ALARMS) -> float:

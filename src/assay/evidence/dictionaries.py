@@ -59,8 +59,17 @@ def opened(dictionary: Dictionary) -> Dictionary:
     return dictionary
 
 
+def is_open(digest: str) -> bool:
+    """Whether a dictionary of that digest is known."""
+    return digest in _OPEN
+
+
 def directions_of(dictionary: Dictionary) -> Float[Tensor, "latent d"]:
-    """What each latent adds when it is 1 and all others are 0, scaled to unit norm."""
+    """What each latent adds when it is 1 and all others are 0, scaled to unit norm. One that has `directions()` says
+    so itself; of any other each latent is decoded alone, which takes width x width numbers."""
+    rows: Any = getattr(dictionary, "directions", None)
+    if rows is not None:
+        return unit(rows().float())
     nothing = torch.zeros(1, dictionary.width)
     return unit(dictionary.decode(torch.eye(dictionary.width)) - dictionary.decode(nothing))
 
@@ -157,7 +166,7 @@ def for_use(*uses: str) -> Callable[[Claim], bool]:
 def known(record: Mapping[str, Any]) -> Dictionary:
     if record["digest"] not in _OPEN:
         raise bad_argument("dictionary", f"{record['name']} ({record['digest'][:12]}), which is not open", "an open one",
-                           "Open it with assay.evidence.dictionaries.opened(dictionary).")  # fmt: skip
+                           "Open it with opened(dictionary) in Python, or --dictionary PATH.")  # fmt: skip
     return _OPEN[record["digest"]]
 
 

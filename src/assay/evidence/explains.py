@@ -65,6 +65,16 @@ class Explains:
         said = f" ({subject['text']})" if subject["text"] else ""
         return f"{subject['sites'][0]} {adverb} where {rule_words(subject['rule'])}{said}, and not elsewhere, in {data}"
 
+    def check_texts(self, subject: Mapping[str, Any], split: str, items: Sequence[Example]) -> None:
+        """Raises TaskError unless the rule says yes of some texts of a split and no of others."""
+        on = sum(rule_of(subject["rule"])(items))
+        if 0 < on < len(items):
+            return
+        hint = " Words that texts are read at are held out: those of one split are in no other." * (on == 0)
+        raise TaskError(f"{split}: {rule_words(subject['rule'])} in {'all' if on else 'none'} of {len(items)} texts; a rule"
+                        f" must hold in some texts of every split and not in others.{hint} Give a rule that covers"
+                        " them (concept, a pattern, a longer list), or texts of your own.")  # fmt: skip
+
     def load(self, model: Any, items: Sequence[Example]) -> PreparedConcept:
         """Examples ready to be read."""
         return as_host(model).load(items)
@@ -76,8 +86,6 @@ class Explains:
         host, feature, seed = as_host(model), feature_of(subject["feature"]), plan.settings["seed"]
         rule = rule_of(subject["rule"])
         labels = rule(tune.examples)
-        if len(set(labels)) < 2:
-            raise TaskError(f"tune: the rule says the same of all {len(labels)} texts; it must say both on and off.")
         acts = host.read(feature.site, tune)
         claimed = projection(feature.direction(acts.shape[1]))
         scores = numbers(claimed(acts))

@@ -2,6 +2,7 @@
 
 A feature claim needs two things of a host: activations at a site, one vector per example, read at the
 example's token; and an untrained twin of it, for the control that asks whether training mattered.
+Latents of an open dictionary (`assay.features.opened`) are read like a site, from the sites that it reads.
 Planted worlds (`assay.testing`) are hosts themselves, so that gates meet known truths on the same road.
 """
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from assay.data.prepare_concept import PreparedConcept, prepare_concept
 from assay.errors import bad_argument
+from assay.features.opened import is_latent, read_latents
 from assay.model.load import load_model
 from assay.model.model import Model
 from assay.records import Example
@@ -67,6 +69,8 @@ class ModelHost:
         return prepare_concept(examples, self.model)
 
     def read(self, site: str, data: PreparedConcept) -> Float[Tensor, "example d"]:
+        if is_latent(site):
+            return read_latents(site, lambda source: self.read(source, data), torch.tensor(data.at))
         places = torch.tensor(data.at)[:, None]
         acts = self.model.capture(data.tokens, site, positions=places)[site]
         return acts.reshape(len(data), -1).float()

@@ -94,6 +94,15 @@ def made_of(record: type, given: Any) -> Any:
     return record(**given)
 
 
+@runtime_checkable
+class ChecksTexts(Protocol):
+    """A kind that can tell from texts alone that there would be nothing to test."""
+
+    def check_texts(self, subject: Mapping[str, Any], split: str, items: Sequence[Item]) -> None:
+        """Raises TaskError. No model sees the texts."""
+        ...
+
+
 KINDS: Registry[Kind] = Registry("claim kind")
 
 
@@ -102,5 +111,5 @@ def check_items(kind: Kind, items: Sequence[Item], data: str) -> None:
     names = {Pair: "a task (pairs of prompts)", Example: "a concept (labelled texts)"}
     wanted = [taken for taken in get_args(get_type_hints(kind.load).get("items")) if taken in names]
     if wanted and items and not isinstance(items[0], tuple(wanted)):
-        hint = f"See: assay {'tasks' if Pair in wanted else 'concepts'}."
+        hint = f"{data} is {names[type(items[0])]}. See: assay {'tasks' if Pair in wanted else 'concepts'}."
         raise bad_argument("data", data, f"{' or '.join(names[taken] for taken in wanted)} for kind {kind.name}", hint)

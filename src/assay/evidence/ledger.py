@@ -5,7 +5,7 @@
 2. The head (count and last hash) is kept apart from the entries, so that dropping the last entries
    shows as well.
 3. A read of confirm data is an entry ("ticket") written before the data are opened. Reads of the
-   same clusters for the same subject are counted, and alpha is divided by the count.
+   same clusters for the same subject are counted, and the k-th is decided at alpha / k^2.
 4. Looks outside of claim tests (sweeps, exploration) name their clusters too; a claim tested on
    clusters that were looked at is *exploratory*.
 5. Questions about entries (reads, looks, family, counts) are answered from an index that every entry is

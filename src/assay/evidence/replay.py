@@ -19,9 +19,8 @@ from assay.evidence.claims import ClaimStore, audit, ruled
 from assay.evidence.empirical import MISBEHAVES
 from assay.evidence.kinds import Progress
 from assay.evidence.ledger import now
-from assay.evidence.run import Trial
+from assay.evidence.run import Trial, passport_of
 from assay.evidence.source import Population
-from assay.passport import run_passport
 from assay.records import GateResult, Replication, Verdict
 
 TOLERANCE = 1e-3  # of effects that are shares: rounding of another processor is far below, a changed effect above
@@ -66,7 +65,7 @@ def replay_claim(
                   family=before.decision["family"])  # fmt: skip
     moved = moved_gates(evidence.gates, outcome.gates, tolerance)
     same = (again.verdict, again.reasons, again.qualifiers) == (before.verdict, before.reasons, before.qualifiers)
-    passport = {**model.passport(), **run_passport(plan.settings)}
+    passport = passport_of(model, plan)
     where = f"{platform.system()} {platform.machine()}, {passport.get('device', 'cpu')}"
     store.record_replication(Replication(claim_id, who or "not named", where, same and not moved, before.verdict,
                                          again.verdict, moved, now(), passport))  # fmt: skip

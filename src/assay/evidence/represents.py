@@ -1,6 +1,7 @@
 """*represents*: this feature stands for this concept.
 
-1. A claim names one feature: a unit of a site (`mlp_act.3.17`) or a direction at a site.
+1. A claim names one feature: a unit of a site (`mlp_act.3.17`), a latent of an open dictionary (`latent.NAME.17`; the claim
+   keeps the dictionary's digest) or a direction at a site.
 2. On tune: thresholds of its activation, random directions from the covariance there, the words' own
    score, the best other units as rivals, untrained twins. All of it before sealed data are read.
 3. On confirm and ood: does it rank members above non-members, better than random directions, shuffled
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from assay.data.prepare_concept import PreparedConcept
+from assay.errors import ReproduceError
 from assay.evidence.features import feature_of
 from assay.evidence.hosts import Host, as_host
 from assay.evidence.kinds import KINDS, Columns, Progress
@@ -30,6 +32,7 @@ from assay.evidence.scored import (
     record_of,
     thresholds,
 )  # fmt: skip
+from assay.features.opened import dictionary_at, is_latent
 from assay.records import Example, GatePlan, Plan
 
 SCHEMES = ("all", "permuted")
@@ -45,7 +48,8 @@ class Represents:
     def subject(self, model: Any, given: Any) -> dict[str, Any]:
         """One feature. Raises SiteError or UsageError for anything else."""
         feature = feature_of(given)
-        return {"sites": [feature.name], "feature": feature.record()}
+        subject = {"sites": [feature.name], "feature": feature.record()}
+        return {**subject, "dictionary": _dictionary(feature.site)} if is_latent(feature.site) else subject
 
     def words(self, subject: Mapping[str, Any], quantifier: str, data: str) -> str:
         """The claim as one sentence."""
@@ -61,11 +65,14 @@ class Represents:
     ) -> tuple[ScoreSetup, dict[str, Any]]:
         """Thresholds and controls, from tune."""
         host, feature, seed = as_host(model), feature_of(subject["feature"]), plan.settings["seed"]
+        _same_dictionary(subject)
         acts = host.read(feature.site, tune)
         towards = feature.direction(acts.shape[1])
         claimed = projection(towards)
         half, strict = thresholds(numbers(claimed(acts)), tune.labels)
         directions = random_directions(acts, towards, plan.settings["draws"], seed)
+        if is_latent(feature.site):
+            directions = {name: _without(drawn, towards) for name, drawn in directions.items()}
         rivals = best_units(acts, tune, feature.index, N_RIVALS)
         setup = ScoreSetup(
             feature.site, claimed, half, strict, lexical_scorer([item.text for item in tune.examples], tune.labels),
@@ -82,6 +89,27 @@ class Represents:
     ) -> Columns:  # fmt: skip
         """All columns the gates need."""
         return measure_scores(as_host(model), data, setup, gates, report)
+
+
+def _dictionary(site: str) -> dict[str, Any]:
+    """What a claim about a latent keeps of its dictionary."""
+    found = dictionary_at(site)
+    return {"name": found.name, "digest": found.digest, "width": found.width, "inputs": list(found.spec.inputs)}
+
+
+def _same_dictionary(subject: Mapping[str, Any]) -> None:
+    """Raises ReproduceError when another dictionary is open under the name that a claim is about."""
+    stated = subject.get("dictionary")
+    if stated is not None and (got := dictionary_at(subject["feature"]["site"]).digest) != stated["digest"]:
+        raise ReproduceError(f"the claim is about the dictionary {stated['name']} with digest {stated['digest'][:12]};"
+                             f" the open one has {got[:12]}. Open the one that was claimed about.")  # fmt: skip
+
+
+def _without(drawn: torch.Tensor, towards: torch.Tensor) -> torch.Tensor:
+    """A drawn combination of latents without the claimed one. Latents are sparse: where few others are active, a combination
+    that has the claimed one in it reads nothing else."""
+    rest = drawn - (drawn @ towards) * towards
+    return rest / rest.norm().clamp_min(1e-12)
 
 
 def untrained_twins(host: Host, score: Scorer, seed: int) -> dict[str, tuple[Host, Scorer]]:

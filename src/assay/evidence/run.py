@@ -16,12 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from assay.data.whereabouts import placeless
 from assay.errors import ReproduceError, UsageError, bad_argument
 from assay.evidence import claims
 from assay.evidence.claims import QUANTIFIERS, ClaimStore
 from assay.evidence.empirical import instrument_flags
 from assay.evidence.gates import evaluate
-from assay.evidence.kinds import KINDS, Columns, Data, Item, Kind, Progress, check_items
+from assay.evidence.kinds import KINDS, ChecksTexts, Columns, Data, Item, Kind, Progress, check_items
 from assay.evidence.ledger import now, subject_key
 from assay.evidence.options import check_options
 from assay.evidence.search import SEARCHES, Found, Hunt
@@ -114,6 +115,9 @@ def state_claim(
     plan = claims.make_plan(claim, source, settings.sizes, sesoi or {}, asdict(settings))
     items = source.items("tune", settings.tune, settings.seed)
     check_items(kind, items, source.name)
+    if isinstance(kind, ChecksTexts):
+        for split, n in settings.sizes.items():
+            kind.check_texts(claim.subject, split, source.items(split, n, settings.seed))
     tune = kind.load(model, items)
     setup, controls = kind.prepare(model, plan, claim.subject, tune)
     seen = claims.seen_gates(plan.gates)
@@ -158,7 +162,7 @@ def test_claim(
     started, clock = now(), time.perf_counter()
     outcome = trial.run()
     reads = claims.reads_of(store, subject, plan, trial.items("confirm"))
-    passport = {**model.passport(), **run_passport(plan.settings), "rule": plan.rule_version}
+    passport = {**passport_of(model, plan), "rule": plan.rule_version}
     flags = (*outcome.flags, *instrument_flags(store, model.digest, claim.kind))
     evidence = Evidence(claim.id, plan.lock, passport, outcome.tables, outcome.gates, outcome.search, outcome.data,
                         reads, flags, now())  # fmt: skip
@@ -305,6 +309,13 @@ class Trial:
         return None if report is None else lambda label, done, total: report(f"{label} {split}", done, total)
 
 
+def passport_of(model: Any, plan: Plan) -> dict[str, Any]:
+    """Model and run, without the folders of this machine."""
+    found = model.passport()
+    source = {"source": placeless(str(found["source"]), model.digest)} if "source" in found else {}
+    return {**found, **source, **run_passport(plan.settings)}
+
+
 # the parts of stating ----------------------------------------------------------------------------
 
 
@@ -324,7 +335,8 @@ def _claim(
     body = {
         "version": 1 if parent is None else parent.version + 1, "parent": statement.parent, "kind": statement.kind,
         "statement": text, "quantifier": statement.quantifier,
-        "subject": {"model": model.name, "source": str(model.source), "digest": model.digest, "positions": positions,
+        "subject": {"model": model.name, "source": placeless(str(model.source), model.digest),
+                    "digest": model.digest, "positions": positions,
                     **tokenizer_of(model),
                     **subject},
         "task": source.record(), "direction": "positive",

@@ -23,6 +23,11 @@ KIND_LIMITS = {
         "That nothing else drives the second feature, or that the first drives nothing else.",
         "What either feature stands for: that is another claim (represents).",
     ),
+    "connects by an edge": (
+        "What is carried, or that the reader needs nothing else: most readers are fed by many writers.",
+        "That the edge is stronger than others, or that the task needs it: that is another claim (mediates).",
+        "Anything about what the two prompts of a pair have in common, or about other corruptions of the task.",
+    ),
     "decodes": (
         "That the model uses what can be read here: that is another claim (uses).",
         "That it is stored in this form, or only here.",
@@ -110,7 +115,11 @@ def gate_words(gate: GateResult) -> str:
 
 
 def _share(value: float | None) -> str:
-    return "an unknown share" if value is None else f"{value:.0%}" if abs(value) <= 2 else f"{value:.2f}"
+    return "an unknown share" if value is None else _percent(value) if abs(value) <= 2 else f"{value:.2f}"
+
+
+def _percent(value: float) -> str:
+    return f"{round(value, 2) + 0.0:.0%}"  # no "-0%"
 
 
 def does_not_show(claim: Claim, verdict: str, gates: Sequence[GateResult] = ()) -> tuple[str, ...]:
@@ -125,7 +134,9 @@ def does_not_show(claim: Claim, verdict: str, gates: Sequence[GateResult] = ()) 
     if verdict == "inconclusive":
         return ("That the claim is false.", "That the claim is true: more data or other tests are needed.")
     if claim.kind != "mediates":
-        return (*KIND_LIMITS.get(claim.kind, ()), "That it holds for other texts than those sampled, or for other models.")
+        edge = claim.kind == "connects" and "reader" in claim.subject
+        limits = KIND_LIMITS.get("connects by an edge" if edge else claim.kind, ())
+        return (*limits, "That it holds for other texts than those sampled, or for other models.")
     return (
         "What these parts compute, or that they have no other job.",
         "That they are the only parts, or the smallest set, that could do this.",
@@ -164,7 +175,7 @@ def subject_words(claim: Claim) -> str:
 
 def _estimate(gates: Sequence[GateResult], name: str) -> str:
     found = [gate.estimate for gate in gates if gate.name == name and gate.split == "confirm"]
-    return "an unknown share" if not found or found[0] is None else f"{found[0]:.0%}"
+    return "an unknown share" if not found or found[0] is None else _percent(found[0])
 
 
 def _draws(gates: Sequence[GateResult]) -> str:
@@ -185,4 +196,4 @@ def _failures(gates: Sequence[GateResult], reasons: Sequence[str], them: str) ->
     words = {"necessity": f"switching {them} off removes", "sufficiency": f"restoring {them} alone brings back"}
     what = words.get(worst.group, f"{worst.name} is")
     where = "" if worst.split == "confirm" else f" (on {worst.split} sentence patterns)"
-    return f"{what} {worst.estimate:.0%} of the effect{where}, less than the {worst.sesoi:.0%} that was claimed"
+    return f"{what} {_percent(worst.estimate or 0.0)} of the effect{where}, less than the {worst.sesoi:.0%} that was claimed"

@@ -3,7 +3,8 @@
 1. A source gives the items of a split: pairs of a task, or labelled texts of a concept. It is recorded
    in the claim and found again from that record (`source_of`).
 2. Bundled tasks and concepts have templates and words of their own per split; n items are drawn by seed.
-3. A file is split by connected groups of template, text and word (`assay.data.splits`), so nothing is seen twice.
+3. A file is split by connected groups of template, text and word (`assay.data.splits`), so nothing is seen twice. It
+   is recorded by its name and content, without folders, and looked for again (`assay.data.whereabouts`).
 4. The texts of every split are hashed into the plan when it is locked, before the model has seen any of
    them; they are hashed again when they are read.
 
@@ -21,6 +22,7 @@ from assay.data.concept_files import is_concept_file, read_concept
 from assay.data.concepts import CONCEPTS, concept_path, load_concept, n_frames
 from assay.data.splits import SPLITS, Division, clusters, divide, leaks, marks, split_items, spread
 from assay.data.tasks import TASKS, load_task, n_templates, read_task
+from assay.data.whereabouts import file_of, file_record
 from assay.errors import EvidenceError, TaskError, bad_argument
 from assay.records import Example, Pair, digest
 from assay.registry import Registry
@@ -68,19 +70,26 @@ def source_of(record: Mapping[str, Any]) -> Population:
 
 @dataclass(frozen=True)
 class Source:
-    """A task by name or path, with the corruption of bundled ones."""
+    """A task by name, or by the path of its file; with the corruption of bundled ones."""
 
-    name: str
+    data: str
     corruption: str | None = None
 
     @property
     def bundled(self) -> bool:
-        return self.name in TASKS
+        return self.data in TASKS
+
+    @property
+    def name(self) -> str:
+        """A bundled task's name, or a file's without its folders."""
+        return self.data if self.bundled else Path(self.data).name
 
     def record(self) -> dict[str, Any]:
-        """The task as a claim names it; of a bundled one with the corruption that is used."""
-        made = (self.corruption or TASKS.get(self.name).corruptions[0]) if self.bundled else None
-        return {"type": "task", "name": self.name, "corruption": made}
+        """The task as a claim names it: a bundled one with the corruption that is used, a file with its content's hash."""
+        if self.bundled:
+            return {"type": "task", "name": self.data, "corruption": self.corruption or TASKS.get(self.data).corruptions[0]}
+        self._divided()  # refuses a file that does not fit
+        return {"type": "task", "corruption": None, **file_record(Path(self.data))}
 
     def digest(self, split: str, n: int, seed: int) -> str:
         """Hash of the texts of a split. No model sees them."""
@@ -89,7 +98,7 @@ class Source:
     def items(self, split: str, n: int, seed: int) -> list[Pair]:
         """The pairs of a split. Raises TaskError when there are none."""
         if self.bundled:
-            return load_task(self.name, split, n, seed, self.corruption)
+            return load_task(self.data, split, n, seed, self.corruption)
         found = self._divided().splits[split]
         if not found:
             raise TaskError(f"task file {self.name}: no template fell to the split {split!r}; a claim needs about"
@@ -106,13 +115,13 @@ class Source:
             hint = "confirm and ood are sealed: they are read by testing a claim."
             raise bad_argument("split", split, "discover or tune", hint)
         if split is None and not self.bundled:
-            return load_task(self.name, corruption=self.corruption)
+            return load_task(self.data, corruption=self.corruption)
         return self.items(split or "discover", n, seed)
 
     def n_templates(self, split: str) -> int:
         """How many clusters a split can have, without making its pairs."""
         if self.bundled:
-            return n_templates(self.name, split)
+            return n_templates(self.data, split)
         return len({pair.template for pair in self._divided().splits[split]})
 
     def dropped(self) -> dict[str, int]:
@@ -121,23 +130,31 @@ class Source:
 
     def _divided(self) -> Division[Pair]:
         if self.corruption is not None:
-            load_task(self.name, corruption=self.corruption)  # refuses it
-        return _divided_task(*_stamp(Path(self.name)))
+            load_task(self.data, corruption=self.corruption)  # refuses it
+        return _divided_task(*_stamp(Path(self.data)))
 
 
 @dataclass(frozen=True)
 class ConceptSource:
-    """A concept by name or path."""
+    """A concept by name, or by the path of its file."""
 
-    name: str
+    data: str
 
     @property
     def bundled(self) -> bool:
-        return self.name in CONCEPTS
+        return self.data in CONCEPTS
+
+    @property
+    def name(self) -> str:
+        """A bundled concept's name, or a file's without its folders."""
+        return self.data if self.bundled else Path(self.data).name
 
     def record(self) -> dict[str, Any]:
-        """The concept as a claim names it."""
-        return {"type": "concept", "name": self.name}
+        """The concept as a claim names it; a file with its content's hash."""
+        if self.bundled:
+            return {"type": "concept", "name": self.data}
+        self._divided()  # refuses a file that does not fit
+        return {"type": "concept", **file_record(concept_path(self.data))}
 
     def digest(self, split: str, n: int, seed: int) -> str:
         """Hash of the texts and labels of a split. No model sees them."""
@@ -146,7 +163,7 @@ class ConceptSource:
     def items(self, split: str, n: int, seed: int) -> list[Example]:
         """The examples of a split. Raises TaskError when there are none, or none with one of the labels."""
         if self.bundled:
-            return load_concept(self.name, split, n, seed)
+            return load_concept(self.data, split, n, seed)
         found = self._divided().splits[split]
         if len({example.label for example in found}) < 2:
             has = "no example" if not found else f"only label {found[0].label}"
@@ -164,13 +181,13 @@ class ConceptSource:
             hint = "confirm and ood are sealed: they are read by testing a claim."
             raise bad_argument("split", split, "discover or tune", hint)
         if split is None and not self.bundled:
-            return load_concept(self.name)
+            return load_concept(self.data)
         return self.items(split or "discover", n, seed)
 
     def n_templates(self, split: str) -> int:
         """How many clusters a split can have, without making its examples."""
         if self.bundled:
-            return n_frames(self.name, split)
+            return n_frames(self.data, split)
         return len({example.template for example in self._divided().splits[split]})
 
     def dropped(self) -> dict[str, int]:
@@ -178,7 +195,7 @@ class ConceptSource:
         return {} if self.bundled else self._divided().dropped
 
     def _divided(self) -> Division[Example]:
-        return _divided_concept(*_stamp(concept_path(self.name)))
+        return _divided_concept(*_stamp(concept_path(self.data)))
 
 
 def find_source(data: str, corruption: str | None = None) -> Source | ConceptSource:
@@ -256,5 +273,16 @@ class MemorySource:
         return len({item.template for item in self.splits.get(split, ())})
 
 
-SOURCES.add("task", lambda record: Source(record["name"], record.get("corruption")))
-SOURCES.add("concept", lambda record: ConceptSource(record["name"]))
+def given_again(record: Mapping[str, Any], path: str) -> Population:
+    """The source of a claim about a file, at the path where the file is now.
+
+    Raises UsageError for a claim about bundled data, EvidenceError for one about data in memory.
+    """
+    if record.get("name") in (*TASKS.names(), *CONCEPTS.names()):
+        raise bad_argument("--file", path, f"nothing: this claim is about {record['name']}, which is bundled")
+    by_path = {key: value for key, value in record.items() if key not in ("file", "bytes")} | {"name": path}
+    return source_of(record if record.get("type") == "memory" else by_path)
+
+
+SOURCES.add("task", lambda record: Source(file_of(record), record.get("corruption")))
+SOURCES.add("concept", lambda record: ConceptSource(file_of(record)))

@@ -1,12 +1,13 @@
 """Verdicts: a pure function of plan, evidence, counterexamples and rule version.
 
-Rule 1, for a claim with required gates on the splits confirm and ood:
+Rule 2, for a claim with required gates on the splits confirm and ood:
 
 1. *not tested*: no evidence, or the behaviour is not there on confirm. (Not there on ood:
    *inconclusive: behaviour absent*.) Kinds without behaviour gates always have something to test.
 2. Instrument problems (leaks between splits, another model, non-finite scores, a required gate that
    could not be measured, a planted truth that came out false) give *inconclusive: instrument*.
-3. Levels are divided by the number of times these confirm clusters were read for this subject.
+3. The k-th read of the same confirm clusters for the same subject is decided at alpha / k^2: the first at all of
+   alpha, and however many follow, all of them together at less than 0.65 alpha more (the sum of 1/k^2 is pi^2/6).
 4. *refuted*: some required gate is below its SESOI after Holm over all required gates, or a claim
    stated with "always" has a verified counterexample. Exceptions, all *inconclusive*: another
    ablation of the same quantity is above its SESOI (ablation-dependent), or necessity fails while
@@ -32,7 +33,7 @@ from assay.evidence.sentence import does_not_show, sentence
 from assay.records import Claim, Counterexample, Deviation, Evidence, GateResult, Plan, Verdict, digest, plain
 from assay.statistics import clopper_pearson, clusters_needed, holm
 
-RULE_VERSION = "1"
+RULE_VERSION = "2"
 MIN_CLUSTERS = 8
 WRONG_SIGN_SHARE = 0.10
 # a control that does as well, or another way to switch off that shows the opposite, and what it is called
@@ -106,7 +107,7 @@ def rule(
     alpha = plan.levels["confirm"]
     if evidence is None:
         return Ruling("not tested", ("confirm unread",), alpha=alpha)
-    charged = alpha / max(1, evidence.reads)
+    charged = alpha * charge(evidence.reads)
     if absent := absent_behaviour(plan, evidence.gates, "confirm", alpha):
         if too_few := few_clusters(evidence.gates):
             short = missing_clusters([gate for gate in evidence.gates if gate.group == "behaviour"])
@@ -185,9 +186,13 @@ def required_gates(plan: Plan, evidence: Evidence) -> tuple[list[GateResult], tu
 
 
 def level_of(plan: Plan, evidence: Evidence | None, gate: GateResult) -> float:
-    """The level a gate must reach: the split's alpha, divided by the reads."""
-    reads = 1 if evidence is None else max(1, evidence.reads)
-    return plan.levels.get(gate.split, plan.levels["confirm"]) / reads
+    """The level a gate must reach: the split's alpha, less what earlier reads cost."""
+    return plan.levels.get(gate.split, plan.levels["confirm"]) * charge(1 if evidence is None else evidence.reads)
+
+
+def charge(reads: int) -> float:
+    """The share of alpha that the k-th read is decided at, 1/k^2. The sum over all reads is finite, that of 1/k is not."""
+    return 1 / max(1, reads) ** 2
 
 
 def claim_p(plan: Plan, required: Sequence[GateResult]) -> float:

@@ -184,7 +184,7 @@ def family_rows(verdict: Mapping[str, Any]) -> list[str]:
             f"p of this claim {chance(decision['p'])} (largest over its required gates),"
             f" {chance(decision['p_adjusted'])} corrected.",
             f"Level {decision['alpha']:.3g}: these data were read {decision['reads']} time{'s' * (decision['reads'] != 1)}"
-            " for this subject, and the level is divided by that."]  # fmt: skip
+            " for this subject, and the level is divided by the square of that."]  # fmt: skip
 
 
 def power_rows(plan: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[dict[str, str]]:

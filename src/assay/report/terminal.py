@@ -94,7 +94,7 @@ def verdict_panel(verdict: Mapping[str, Any], every: bool = False) -> Renderable
     parts: list[RenderableType] = [Text(visible(card["sentence"], 2000)), Text(""), table]
     if informing := len(card["gates"]) - len(shown):
         parts.append(Text(f"{informing} more gates only inform: assay claim show {visible(str(card['id']), 60)}", style="dim"))
-    said = [*card["reasons"], *card["qualifiers"], *card["notes"]]
+    said = list(dict.fromkeys([*card["reasons"], *card["qualifiers"], *card["notes"]]))
     if said:
         parts.append(Text("because: " + "; ".join(visible(item, 200) for item in said)))
     if card["more"]:

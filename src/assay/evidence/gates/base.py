@@ -39,6 +39,8 @@ class Gate:
     """A registered gate. `kinds`: the claim kinds it can serve; `required`: whether it decides, for all claims or
     as the claim at hand says.
 
+    `about`: which claims of its kinds it serves; none: all of them. `certifies`: the label whose clusters it counts,
+    of gates that are decided by the exact binomial.
     `precondition` gates decide only whether there is something to test. `bars`: SESOIs of kinds whose bar is
     another one. `says`: the estimate in words, "it ranks a member above a non-member {estimate} of the time".
     `version`: goes up when the same data would give other numbers; verdicts by an older one are *stale*.
@@ -56,6 +58,8 @@ class Gate:
     bars: Mapping[str, float] = field(default_factory=dict)
     says: str = ""
     version: int = 1
+    about: Callable[[Claim], bool] | None = None
+    certifies: int | None = None
 
     def plan(self, sesoi: float | None = None, kind: str = "", claim: Claim | None = None, **options: Any) -> GatePlan:
         """The gate as it will be locked."""
@@ -77,9 +81,10 @@ def get_gate(name: str) -> Gate:
     return GATES.get(name)
 
 
-def gates_for(kind: str) -> list[Gate]:
-    """The gates that serve a claim kind, in order of registration."""
-    return [gate for gate in GATES if kind in gate.kinds]
+def gates_for(kind: str, claim: Claim | None = None) -> list[Gate]:
+    """The gates that serve a claim kind, or a claim of it, in order of registration."""
+    return [gate for gate in GATES
+            if kind in gate.kinds and (claim is None or gate.about is None or gate.about(claim))]  # fmt: skip
 
 
 def evaluate(gate: GatePlan, split: str, table: Table, alpha: float, seed: int) -> GateResult | None:

@@ -13,9 +13,10 @@
 Co-activation alone is what a common cause gives; the fall is what it does not.
 """
 
+from assay.evidence.edge_link import about_edge
 from assay.evidence.gates.base import Columns, Contrast, Gate, Table, column, difference, mean, register
 from assay.evidence.gates.erasure import against_strongest
-from assay.records import GatePlan
+from assay.records import Claim, GatePlan
 
 KINDS = ("connects",)
 
@@ -32,7 +33,7 @@ def effect(table: Table, gate: GatePlan) -> Contrast:
 
 def specific(table: Table, gate: GatePlan) -> Contrast:
     """Fall of B minus that of the feature like it that moves most."""
-    return against_strongest(column(table, "link"), _either_sense(table, "like."))  # type: ignore[arg-type]
+    return against_strongest(column(table, "link"), either_sense(table, "like."))  # type: ignore[arg-type]
 
 
 def measure_random(instrument, gate: GatePlan) -> Columns:
@@ -42,10 +43,10 @@ def measure_random(instrument, gate: GatePlan) -> Columns:
 
 def contrast_random(table: Table, gate: GatePlan) -> Contrast:
     """Fall minus that under the strongest random change."""
-    return against_strongest(column(table, "link"), _either_sense(table, "random.source."))  # type: ignore[arg-type]
+    return against_strongest(column(table, "link"), either_sense(table, "random.source."))  # type: ignore[arg-type]
 
 
-def _either_sense(table: Table, prefix: str) -> dict[str, list[float | None]]:
+def either_sense(table: Table, prefix: str) -> dict[str, list[float | None]]:
     """Columns with a prefix, those that go the other way turned around."""
     found = {}
     for name in sorted(name for name in table["columns"] if name.startswith(prefix)):
@@ -103,8 +104,13 @@ def direct(table: Table, gate: GatePlan) -> Contrast:
     return Contrast(difference(column(table, "direct"), [0.0] * len(column(table, "direct")), total))
 
 
+def about_features(claim: Claim) -> bool:
+    """Whether a claim is about two features."""
+    return not about_edge(claim)
+
+
 def _add(name, group, sesoi, measured, contrast, says="", required=True) -> None:
-    register(Gate(f"link.{name}", group, KINDS, sesoi, required, measured, contrast, says=says))
+    register(Gate(f"link.{name}", group, KINDS, sesoi, required, measured, contrast, says=says, about=about_features))
 
 
 _add("effect", "link", 0.2, measure, effect, "switching A off lowers B by {estimate} of its spread")

@@ -2,7 +2,8 @@
 
 1. The embedding's output becomes a leaf; the pass goes on to the claim's site and stops there.
 2. One backward pass from the tokens that are read, along the score's slope there: prompts do not mix.
-3. Exchanging token x for v at a position changes the score by about gradient . (E[v] - E[x]).
+3. Of a latent it is the slope of its pre-activation: where it is silent the latent itself has none.
+4. Exchanging token x for v at a position changes the score by about gradient . (E[v] - E[x]).
 
 First order only: every exchange it suggests is run before anything is said about it.
 """
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from assay.evidence.hunting.reading import Reader
 from assay.evidence.scored import Scorer
+from assay.features.opened import before_selection, is_latent, sources_of
 from assay.model.request import Request
 from assay.sites import Site, parse_site
 
@@ -25,17 +27,18 @@ STEP = 0.05  # of the mean activation, for differences
 
 def embedding_gradients(reader: Reader, prompts: Sequence[Sequence[int]], places: Sequence[int]) -> list[Tensor]:
     """d score at its place / d embedding, (positions, d_model) per prompt. Counts as one prompt run each."""
-    model, site = reader.model, parse_site(reader.setup.site)
+    model, name = reader.model, reader.setup.site
+    sites = [parse_site(source) for source in sources_of(name)]
     out: list[Tensor] = [torch.empty(0)] * len(prompts)
-    request = Request([list(ids) for ids in prompts], tuple(dict.fromkeys((EMBED, site))), gradients=True, logits=None)
+    request = Request([list(ids) for ids in prompts], tuple(dict.fromkeys((EMBED, *sites))), gradients=True, logits=None)
     at = torch.tensor(list(places))
     with model.engine.exclusive(), torch.enable_grad():
         for batch in model.engine.batches(request):
             held: dict[Site, Tensor] = {}
             model.engine.run(batch, request, _leaf_at_embedding(held))
             rows = batch.rows.cpu()
-            read = held[site][torch.arange(len(rows)), at[rows].to(held[site].device)]
-            flat = read.reshape(len(rows), -1)
+            read = {str(site): held[site][torch.arange(len(rows)), at[rows].to(held[site].device)] for site in sites}
+            flat = before_selection(name, read.__getitem__) if is_latent(name) else read[str(sites[0])].reshape(len(rows), -1)
             toward = score_slope(reader.setup.score, flat.detach().float().cpu())
             (slope,) = torch.autograd.grad(flat, [held[EMBED]], toward.to(flat))
             for place, row in enumerate(rows.tolist()):

@@ -15,12 +15,15 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from assay.errors import SiteError
 from assay.evidence.hosts import ModelHost, as_host
 from assay.evidence.scored import ScoreSetup
 from assay.evidence.search.base import Found, Hunt
+from assay.features.opened import dictionary_at, is_latent, read_latents, sources_of
+from assay.model.activations import Activations
 from assay.model.model import Model
 
 CHUNK_FLOATS = 1 << 24
@@ -74,11 +77,11 @@ class Reader:
         site = self.setup.site
         dims, ids = self.model.dims, [list(prompt) for prompt in prompts]
         width = dims.d_vocab if fluent else max(dims.d_model, dims.d_mlp, dims.n_heads * dims.d_head)
+        width = max(width, dictionary_at(site).width) if is_latent(site) else width
         out: list[tuple[list[float], float | None]] = []
         for chunk in chunks(ids, width):
-            acts = self.model.capture(chunk, [site, "logits"] if fluent else site)
-            flat = acts.flat(site)
-            scores = self.setup.score(flat.reshape(len(flat), -1).float()).detach().double()
+            acts = self.model.capture(chunk, [*sources_of(site), *(["logits"] if fluent else [])])
+            scores = self.setup.score(_values(acts, site)).detach().double()
             logits = acts.flat("logits").split(acts.lengths) if fluent else [None] * len(chunk)
             for prompt, part, row in zip(chunk, scores.split(acts.lengths), logits, strict=True):
                 out.append((part.tolist(), None if row is None else mean_log_probability(row, prompt)))
@@ -92,10 +95,17 @@ def reader_of(hunt: Hunt) -> Reader | None:
     if type(host) is not ModelHost or host.model.tokenizer is None or not isinstance(hunt.setup, ScoreSetup):
         return None
     try:
-        host.model.sites(hunt.setup.site)
-    except SiteError:  # a site that only its kind can read, such as a latent of a dictionary
+        host.model.sites(list(sources_of(hunt.setup.site)))
+    except SiteError:  # a site that only its kind can read
         return None
     return Reader(host.model, hunt.setup)
+
+
+def _values(acts: Activations, site: str) -> Float[Tensor, "token d"]:
+    """A whole site at every token, or the latents of an open dictionary there."""
+    if not is_latent(site):
+        return acts.flat(site).flatten(1).float()
+    return read_latents(site, acts.flat, torch.cat([torch.arange(length) for length in acts.lengths]))
 
 
 def nothing(why: str, passes: int = 0) -> Found:
