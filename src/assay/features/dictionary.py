@@ -290,7 +290,8 @@ class Dictionary(nn.Module):
     def aux(self, x: Tensor, error: Float[Tensor, "token d_out"], pre: Tensor, stage: Stage) -> Tensor | float:
         """What dead latents could explain of the error (AuxK, Gao et al. 2024): 1/32 of their FVU of it.
 
-        Their d_out / 2 largest pre-activations, signed; neither the error nor the biases get gradients.
+        Their k largest pre-activations, at most d_out / 2, signed; neither the error nor the biases get gradients. With
+        d_out / 2 of a few dead latents nearly all take part in every token, and none finds a feature of its own.
         """
         if stage.dead is None or not bool(stage.dead.any()):
             return 0.0
@@ -299,10 +300,16 @@ class Dictionary(nn.Module):
         shift = self.shift
         centred = rows if shift is None else rows - shift.detach()
         pre = torch.nn.functional.linear(centred, self.W_enc[latents])
-        best = pre.topk(min(max(self.spec.d_out // 2, 1), len(latents)), dim=1)
+        best = pre.topk(min(self.aux_k, len(latents)), dim=1)
         found = torch.zeros_like(pre).scatter(1, best.indices, best.values) @ self.W_dec[latents]
         target = error[:AUX_ROWS]
         return AUX_WEIGHT * (target - found).square().sum() / target.square().sum().clamp_min(1e-12)
+
+    @property
+    def aux_k(self) -> int:
+        """Dead latents that take part at one token."""
+        most = max(self.spec.d_out // 2, 1)
+        return most if self.spec.k is None else min(most, self.spec.k)
 
     # start, constraints, end -----------------------------------------------------------------
 
@@ -313,8 +320,8 @@ class Dictionary(nn.Module):
         An untied target starts with encoder rows of their own and a decoder that is fitted to what they explain.
         """
         if not self.trains or self.input_norm != "none":
-            raise bad_argument("spec", {"architecture": self.architecture, "input_norm": self.input_norm},
-                               "an architecture that trains, on inputs as they are", "This one is only read from files.")  # fmt: skip
+            got = f"{self.architecture}, input_norm {self.input_norm}"
+            raise bad_argument("spec", got, "an architecture that trains, on inputs as they are", "It is only read from files.")
         d_in, d_out = self.spec.d_in, self.spec.d_out
         self.b_dec.copy_(y.mean(0))
         rows = torch.randn(self.width, d_in, generator=generator)
@@ -338,6 +345,9 @@ class Dictionary(nn.Module):
         """Keep constraints after an optimiser step."""
         if self.unit_decoder:
             self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_min(1e-12))
+
+    def settle(self, x: Float[Tensor, "token d_in"]) -> None:
+        """Set what only use needs from a batch, by the final weights, in scaled units."""
 
     @torch.no_grad()
     def fold(self, scale_in: Float[Tensor, " d_in"], scale_out: Float[Tensor, " d_out"]) -> None:

@@ -9,7 +9,8 @@
 5. Every `checkpoint_every` steps all state goes into one file, written beside and renamed. Batches are numbered and
    random numbers are drawn by step, so that a run that was killed ends with the same numbers, bit for bit.
 6. Loss that is not finite, or FVU far above where it has been, stops the run with what to change: nothing is kept of it.
-7. At the end scales are folded into the weights; on a batch the folded dictionary must reconstruct what it did before.
+7. At the end thresholds are set on a batch by the final weights, and scales are folded into the weights: the folded
+   dictionary must reconstruct that batch as it did before (the median token; rounding may turn a latent on or off).
 
 The loss is a fraction of variance: the same learning rate serves all sites and models.
 """
@@ -17,7 +18,7 @@ The loss is a fraction of variance: the same learning rate serves all sites and 
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -37,7 +38,7 @@ from assay.files import write_file
 Report = Callable[[str, int, int], Any]
 STEER, LOG_EVERY, DIVERGED, FEW_STEPS = 0.03, 10, 3.0, 20
 CHECKPOINT = "checkpoint.safetensors"
-FOLD_TOLERANCE = 1e-3
+FOLD_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class TrainPlan:
     """How to train. `tokens`: in all, in batches of `batch`. `warmup`, `decay`, `k_anneal`: shares of the steps.
 
     `sparsity`: weight of the penalty (of relu, jumprelu, gated), where it is not steered; it rises from 0 over the warm-up.
-    `k_start`: active latents at the first step, falling to k over `k_anneal`. `dead_after`: tokens; default: a twentieth
+    `k_start`: active latents at the first step, falling to k over `k_anneal`. `dead_after`: tokens; default: a hundredth
     of the run, ten batches at least. `optimiser`: adam or signum (signs of momentum). `frozen`: parameters that stay as
     they start (W_dec: the control whose directions were never fitted).
     """
@@ -89,7 +90,7 @@ class TrainPlan:
     @property
     def death(self) -> int:
         """Tokens without firing after which a latent is dead."""
-        return self.dead_after if self.dead_after is not None else max(10 * self.batch, self.tokens // 20)
+        return self.dead_after if self.dead_after is not None else max(10 * self.batch, self.tokens // 100)
 
 
 @dataclass(frozen=True)
@@ -144,25 +145,61 @@ def train(
 
     Raises UsageError for sites the stream does not have, for divergence, and for a kept state of another run.
     """
-    specs = [_completed(spec, stream) for spec in specs]
-    first = next(stream.batches(plan.batch, plan.seed))
-    made = [make_dictionary(spec, name) for spec, name in zip(specs, names or [""] * len(specs), strict=True)]
-    members = [_begin(dictionary, first, plan, number) for number, dictionary in enumerate(made)]
-    identity = _identity(stream, specs, plan)
-    done = _take_up(folder, members, identity) if folder is not None else 0
-    batches = stream.batches(plan.batch, plan.seed, done)
-    for step in range(done, plan.steps):
-        batch = next(batches)
-        for member in members:
-            _advance(member, batch, plan, step)
+    training = Training(stream, specs, plan, names)
+    if folder is not None:
+        training.take_up(folder / CHECKPOINT)
+    while training.done < plan.steps:
+        training.step()
         if report is not None:
-            report(_words(members), step + 1, plan.steps)
-        if folder is not None and (step + 1) % plan.checkpoint_every == 0 and step + 1 < plan.steps:
-            _keep(folder / CHECKPOINT, members, identity, step + 1)
-    found = [_finish(member, first, stream, plan) for member in members]
+            report(training.words(), training.done, plan.steps)
+        if folder is not None and training.done % plan.checkpoint_every == 0 and training.done < plan.steps:
+            training.keep(folder / CHECKPOINT)
+    found = training.finish()
     if folder is not None:
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return found
+
+
+class Training:
+    """Dictionaries in training, step by step; `done` steps so far."""
+
+    def __init__(self, stream: ActivationStream, specs: Sequence[Spec], plan: TrainPlan, names: Sequence[str] = ()) -> None:
+        specs = [_completed(spec, stream) for spec in specs]
+        self.stream, self.plan, self.done = stream, plan, 0
+        self.identity = _identity(stream, specs, plan)
+        self._first = next(iter(stream.batches(plan.batch, plan.seed)))
+        made = [make_dictionary(spec, name) for spec, name in zip(specs, names or [""] * len(specs), strict=True)]
+        self.members = [_begin(dictionary, self._first, plan, number) for number, dictionary in enumerate(made)]
+        self._batches: Iterator[Batch] | None = None
+
+    def step(self) -> None:
+        """One batch for every dictionary."""
+        if self._batches is None:
+            self._batches = iter(self.stream.batches(self.plan.batch, self.plan.seed, self.done))
+        batch = next(self._batches)
+        for member in self.members:
+            _advance(member, batch, self.plan, self.done)
+        self.done += 1
+
+    def words(self) -> str:
+        """Where it is, in a few words."""
+        last = [member.history[-1] for member in self.members]
+        shares = sorted(line.fvu for line in last)
+        fvus = f"{shares[0]:.3f}" if len(last) == 1 else f"{shares[0]:.3f} to {shares[-1]:.3f}"
+        l0 = sum(line.l0 for line in last) / len(last)
+        return f"FVU {fvus}, L0 {l0:.0f}, dead {max(line.dead for line in last):.0%}"
+
+    def keep(self, path: Path) -> None:
+        """Write all state, to go on from."""
+        _keep(path, self.members, self.identity, self.done)
+
+    def take_up(self, path: Path) -> None:
+        """Go on from what `keep` wrote, if it is there. Raises UsageError for the state of another run."""
+        self.done = _take_up(path, self.members, self.identity)
+
+    def finish(self) -> list[Trained]:
+        """Thresholds set, scales folded, provenance written: what is kept."""
+        return [_finish(member, self._first, self.stream, self.plan) for member in self.members]
 
 
 def refit(dictionary: Dictionary, acts: Float[Tensor, "token d"]) -> Dictionary:
@@ -335,10 +372,10 @@ class Signum(torch.optim.Optimizer):
 def _finish(member: _Member, batch: Batch, stream: ActivationStream, plan: TrainPlan) -> Trained:
     dictionary, spec = member.dictionary, member.dictionary.spec
     x = gathered(batch, spec.inputs)
+    dictionary.settle(x * member.scale_in)
     before = dictionary.reconstruct(x * member.scale_in) / member.scale_out
     dictionary.fold(member.scale_in, member.scale_out)
-    after = dictionary.reconstruct(x)
-    apart = float((before - after).norm() / before.norm().clamp_min(1e-12))
+    apart = float(((before - dictionary.reconstruct(x)).norm(dim=1) / before.norm(dim=1).clamp_min(1e-12)).median())
     if not apart < FOLD_TOLERANCE:
         raise UsageError(f"dictionary {dictionary.name}: folding the scales changed its reconstruction by {apart:.2g}.")
     dictionary.requires_grad_(False)
@@ -348,14 +385,6 @@ def _finish(member: _Member, batch: Batch, stream: ActivationStream, plan: Train
         "trained_tokens": plan.steps * plan.batch, "last": asdict(last), "torch": str(torch.__version__),
     }  # fmt: skip
     return Trained(with_recipe(dictionary), tuple(member.history), member.seconds)
-
-
-def _words(members: Sequence[_Member]) -> str:
-    last = [member.history[-1] for member in members]
-    shares = sorted(line.fvu for line in last)
-    fvus = f"{shares[0]:.3f}" if len(last) == 1 else f"{shares[0]:.3f} to {shares[-1]:.3f}"
-    l0 = sum(line.l0 for line in last) / len(last)
-    return f"FVU {fvus}, L0 {l0:.0f}, dead {max(line.dead for line in last):.0%}"
 
 
 # kept state --------------------------------------------------------------------------------------
@@ -388,9 +417,8 @@ def _states(member: _Member) -> list[dict[str, Any]]:
     return [member.optimiser.state[p] for p in parameters]
 
 
-def _take_up(folder: Path, members: Sequence[_Member], identity: str) -> int:
+def _take_up(path: Path, members: Sequence[_Member], identity: str) -> int:
     """Restore what `_keep` wrote; how many steps were done. Raises UsageError for the state of another run."""
-    path = folder / CHECKPOINT
     if not path.exists():
         return 0
     try:

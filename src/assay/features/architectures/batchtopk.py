@@ -1,7 +1,7 @@
 """BatchTopK (Bussmann et al. 2024, arXiv 2412.06410): in training the k x n largest pre-activations of a batch of n.
 
-In use a token must not depend on its neighbours: a latent is active above one threshold, the running mean of the
-smallest value selected in training.
+In use a token must not depend on its neighbours: a latent is active above one threshold, in training the running mean
+of the smallest value selected, in the end the value that keeps k latents active per token by the final weights.
 """
 
 from typing import ClassVar
@@ -46,6 +46,14 @@ class BatchTopK(TopK):
         if len(values):
             first = float(self.threshold) < 0
             self.threshold.copy_(values.min() if first else self.threshold * MEMORY + values.min() * (1 - MEMORY))
+
+    @torch.no_grad()
+    def settle(self, x: Float[Tensor, "token d_in"]) -> None:
+        """The threshold at which k latents are active on average in this batch."""
+        weighed = self.weighed(self.pre(x))
+        pairs = top_batch(weighed, self.k)
+        if len(pairs.latents):
+            self.threshold.copy_(torch.nextafter(weighed[pairs.tokens, pairs.latents].min(), weighed.new_tensor(0.0)))
 
     def fold_values(self, unit: float) -> None:
         if float(self.threshold) >= 0:

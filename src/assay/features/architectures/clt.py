@@ -112,7 +112,7 @@ class CrossLayer(BatchTopK):
         dead = stage.dead[rows].nonzero().flatten()
         part = x.split(self.encoder_width, dim=1)[layer][:AUX_ROWS]
         made = part @ self.W_enc[rows][dead].T
-        best = made.topk(min(max(self.d_layer // 2, 1), len(dead)), dim=1)
+        best = made.topk(min(self.aux_k, max(self.d_layer // 2, 1), len(dead)), dim=1)
         found = torch.zeros_like(made).scatter(1, best.indices, best.values) @ self.W_dec[layer][dead]
         target = error[:AUX_ROWS, layer * self.d_layer :]
         return AUX_WEIGHT * (target - found).square().sum() / target.square().sum().clamp_min(1e-12)

@@ -1,0 +1,249 @@
+"""Dictionaries: what a training step costs beside the encoder product it cannot do without, and what comes of it.
+
+    python benchmarks/dictionaries.py --harvest DIR                   of assay harvest smollm2-135m mixed --site resid_post.15
+    python benchmarks/dictionaries.py --harvest DIR --peers PYTHON    also SAELens, dictionary_learning, sparsify, where that
+                                                                      interpreter has them (`dictionary_peers.py`)
+    python benchmarks/dictionaries.py --only bound                    one part: step, quality, peers, encode, bound
+
+1. Base: the dense encoder product (batch, d) x (d, width). Steps of every architecture, and the base, take turns in one
+   process; ratios of CPU times of one round, medians over rounds.
+2. Quality: after as many steps on the same batches: FVU of held-out tokens, latents that never fired on 51,200 training
+   tokens. Peers run their own training code, with their defaults and with the best of a few learning rates.
+3. Encode: a held-out matrix to sparse codes as written, and to a dense fp16 matrix as written: bytes and CPU time.
+4. Bound: can the k largest of a token be found without the whole product? With the first p principal components done
+   exactly and |rest of token| |rest of latent| as a bound of what is left, the share of latents not ruled out, and the
+   multiplications of the whole then. Exact, so no quality is lost; the question is what it saves.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import environment
+
+PARTS = ("step", "quality", "peers", "encode", "bound")
+ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu")
+WIDTHS, K, BATCH, HELD = (4096, 16384), 32, 2048, 4096
+PEERS = ("saelens", "dictionary_learning", "sparsify")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the parts and print Markdown."""
+    options = _options(arguments)
+    environment.prepare()
+    import torch
+
+    torch.set_num_threads(1)
+    train, held = activations(options.harvest, options.tokens)
+    found: dict[str, Any] = {"versions": environment.versions(), "tokens": len(train), "held": len(held), "d": train.shape[1]}
+    for part in options.only or PARTS:
+        if part == "peers" and not options.peers:
+            continue
+        found[part] = globals()[f"measure_{part}"](train, held, options)
+    sys.stdout.write(markdown(found))
+    if options.json:
+        Path(options.json).write_text(json.dumps(found, indent=1))
+    return 0
+
+
+def _options(arguments: Sequence[str] | None) -> Any:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--harvest", required=True, help="a folder that assay harvest made")
+    parser.add_argument("--tokens", type=int, default=100_000)
+    parser.add_argument("--steps", type=int, default=200, help="of quality and peers")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--widths", type=lambda text: tuple(map(int, text.split(","))), default=WIDTHS)
+    parser.add_argument("--only", action="append", choices=PARTS)
+    parser.add_argument("--peers", metavar="PYTHON")
+    parser.add_argument("--json")
+    return parser.parse_args(arguments)
+
+
+def activations(folder: str, tokens: int) -> tuple[Any, Any]:
+    """Typical tokens of the one site of a harvest, the last texts held out."""
+    import torch
+
+    from assay.features.shards import Shards
+
+    shards = Shards(folder)
+    site = shards.sites[0]
+    rows, count = [], 0
+    for text in shards.rows():
+        rows.append(text.values[site][text.typical].float())
+        count += len(rows[-1])
+        if count >= tokens + HELD:
+            break
+    values = torch.cat(rows)
+    return values[:-HELD], values[-HELD:]
+
+
+def measure_step(train: Any, held: Any, options: Any) -> list[dict[str, Any]]:
+    """CPU time of a step over that of the product."""
+    import torch
+
+    rows = []
+    for width in options.widths:
+        weights = torch.randn(width, train.shape[1])
+        steps = {name: stepper(name, width, train) for name in ARCHITECTURES}
+        runs = {"product": lambda x=train[:BATCH], w=weights: x @ w.T, **steps}
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for name in runs:
+            runs[name]()
+        for _ in range(options.rounds):
+            for name, run in runs.items():
+                began = time.process_time()
+                run()
+                times[name].append(time.process_time() - began)
+        for name in ARCHITECTURES:
+            ratios = [a / b for a, b in zip(times[name], times["product"], strict=True)]
+            rows.append({"width": width, "architecture": name, "ms": 1000 * statistics.median(times[name]),
+                         "product_ms": 1000 * statistics.median(times["product"]), "ratio": statistics.median(ratios),
+                         "low": min(ratios), "high": max(ratios)})  # fmt: skip
+    return rows
+
+
+def stepper(architecture: str, width: int, train: Any) -> Any:
+    """One training step after another."""
+    from assay.features.dictionary import Spec
+    from assay.features.stream import TensorStream
+    from assay.features.train import Training, TrainPlan
+
+    spec = Spec(architecture, width, train.shape[1], train.shape[1], K, ("acts",), ("acts",))
+    return Training(TensorStream({"acts": train}), [spec], TrainPlan(tokens=1000 * BATCH, batch=BATCH)).step
+
+
+def measure_quality(train: Any, held: Any, options: Any) -> list[dict[str, Any]]:
+    """Held-out FVU and dead latents of every architecture."""
+    from assay.features.dictionary import Spec
+    from assay.features.stream import TensorStream
+    from assay.features.train import TrainPlan
+    from assay.features.train import train as fit
+
+    rows = []
+    for width in options.widths[:1]:
+        for name in ARCHITECTURES:
+            spec = Spec(name, width, train.shape[1], train.shape[1], K, ("acts",), ("acts",))
+            began = time.process_time()
+            made = fit(TensorStream({"acts": train}), [spec], TrainPlan(tokens=options.steps * BATCH, batch=BATCH))[0]
+            spent = time.process_time() - began
+            rows.append({"width": width, "trainer": f"Assay {name}", "ms": 1000 * spent / options.steps,
+                         **quality(made.dictionary.codes, made.dictionary.reconstruct, train, held, width)})  # fmt: skip
+    return rows
+
+
+def quality(codes: Any, reconstruct: Any, train: Any, held: Any, width: int) -> dict[str, float]:
+    """FVU and L0 on held-out tokens, share of latents silent on 51,200 training tokens."""
+    error = float((held - reconstruct(held)).square().sum() / (held - held.mean(0)).square().sum())
+    fired = len(codes(train[:51_200]).latents.unique())
+    return {"fvu": error, "l0": float(codes(held).l0.mean()), "dead": 1 - fired / width}
+
+
+def measure_peers(train: Any, held: Any, options: Any) -> list[dict[str, Any]]:
+    """What `dictionary_peers.py` measures in the other interpreter, on the same activations."""
+    from safetensors.torch import save_file
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "acts.safetensors"
+        save_file({"train": train.contiguous(), "held": held.contiguous()}, file)
+        for width in options.widths:
+            steps = options.steps if width == options.widths[0] else 10
+            for peer in PEERS:
+                command = [options.peers, str(Path(__file__).with_name("dictionary_peers.py")), peer, str(file), str(width),
+                           str(K), str(BATCH), str(steps)]  # fmt: skip
+                done = subprocess.run(command, capture_output=True, text=True)
+                if done.returncode:
+                    sys.stderr.write(f"{peer}: {done.stderr.strip().splitlines()[-1] if done.stderr else 'failed'}\n")
+                    continue
+                rows += [{**row, "width": width, "steps": steps} for row in json.loads(done.stdout.splitlines()[-1])]
+    return rows
+
+
+def measure_encode(train: Any, held: Any, options: Any) -> list[dict[str, Any]]:
+    """Sparse codes against a dense matrix, in bytes and CPU time, both as written to memory."""
+    import torch
+    from safetensors.numpy import save
+
+    from assay.features.codes import to_arrays
+
+    dictionary = _small_dictionary(train, options.widths[0])
+
+    def sparse() -> bytes:
+        return save(to_arrays(dictionary.codes(held)))
+
+    def dense() -> bytes:
+        return save({"latents": dictionary.encode(held).to(torch.float16).numpy()})
+
+    sizes, times = {}, {}
+    for name, run in (("sparse", sparse), ("dense", dense)):
+        run()
+        spent = []
+        for _ in range(options.rounds):
+            began = time.process_time()
+            sizes[name] = len(run())
+            spent.append(time.process_time() - began)
+        times[name] = statistics.median(spent)
+    return [{"kind": name, "bytes_per_token": sizes[name] / len(held), "us_per_token": 1e6 * times[name] / len(held)}
+            for name in sizes]  # fmt: skip
+
+
+def measure_bound(train: Any, held: Any, options: Any) -> list[dict[str, float]]:
+    """How many latents an exact bound after p principal components rules out."""
+    import torch
+
+    dictionary = _small_dictionary(train, options.widths[0])
+    x, weights = (held - dictionary.b_dec)[:1024], dictionary.W_enc
+    bar = dictionary.pre(held[:1024]).topk(K, 1).values[:, -1:]
+    basis = torch.linalg.svd(train[:20_000] - train[:20_000].mean(0), full_matrices=False).Vh.T
+    tokens, latents, d = x @ basis, weights @ basis, train.shape[1]
+    rows = []
+    for share in (0.25, 0.5, 2 / 3, 5 / 6):
+        p = round(share * d)
+        most = tokens[:, :p] @ latents[:, :p].T + dictionary.b_enc
+        most = most + tokens[:, p:].norm(dim=1)[:, None] * latents[:, p:].norm(dim=1)
+        left = float((most >= bar).float().mean())
+        rows.append({"components": p, "left": left, "multiplications": p / d + left * (1 - p / d)})
+    return rows
+
+
+def _small_dictionary(train: Any, width: int) -> Any:
+    from assay.features.dictionary import Spec
+    from assay.features.stream import TensorStream
+    from assay.features.train import TrainPlan
+    from assay.features.train import train as fit
+
+    spec = Spec("topk", width, train.shape[1], train.shape[1], K, ("acts",), ("acts",))
+    return fit(TensorStream({"acts": train}), [spec], TrainPlan(tokens=60 * BATCH, batch=BATCH))[0].dictionary
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The tables."""
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    lines = [f"{found['tokens']:,} tokens of d {found['d']}, {found['held']:,} held out, batch {BATCH:,}, k {K}, one thread;"
+             f" {versions}."]  # fmt: skip
+    if rows := found.get("step"):
+        lines += ["", "| latents | architecture | step, CPU ms | product, ms | ratio (range) |", "|---|---|---|---|---|"]
+        lines += [f"| {r['width']:,} | {r['architecture']} | {r['ms']:.0f} | {r['product_ms']:.0f} | {r['ratio']:.2f}"
+                  f" ({r['low']:.2f} to {r['high']:.2f}) |" for r in rows]  # fmt: skip
+    if rows := [*found.get("quality", []), *found.get("peers", [])]:
+        lines += ["", "| latents | trainer | CPU ms a step | held-out FVU | L0 | dead |", "|---|---|---|---|---|---|"]
+        lines += [f"| {r['width']:,} | {r['trainer']} | {r['ms']:.0f} | {r['fvu']:.3f} | {r['l0']:.1f} | {r['dead']:.1%} |"
+                  for r in rows]  # fmt: skip
+    if rows := found.get("encode"):
+        lines += ["", "| latents of held-out tokens | bytes a token | CPU us a token |", "|---|---|---|"]
+        lines += [f"| {r['kind']} | {r['bytes_per_token']:,.0f} | {r['us_per_token']:.0f} |" for r in rows]
+    if rows := found.get("bound"):
+        lines += ["", "| components done exactly | latents not ruled out | multiplications left |", "|---|---|---|"]
+        lines += [f"| {r['components']} | {r['left']:.0%} | {r['multiplications']:.0%} |" for r in rows]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Dictionaries, their evaluations, and attribution graphs in an atlas.
+
+1. A dictionary is a folder in `dictionaries/` (see `features.kept`) and a row that says what it is.
+2. Evaluations are rows: a dictionary may have many, and all stay.
+3. An attribution graph is a file in `graphs/` and a row with what its page says first: prompt, scores, validation.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from assay.atlas.store import Atlas
+from assay.errors import bad_argument
+from assay.features import kept
+from assay.features.dictionary import Dictionary
+from assay.records import canonical
+
+FOLDER = "dictionaries"
+
+
+def keep_dictionary(atlas: Atlas, dictionary: Dictionary, model: str, dtype: str = "fp32") -> Path:
+    """Write a dictionary into the atlas, under its name. Raises UsageError when another one has that name."""
+    folder = atlas.path / FOLDER / safe_name(dictionary.name)
+    if kept.is_kept(folder) and kept.load(folder).digest != dictionary.digest:
+        raise bad_argument("name", dictionary.name, "a name that no other dictionary of this atlas has", "Give --name.")
+    kept.save(dictionary, folder, dtype)
+    note_dictionary(atlas, folder, model)
+    return folder
+
+
+def note_dictionary(atlas: Atlas, folder: Path, model: str) -> None:
+    """The row of a kept dictionary, wherever its folder is."""
+    record = kept.read_record(folder)
+    with atlas.writing() as db:
+        db.execute("INSERT OR REPLACE INTO dictionaries VALUES (?, ?, ?, ?, ?, ?)",
+                   [record["digest"], record["name"], model, _now(), str(folder), canonical(dict(record))])  # fmt: skip
+
+
+def dictionaries(atlas: Atlas) -> list[dict[str, Any]]:
+    """Every dictionary of the atlas: name, model, folder, spec and the newest evaluation, oldest first."""
+    if not (atlas.path / "atlas.duckdb").is_file():
+        return []
+    with atlas.reading() as db:
+        rows = db.execute("SELECT d.digest, d.name, d.model, d.created, d.folder, d.body, (SELECT e.body FROM evaluations e"
+                          " WHERE e.dictionary = d.digest ORDER BY e.number DESC LIMIT 1) FROM dictionaries d"
+                          " ORDER BY d.created").fetchall()  # fmt: skip
+    names = ("digest", "name", "model", "created", "folder")
+    return [{**dict(zip(names, row, strict=False)), **json.loads(row[5]), "evaluation": json.loads(row[6]) if row[6] else None}
+            for row in rows]  # fmt: skip
+
+
+def record_evaluation(atlas: Atlas, dictionary: str, body: Mapping[str, Any]) -> None:
+    """What was measured of a dictionary (its digest)."""
+    with atlas.writing() as db:
+        db.execute("INSERT INTO evaluations (dictionary, created, body) VALUES (?, ?, ?)",
+                   [dictionary, _now(), canonical(body)])  # fmt: skip
+
+
+def evaluations(atlas: Atlas, dictionary: str) -> list[dict[str, Any]]:
+    """All evaluations of a dictionary (its digest), oldest first."""
+    with atlas.reading() as db:
+        rows = db.execute("SELECT body FROM evaluations WHERE dictionary = ? ORDER BY number", [dictionary]).fetchall()
+    return [json.loads(row[0]) for row in rows]
+
+
+def record_graph(atlas: Atlas, graph: str, model: str, prompt: str, file: Path, body: Mapping[str, Any]) -> None:
+    """An attribution graph that was written to `file`; a graph of the same id is replaced."""
+    with atlas.writing() as db:
+        db.execute("INSERT OR REPLACE INTO graphs VALUES (?, ?, ?, ?, ?, ?)",
+                   [graph, model, prompt, _now(), str(file), canonical(body)])  # fmt: skip
+
+
+def graphs(atlas: Atlas) -> list[dict[str, Any]]:
+    """Every attribution graph of the atlas, oldest first."""
+    if not (atlas.path / "atlas.duckdb").is_file():
+        return []
+    with atlas.reading() as db:
+        rows = db.execute("SELECT id, model, prompt, created, file, body FROM graphs ORDER BY created").fetchall()
+    names = ("id", "model", "prompt", "created", "file")
+    return [{**dict(zip(names, row, strict=False)), **json.loads(row[5])} for row in rows]
+
+
+def safe_name(name: str) -> str:
+    """A name as the name of a folder."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "dictionary"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")

@@ -1,0 +1,223 @@
+"""`assay dictionary train|eval|encode|import|export|show|list`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from assay.cli.common import Common, common_options, model_options
+from assay.cli.dictionary_eval import evaluate
+from assay.cli.dictionary_files import export, import_, show
+from assay.errors import bad_argument
+
+LIVE_TOKENS, ANY_LAYERS = 1_000_000, 10_000
+
+
+@click.group()
+def dictionary() -> None:
+    """Dictionaries of features: train and judge SAEs, transcoders and crosscoders, exchange them with other tools."""
+
+
+for command in (evaluate, export, import_, show):
+    dictionary.add_command(command)
+
+
+@dictionary.command()
+@click.argument("harvest", metavar="[HARVEST]", required=False)
+@click.option("--model", "model_name", metavar="MODEL", help="With --corpus, instead of HARVEST: train on the running model.")
+@click.option("--corpus", metavar="CORPUS", help="A packaged corpus, a file, a folder, hub:NAME. See: assay harvest --list")
+@click.option("--site", "inputs", multiple=True, metavar="SITE", help="What is read: resid_post.15, mlp_in.* and so on.")
+@click.option("--target", "outputs", multiple=True, metavar="SITE", help="What is reconstructed. Default: what is read.")
+@click.option("--architecture", default="topk", show_default=True, help="batchtopk, matryoshka, jumprelu, relu, gated, ...")
+@click.option("--width", "widths", default="4096", show_default=True, help="Latents. Several, comma-separated, for a sweep.")
+@click.option("--k", "ks", default="32", show_default=True, help="Active latents per token. Several for a sweep.")
+@click.option("--skip", is_flag=True, help="A linear path beside the latents (transcoders).")
+@click.option("--tokens", default=0, help="To train on. Default: one pass over HARVEST; 1,000,000 of a running model.")
+@click.option("--batch", default=2048, show_default=True)
+@click.option("--lr", default=3e-3, show_default=True)
+@click.option("--sparsity", default=0.05, show_default=True, help="Weight of the penalty, where it does not steer itself.")
+@click.option("--optimiser", default="adam", show_default=True, help="adam or signum")
+@click.option("--context", default=256, show_default=True, help="Tokens of a text at a time, of a running model.")
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Further settings of the architecture.")
+@click.option("--name", default="", help="Of the dictionary in the atlas. Default: site, architecture, width, k.")
+@click.option("--each", is_flag=True, help="A dictionary of its own for each site (and its target), all in one pass.")
+@click.option("--kept-as", default="fp32", show_default=True, help="fp32 or fp16")
+@model_options
+@common_options
+def train(common: Common, harvest: str | None, model_name: str | None, corpus: str | None, **given: Any) -> None:
+    """Train dictionaries on HARVEST (a folder that assay harvest made), or on a running model. Several widths or k share
+    one pass. Interrupted, the same command goes on from its last kept state, and ends with the same numbers."""
+    from assay.atlas.features import keep_dictionary
+    from assay.atlas.store import Atlas
+    from assay.features import train as training
+
+    stream, model = _stream(common, harvest, model_name, corpus, given)
+    plan = training.TrainPlan(tokens=given["tokens"] or stream.n_tokens, batch=given["batch"], lr=given["lr"],
+                              sparsity=given["sparsity"], optimiser=given["optimiser"], seed=common.seed)  # fmt: skip
+    specs = _specs(stream, given)
+    names = [_name(spec, given["name"], len(specs) > 1, given["each"]) for spec in specs]
+    with common.progress("training", plan.steps) as report:
+        found = training.train(stream, specs, plan, common.atlas / "training" / names[0], report, names)
+    store = Atlas(common.atlas)
+    folders = [keep_dictionary(store, one.dictionary, model, given["kept_as"]) for one in found]
+    rows = [{"name": one.dictionary.name, "folder": str(folder), "digest": one.dictionary.digest,
+             "spec": one.dictionary.spec.json(), "history": [asdict(line) for line in one.history], "seconds": one.seconds}
+            for one, folder in zip(found, folders, strict=True)]  # fmt: skip
+    common.emit({"dictionaries": rows, "plan": asdict(plan)}, lambda: _trained_text(rows))
+
+
+def _stream(common: Common, harvest: str | None, model: str | None, corpus: str | None, given: dict[str, Any]) -> Any:
+    """The stream to train on, and the name of its model."""
+    if (harvest is None) == (model is None or corpus is None):
+        raise bad_argument("HARVEST, --model, --corpus", "both or neither", "HARVEST, or --model and --corpus",
+                           "Make one: assay harvest MODEL CORPUS --site S --out DIR")  # fmt: skip
+    if harvest is not None:
+        from assay.features.shards import Shards
+
+        shards = Shards(harvest)
+        return shards, str(shards.record["model"]["model"])
+    from assay.data.corpora import open_corpus
+    from assay.features.harvest import LiveStream
+
+    sites = list(dict.fromkeys([*given["inputs"], *given["outputs"]]))
+    if not sites:
+        raise bad_argument("--site", "none", "a site of the model, e.g. resid_post.15", "See: assay model check MODEL")
+    loaded = common.load(str(model), given["dtype"], given["prepend_bos"])
+    found = [str(site) for site in loaded.sites(sites)]
+    tokens = given["tokens"] or LIVE_TOKENS
+    return LiveStream(loaded, open_corpus(str(corpus)).part("train"), found, tokens, context=given["context"]), str(model)
+
+
+def _specs(stream: Any, given: dict[str, Any]) -> list[Any]:
+    """One spec for each width and k, and with --each for each site."""
+    inputs = _sites(stream, given["inputs"]) or tuple(stream.sites[:1])
+    outputs = _sites(stream, given["outputs"]) or inputs
+    if not given["inputs"] and len(stream.sites) > 1:
+        raise bad_argument("--site", "none", ", ".join(stream.sites), "HARVEST has several.")
+    if not given["each"]:
+        return _specs_of(stream, inputs, outputs, given)
+    if len(inputs) != len(outputs):
+        raise bad_argument("--each", f"{len(inputs)} sites and {len(outputs)} targets", "a target for each site")
+    pairs = zip(inputs, outputs, strict=True)
+    return [spec for one, other in pairs for spec in _specs_of(stream, (one,), (other,), given)]
+
+
+def _specs_of(stream: Any, inputs: tuple[str, ...], outputs: tuple[str, ...], given: dict[str, Any]) -> list[Any]:
+    from assay.features.dictionary import Spec, make_dictionary
+
+    d_in, d_out = (sum(stream.sizes[site] for site in sites) for sites in (inputs, outputs))
+    options = dict(_option(text) for text in given["options"])
+    architecture = given["architecture"]
+    if len(inputs) > 1 and architecture == "crosscoder":
+        options.setdefault("sizes", [stream.sizes[site] for site in inputs])
+    if architecture == "clt":
+        options.setdefault("layers", len(inputs))
+    found = [Spec(architecture, width, d_in, d_out, k, inputs, outputs, inputs == outputs, given["skip"], options=options)
+             for width in _numbers("--width", given["widths"]) for k in _numbers("--k", given["ks"])]  # fmt: skip
+    for spec in found:
+        make_dictionary(spec)  # its own errors, before any long work
+    return found
+
+
+def _sites(stream: Any, given: Sequence[str]) -> tuple[str, ...]:
+    """Sites as the stream names them; `mlp_in.*` and `resid_post.3:9` are all of them that it has."""
+    from fnmatch import fnmatchcase
+
+    from assay.sites import parse_site, parse_sites
+
+    found: list[str] = []
+    for text in given:
+        if text in stream.sites:
+            names = [text]
+        elif "*" in text:
+            names = [site for site in stream.sites if fnmatchcase(site, text)]
+        elif ":" in text:
+            names = [str(site) for site in parse_sites(text, ANY_LAYERS, {})]
+        else:
+            names = [str(parse_site(text))]
+        if not names or not set(names) <= set(stream.sites):
+            raise bad_argument("--site, --target", text, ", ".join(stream.sites), "Only harvested sites can be trained on.")
+        found += names
+    return tuple(found)
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    try:
+        found = [int(part) for part in str(text).split(",")]
+    except ValueError as error:
+        raise bad_argument(option, text, "whole numbers, comma-separated") from error
+    if not found or min(found) < 1:
+        raise bad_argument(option, text, "1 or more")
+    return found
+
+
+def _option(text: str) -> tuple[str, Any]:
+    import json
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise bad_argument("--option", text, "NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _name(spec: Any, given: str, several: bool, each: bool) -> str:
+    sites = "+".join(spec.inputs) + ("" if spec.inputs == spec.outputs else "-to-" + "+".join(spec.outputs))
+    tail = f"{spec.architecture}-{spec.width}" + ("" if spec.k is None else f"-k{spec.k}")
+    if not given:
+        return f"{sites if len(sites) < 60 else sites[:57] + '...'}-{tail}"
+    if each:
+        given = f"{given}-{spec.inputs[0]}"
+        several = False
+    return f"{given}-{spec.width}-k{spec.k}" if several else given
+
+
+def _trained_text(rows: Sequence[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        last = row["history"][-1]
+        lines.append(f"{row['name']}: FVU {last['fvu']:.3f}, L0 {last['l0']:.1f}, dead {last['dead']:.1%} after"
+                     f" {last['tokens']:,} tokens ({row['seconds']:.0f} s)\n  written: {row['folder']}")  # fmt: skip
+    lines.append("these are figures of training batches, not of held-out text, and say nothing about what latents mean\n"
+                 f"next: assay dictionary eval {rows[0]['folder']} --model MODEL --corpus CORPUS")  # fmt: skip
+    return "\n".join(lines)
+
+
+@dictionary.command("list")
+@common_options
+def list_(common: Common) -> None:
+    """Dictionaries of this atlas, and what was measured of them."""
+    from assay.atlas.features import dictionaries
+    from assay.atlas.store import Atlas
+
+    rows = dictionaries(Atlas(common.atlas))
+    common.emit(rows, lambda: "\n".join(f"{row['name']}  {row['spec']['architecture']} {row['spec']['width']}"
+                                        f"  {row['model']}  {row['folder']}" for row in rows)
+                or f"none in {common.atlas}. Train one: assay dictionary train")  # fmt: skip
+
+
+@dictionary.command()
+@click.argument("folder", metavar="DICTIONARY")
+@click.argument("harvest", metavar="HARVEST")
+@click.option("--out", required=True, metavar="DIR", help="Where the codes go.")
+@common_options
+def encode(common: Common, folder: str, harvest: str, out: str) -> None:
+    """Write HARVEST as sparse latents of DICTIONARY: which are active at which token. Goes on where it was interrupted."""
+    from pathlib import Path
+
+    from assay.features.encode import encode_shards
+    from assay.features.formats import load_dictionary
+    from assay.features.shards import Shards
+
+    shards = Shards(harvest)
+    with common.progress("encoding", shards.all_tokens) as advance:
+        manifest = encode_shards(load_dictionary(Path(folder)), shards, Path(out), report=advance)
+    parts = manifest["parts"]
+    tokens, active, size = (sum(part[name] for part in parts) for name in ("tokens", "active", "bytes"))
+    dense = 2 * tokens * manifest["width"]
+    common.emit({**manifest, "tokens": tokens, "active": active, "bytes": size, "dense_bytes": dense},
+                lambda: f"{tokens:,} tokens, {active / max(tokens, 1):.1f} latents active per token\n{size / 1e6:.1f} MB"
+                f" ({dense / max(size, 1):.0f} times less than a dense fp16 matrix)\nwritten: {out}")  # fmt: skip

@@ -1,0 +1,122 @@
+"""`assay harvest`, then `assay dictionary train|encode|list`: on a small real model, from files, with mistakes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from assay.features import kept
+from assay.features.encode import read_codes
+from assay.features.shards import Shards
+from test_cli import run
+
+pytestmark = pytest.mark.whole
+SITES = ("--site", "resid_post.2", "--site", "mlp_in.2", "--site", "mlp_out.2")
+QUIET = ("--atlas", "atlas", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("dictionary")
+    said = "The Queen of hearts number {} said that the cat sat on the mat, and Alice was very tired of it."
+    lines = [said.format(i) for i in range(300)]
+    (place / "text.txt").write_text("\n\n".join(lines))
+    sizes = ("--tokens", "9000", "--context", "48", "--out", "acts")
+    done = run("harvest", "glass-en", "text.txt", *SITES, *sizes, *QUIET, cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    sizes = ("--width", "128,256", "--k", "8", "--tokens", "40000", "--batch", "256", "--json", "-")
+    done = run("dictionary", "train", "acts", "--site", "resid_post.2", *sizes, *QUIET, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_two_widths_share_a_pass_and_stand_in_the_atlas(folder, trained):
+    rows = trained["dictionaries"]
+    assert [row["spec"]["width"] for row in rows] == [128, 256]
+    first = kept.load(folder / rows[0]["folder"])
+    assert first.digest == rows[0]["digest"] and first.spec.inputs == ("resid_post.2",) and first.spec.skip_first == 1
+    listed = json.loads(run("dictionary", "list", "--json", "-", "--atlas", "atlas", cwd=folder).stdout)
+    assert [row["name"] for row in listed][:2] == [row["name"] for row in rows] and listed[0]["model"] == "glass-en"
+    x = torch.cat([text.values["resid_post.2"][text.typical] for text in Shards(folder / "acts").rows()]).float()
+    share = float((x - first.reconstruct(x)).square().sum() / (x - x.mean(0)).square().sum())
+    assert share < 0.2 and share == pytest.approx(rows[0]["history"][-1]["fvu"], abs=0.1)
+
+
+def test_a_transcoder_for_each_mlp(folder):
+    options = ("--target", "mlp_out.*", "--each", "--width", "64", "--k", "8", "--architecture", "batchtopk",
+               "--tokens", "20000")  # fmt: skip
+    done = run("dictionary", "train", "acts", "--site", "mlp_in.*", *options, "--batch", "256", "--name", "tc", "--json", "-",
+               *QUIET, cwd=folder)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)["dictionaries"][0]
+    assert row["name"] == "tc-mlp_in.2" and kept.load(folder / row["folder"]).spec.transcodes
+
+
+def test_codes_on_disk_are_what_the_dictionary_makes(folder, trained):
+    path = trained["dictionaries"][1]["folder"]
+    done = run("dictionary", "encode", path, "acts", "--out", "codes", "--json", "-", *QUIET, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert record["dense_bytes"] > 5 * record["bytes"]
+    dictionary, texts = kept.load(folder / path), list(Shards(folder / "acts").rows())
+    parts = list(read_codes(folder / "codes"))
+    tokens = torch.cat([part.tokens for part in parts])
+    assert torch.equal(tokens, torch.cat([text.tokens for text in texts]).long())
+    x = torch.cat([text.values["resid_post.2"] for text in texts]).float()
+    typical = torch.cat([text.typical for text in texts])
+    expected = dictionary.encode(x) * typical[:, None]
+    got = torch.cat([part.codes.dense() for part in parts])
+    assert torch.allclose(got, expected, rtol=2e-3, atol=1e-3) and not bool(got[~typical].any())
+    again = run("dictionary", "encode", trained["dictionaries"][0]["folder"], "acts", "--out", "codes", *QUIET, cwd=folder)
+    assert again.returncode == 2 and "codes of another dictionary" in again.stderr
+    file = next((folder / "codes").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-3])
+    with pytest.raises(Exception, match="damaged"):
+        list(read_codes(folder / "codes"))
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("acts", "--site", "resid_post.3"), "allowed: resid_post.2, mlp_in.2, mlp_out.2"),
+    (("acts",), "HARVEST has several"),
+    (("nothing", "--site", "resid_post.2"), "assay harvest"),
+    ((), "HARVEST, or --model and --corpus"),
+    (("acts", "--site", "resid_post.2", "--k", "0"), "--k"),
+    (("acts", "--site", "resid_post.2", "--k", "9000"), "the width"),
+    (("acts", "--site", "resid_post.2", "--width", "many"), "whole numbers"),
+    (("acts", "--site", "resid_post.2", "--architecture", "topp"), "Did you mean 'topk'"),
+    (("acts", "--site", "resid_post.2", "--option", "tau=3"), "options"),
+    (("acts", "--site", "resid_post.2", "--option", "tau"), "NAME=VALUE"),
+    (("acts", "--site", "resid_post.2", "--target", "mlp_out.2", "--site", "mlp_in.2", "--each"), "a target for each site"),
+    (("acts", "--site", "resid_post.2", "--lr", "-1"), "lr"),
+])  # fmt: skip
+def test_mistakes_are_told_in_one_line(folder, words, said):
+    done = run("dictionary", "train", *words, *QUIET, cwd=folder)
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_interrupted_training_goes_on_with_the_same_command(folder):
+    words = ("dictionary", "train", "acts", "--site", "resid_post.2", "--width", "512", "--k", "8", "--tokens", "80000",
+             "--batch", "128", "--name", "long", "--atlas", "cut")  # fmt: skip
+    program = [sys.executable, "-m", "assay", *words, "--quiet"]
+    process = subprocess.Popen(program, cwd=folder, stderr=subprocess.PIPE, text=True)
+    state = folder / "cut" / "training" / "long" / "checkpoint.safetensors"
+    deadline = time.monotonic() + 300
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert state.exists()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130 and "same command goes on" in said
+    done = run(*words, "--json", "-", "--quiet", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    whole = run(*words[:-2], "--atlas", "whole", "--json", "-", "--quiet", cwd=folder)
+    assert json.loads(done.stdout)["dictionaries"][0]["digest"] == json.loads(whole.stdout)["dictionaries"][0]["digest"]
