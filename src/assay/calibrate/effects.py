@@ -1,8 +1,13 @@
 """*uses*, *steers* and *connects* on the model whose parts are known directions (`testing/effect_models.py`).
 
-The ladder of *uses*: a direction with cosine c to the part that is used and the rest along a part that nothing writes.
-Exchanging it moves c^2 of the effect, erasing it c^2 / 2: the binding gate is erasure.mean, bar .2, and c^2 is .2, .4,
-.6 and .8. The others have no ladder: their true claims are of a clear effect.
+Ladders (`testing/effect_ladders.py`), each rung a multiple of the bar of the binding gate:
+
+1. *uses*, erasure.mean (.2): the part carries a share of the behaviour, the rest takes a road past the site. Erasing
+   it takes away half of its share, which is .2, .4, .6 and .8. A direction that leans on a part that carries everything
+   is no such ladder: of the energy of its erasure a share is spent where nothing happens, and random changes of as much
+   energy, which need not spend it there, come near it whatever the share.
+2. *steers*, steering.dose (.2): the largest strength is chosen for doses of .1, .2, .3 and .4.
+3. *connects*, link.effect (.2): the effect falls by .1, .2, .3 and .4 of its standard deviation.
 """
 
 from dataclasses import replace
@@ -17,6 +22,7 @@ from assay.evidence.features import Feature, direction
 from assay.evidence.options import OPTIONS
 from assay.evidence.run import Settings
 from assay.evidence.steers import Steering
+from assay.testing.effect_ladders import STRENGTHS, lever, lever_strength, linked, mood_pairs, two_roads
 from assay.testing.effect_models import (
     D_MODEL,
     filler_source,
@@ -28,6 +34,8 @@ from assay.testing.effect_models import (
 
 GRID = (-4, -2, -1, 1, 2, 4)
 SETTINGS = Settings(tune=16, confirm=40, ood=36, draws=9, control_pairs=1, options={"neutral": neutral_texts(20)})
+PAIRS = replace(SETTINGS, tune=48, confirm=80, ood=56, control_pairs=4)
+TEXTS = replace(SETTINGS, tune=128, confirm=56, ood=48, options={})
 
 
 @cache
@@ -57,8 +65,8 @@ def _add(kind: str, binding: str, families: tuple[Family, ...], n: dict[str, int
 # uses --------------------------------------------------------------------------------------------
 
 
-def _used(seed: int, subject: Any, **truth: float) -> Case:
-    return Case(_model(), mood_source(seed), subject, {name.replace("__", "."): value for name, value in truth.items()})
+def _used(seed: int, subject: Any) -> Case:
+    return Case(_model(), mood_source(seed), subject)
 
 
 def random_direction(seed: int) -> Case:
@@ -86,18 +94,23 @@ def used_part(seed: int) -> Case:
     return _used(seed, _at(0, "mood"))
 
 
+@cache
+def _share(share: float):
+    return two_roads(share)
+
+
 def uses_rung(seed: int, effect: float) -> Case:
-    """A direction that shares c^2 of its variance with the used part."""
+    """The part carries a share of the behaviour."""
     share = 0.4 * effect
-    feature = _at(0, "mood", "idle", weights=(share**0.5, (1 - share) ** 0.5))
-    return _used(seed, feature, erasure__mean=share / 2, erasure__resample=share)
+    truth = {"erasure.mean": share / 2, "erasure.resample": share}
+    return Case(_share(share), mood_pairs(seed), _at(0, "mood"), truth)
 
 
 _add("uses", "erasure.mean", (
     *map(partial(_family, "null"), (random_direction, random_content)),
     *map(partial(_family, "false"), (readable_copy, needed_by_all_text)), _family("true", used_part),
-    *ladder(uses_rung, "a direction of known cosine to the used part"),
-), {"null": 30, "false": 10, "true": 10, "ladder": 15}, "share of the effect that erasing takes away; bar .2")  # fmt: skip
+    *ladder(uses_rung, "the used part, a known share of the behaviour", PAIRS),
+), {"null": 30, "false": 10, "true": 10, "ladder": 20}, "share of the effect that erasing takes away; bar .2")  # fmt: skip
 
 
 # steers ------------------------------------------------------------------------------------------
@@ -142,10 +155,24 @@ def handle(seed: int) -> Case:
     return _steered(seed, _at(0, "mood"))
 
 
+@cache
+def _lever():
+    return lever()
+
+
+def steers_rung(seed: int, effect: float) -> Case:
+    """A push of a known dose."""
+    top = lever_strength(0.2 * effect)
+    grid = tuple(top * share for share in STRENGTHS)
+    return Case(_lever(), mood_pairs(seed), Steering(_at(0, "lever"), grid), {"steering.dose": 0.2 * effect})
+
+
 _add("steers", "steering.dose", (
     *map(partial(_family, "null"), (random_push, idle_push)),
     *map(partial(_family, "false"), (one_sided, reversals, temperature, breaks_text)), _family("true", handle),
-), {"null": 30, "false": 4, "true": 8}, "no ladder; true claims of a clear effect")  # fmt: skip
+    *ladder(steers_rung, "a lever pushed to a known dose", PAIRS),
+), {"null": 30, "false": 4, "true": 8, "ladder": 20},
+   "log-odds moved at the largest strength, in shares of the task's own contrast; bar .2")  # fmt: skip
 
 
 # connects ----------------------------------------------------------------------------------------
@@ -180,7 +207,21 @@ def cause(seed: int) -> Case:
     return _linked(seed, *((_at(0, "cause"), _at(1, "effect")) if seed % 2 else (_at(0, "origin"), _at(1, "echo"))))
 
 
+@cache
+def _linked_by(fall: float):
+    return linked(fall)
+
+
+def connects_rung(seed: int, effect: float) -> Case:
+    """A cause of known weight."""
+    found = _linked_by(0.2 * effect)
+    return Case(found.model, filler_source(seed, per_template=16), Link(_at(0, "cause"), _at(1, "effect")),
+                {"link.effect": found.fall})  # fmt: skip
+
+
 _add("connects", "link.effect", (
     *map(partial(_family, "null"), (random_pair, cause_and_another)),
     *map(partial(_family, "false"), (common_cause, moves_everything)), _family("true", cause),
-), {"null": 30, "false": 8, "true": 10}, "no ladder; true claims of a clear effect")  # fmt: skip
+    *ladder(connects_rung, "a cause of known weight", TEXTS),
+), {"null": 30, "false": 8, "true": 10, "ladder": 20},
+   "fall of the effect with its cause switched off, in its standard deviations; bar .2")  # fmt: skip

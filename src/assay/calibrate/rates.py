@@ -40,7 +40,7 @@ def rates(calibration: Calibration, outcomes: Sequence[Outcome]) -> dict[str, An
         "null": {**_support(by["null"]), "families": _families(by["null"])},
         "false": {**_support(by["false"]), "families": _families(by["false"])},
         "true": {**_support(by["true"]), **_refuted(by["true"]), "families": _families(by["true"])},
-        "power": [_rung(truths[name].effect, [o for o in by["ladder"] if o.family == name])
+        "power": [_rung(truths[name].effect, [o for o in by["ladder"] if o.family == name], calibration.binding)
                   for name in dict.fromkeys(o.family for o in by["ladder"])],
         "p_values": _p_values(calibration, by["ladder"], by["null"]),
         "coverage": _coverage([*by["ladder"], *by["true"]]),
@@ -69,11 +69,12 @@ def _families(outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
             for name, rows in found.items()}  # fmt: skip
 
 
-def _rung(effect: float | None, rows: Sequence[Outcome]) -> dict[str, Any]:
+def _rung(effect: float | None, rows: Sequence[Outcome], binding: str) -> dict[str, Any]:
     hits = sum(o.verdict == "supported" for o in rows)
     low, high = clopper_pearson(hits, len(rows))
     stopped = Counter(name for o in rows if o.verdict != "supported" for name in failed(o))
-    return {"effect_in_sesoi": effect, "n": len(rows), "supported": hits, "low": low, "high": high,
+    return {"effect_in_sesoi": effect, "truth": rows[0].truth.get(binding), "n": len(rows), "supported": hits,
+            "low": low, "high": high,
             "refuted": sum(o.verdict == "refuted" for o in rows), "stopped_by": dict(stopped.most_common(5))}  # fmt: skip
 
 

@@ -1,7 +1,12 @@
 """*decodes*, *explains* and *detects* on planted texts.
 
-No ladder: the bars of these kinds are near the top of their scales (recall .8, AUROC .7 above several baselines), and
-what a fitted probe reads has no closed form. Power is counted on true claims of a fixed, clear effect.
+Ladders, each rung a multiple of what puts the binding gate on its bar:
+
+1. *decodes*, detection (AUROC .7). Twice .7 is no AUROC, so effects are multiples of d, the distance of two normal
+   distributions with that AUROC = Phi(d / sqrt 2): .603, .7, .784 and .853. What is written at the site tells the label
+   of that share of words.
+2. *explains*, sensitivity (recall .6): the unit is on in .3, .6, .9 and all of the texts that the rule names.
+3. *detects*, recall (.8 at the threshold set on tune): multiples of the distance between members and benign texts.
 """
 
 from dataclasses import replace
@@ -9,8 +14,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import norm
 
-from assay.calibrate.base import CALIBRATIONS, Calibration, Case, Family
+from assay.calibrate.base import CALIBRATIONS, Calibration, Case, Family, ladder
 from assay.calibrate.represents import shuffled_source
 from assay.evidence.features import direction
 from assay.evidence.run import Settings
@@ -22,7 +29,9 @@ from assay.testing.score_worlds import (
     ScorePlanted,
     decodable_world,
     explained_world,
+    graded_monitor,
     monitored_world,
+    recall_at,
 )
 
 SITE = "resid_post.0"
@@ -32,9 +41,11 @@ def _family(truth: Any, make: Any, **settings: Any) -> Family:
     return Family(make.__name__.replace("_", " "), truth, make, " ".join((make.__doc__ or "").split()), **settings)
 
 
-def _registered(kind: str, binding: str, families: tuple[Family, ...], settings: Settings, n: dict[str, int]) -> None:
+def _registered(
+    kind: str, binding: str, families: tuple[Family, ...], settings: Settings, n: dict[str, int], note: str
+) -> None:
     quick = {truth: max(1, count // 15) for truth, count in n.items()}
-    CALIBRATIONS.add(kind, Calibration(kind, binding, families, settings, n, quick, "no ladder; true claims of a clear effect"))
+    CALIBRATIONS.add(kind, Calibration(kind, binding, families, settings, n, quick, note))
 
 
 # decodes -----------------------------------------------------------------------------------------
@@ -81,10 +92,19 @@ def written(seed: int) -> Case:
     return _decoded(decodable_world(seed))
 
 
+def decodes_rung(seed: int, effect: float) -> Case:
+    """What is written tells the label of a share of words."""
+    auroc = float(norm.cdf(effect * norm.ppf(0.7)))
+    world = decodable_world(seed, strength=6.0, width=8, n_words=600, present=0.08, agree=auroc)
+    return replace(_decoded(world), truth={"detection": auroc})
+
+
 _registered("decodes", "detection", (
     *map(partial(_family, "null"), (labels_by_word, labels_by_text, written_nowhere)),
     *map(partial(_family, "false"), (remembered_words, nonlinear)), _family("true", written),
-), Settings(tune=140, confirm=160, ood=140, draws=9), {"null": 21, "false": 15, "true": 30})  # fmt: skip
+    *ladder(decodes_rung, "a class that is written for a known share of words", Settings(480, 570, 480, draws=9)),
+), Settings(tune=140, confirm=160, ood=140, draws=9), {"null": 21, "false": 15, "true": 30, "ladder": 20},
+   "AUROC; bar .7, d = .742")  # fmt: skip
 
 
 # explains ----------------------------------------------------------------------------------------
@@ -131,10 +151,18 @@ def right_rule(seed: int) -> Case:
     return _explained(explained_world(seed))
 
 
-_registered("explains", "detection", (
+def explains_rung(seed: int, effect: float) -> Case:
+    """The unit is on in a share of the texts that the rule names."""
+    recall = min(1.0, 0.6 * effect)
+    return replace(_explained(explained_world(seed, missed=1 - recall, rounds=2)), truth={"sensitivity": recall})
+
+
+_registered("explains", "sensitivity", (
     *map(partial(_family, "null"), (other_unit, other_words, untrained_unit)),
     *map(partial(_family, "false"), (two_meanings, look_alikes, half_missed)), _family("true", right_rule),
-), Settings(tune=256, confirm=320, ood=224, draws=19), {"null": 20, "false": 10, "true": 20})  # fmt: skip
+    *ladder(explains_rung, "a unit that follows the rule in a known share of texts", Settings(512, 640, 448, draws=19)),
+), Settings(tune=256, confirm=320, ood=224, draws=19), {"null": 20, "false": 10, "true": 20, "ladder": 20},
+   "share of the texts named by the rule in which the unit is on; bar .6")  # fmt: skip
 
 
 # detects -----------------------------------------------------------------------------------------
@@ -181,7 +209,19 @@ def state(seed: int) -> Case:
     return _watched(monitored_world(seed))
 
 
-_registered("detects", "recall_at_fpr", (
+ON_THE_BAR = float(brentq(lambda distance: recall_at(distance) - 0.8, 1.0, 4.0))  # type: ignore[arg-type]
+
+
+def detects_rung(seed: int, effect: float) -> Case:
+    """Members at a known distance from benign texts."""
+    distance = effect * ON_THE_BAR
+    recall = recall_at(distance)
+    return replace(_watched(graded_monitor(seed, distance)), truth={"recall": recall})
+
+
+_registered("detects", "recall", (
     *map(partial(_family, "null"), (random_monitor, shuffled_labels)),
     *map(partial(_family, "false"), (said_words_only, false_alarms, a_family_missed)), _family("true", state),
-), Settings(tune=460, confirm=480, ood=400, draws=9), {"null": 30, "false": 8, "true": 15})  # fmt: skip
+    *ladder(detects_rung, "members at a known distance", Settings(820, 920, 840, draws=9)),
+), Settings(tune=460, confirm=480, ood=400, draws=9), {"null": 30, "false": 8, "true": 15, "ladder": 20},
+   "recall at the threshold set on tune; bar .8, which is a distance of 2.57 standard deviations")  # fmt: skip

@@ -9,9 +9,9 @@ from typing import Any
 
 def markdown(record: Mapping[str, Any]) -> str:
     """All tables of a calibration."""
-    parts = [summary(record["kinds"])]
+    parts = [summary(record["kinds"]), speed(record.get("speed"))]
     for kind, found in record["kinds"].items():
-        parts += [f"### {kind}", _ladder_words(found), families(found), gates(found), checks(found)]
+        parts += [f"### {kind}", _ladder_words(found), ladder(found), families(found), gates(found), checks(found)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -30,10 +30,29 @@ def summary(kinds: Mapping[str, Any]) -> str:
     return table(head, rows)
 
 
+def speed(found: Mapping[str, Any] | None) -> str:
+    """How long the null claims took, in words."""
+    if not found:
+        return ""
+    return (f"{found['claims']} null claims on planted activations took {found['cpu_seconds']:.1f} CPU seconds in one process"
+            f" ({found['wall_seconds']:.0f} s on the clock, on {found['cores']} cores with a load of {found['load']:.1f}).")
+
+
 def _ladder_words(found: Mapping[str, Any]) -> str:
     if not found["power"]:
         return "No ladder of effects: power is not measured beyond true claims of a clear effect."
     return f"Effects are placed on the gate `{found['binding']}`: {found['note']}."
+
+
+def ladder(found: Mapping[str, Any]) -> str:
+    """Support at every rung, with the true value of the binding gate and what stopped the rest."""
+    rows = []
+    for rung in found["power"]:
+        stopped = ", ".join(f"`{gate}` ({n})" for gate, n in list(rung["stopped_by"].items())[:3]) or "-"
+        truth = "-" if rung.get("truth") is None else f"{rung['truth']:.3f}"
+        rows.append([f"{rung['effect_in_sesoi']:g}", truth, _share(rung), str(rung["refuted"]), stopped])
+    head = ["effect in SESOI", "true value", "supported (95% interval)", "refuted", "stopped most often by"]
+    return table(head, rows) if rows else ""
 
 
 def families(found: Mapping[str, Any]) -> str:

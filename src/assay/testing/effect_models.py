@@ -15,6 +15,7 @@ each along a direction of its own in a random basis (`part_direction`), so that 
     flood      on in some words; MLP 1 writes `drop` and with it all parts but KEPT
     shadow     on with the cause, larger, read by nothing
     idle       never written: nothing but an edit can reach it
+    late_word, lever, drain    empty here; for effects of a known size (`effect_ladders.py`)
 
 A large constant part keeps the layer norms nearly linear; adding to it changes the temperature of everything.
 """
@@ -39,7 +40,7 @@ N_CONTENT = 12
 PARTS = (
     "constant", "mood_word", "mood", "copy", "topic_word", "topic", "asked", "side", "gate", "ramp", "zigzag", "cause",
     "effect", "origin", "witness", "echo", "flood", "drop", "idle", "shadow",
-    *(f"content{number}" for number in range(N_CONTENT)),
+    *(f"content{number}" for number in range(N_CONTENT)), "late_word", "lever", "drain",
 )  # fmt: skip
 KEPT = ("constant", "mood", "topic", "asked", "side", "effect", "echo")  # not flooded
 ANSWERS = ("yes", "no", "red", "blue")
@@ -54,6 +55,16 @@ TEXT_SPLITS = {"discover": 4, "tune": 8, "confirm": 14, "ood": 12}
 
 def planted_effects(content: float = 1.0, copy: float = 8.0) -> Model:
     """The model. `content`: how much filler words differ; `copy`: how strongly mood is written where nothing reads it."""
+    return effects_model(written_effects(content, copy))
+
+
+def effects_model(hf: Any) -> Model:
+    """What `written_effects` gives, with its tokenizer, as a model."""
+    return load_model(hf, tokenizer=_tokenizer())
+
+
+def written_effects(content: float = 1.0, copy: float = 8.0) -> Any:
+    """The GPT-2 with its weights written, not yet a model: more can be written in."""
     import transformers
 
     config = transformers.GPT2Config(
@@ -71,7 +82,7 @@ def planted_effects(content: float = 1.0, copy: float = 8.0) -> Model:
         _write_heads(hf, copy)
         _write_neurons(hf)
         _write_unembedding(hf)
-    return load_model(hf, tokenizer=_tokenizer())
+    return hf
 
 
 def part_direction(*parts: str, weights: tuple[float, ...] | None = None) -> Tensor:
@@ -124,15 +135,20 @@ def _write_heads(hf: Any, copy: float) -> None:
     for block, size in ((hf.transformer.h[0], 0.0), (hf.transformer.h[1], 1e-3)):  # so little that it shows in proofs only
         nn.init.normal_(block.attn.c_attn.weight, std=1e-3, generator=rng)
         nn.init.normal_(block.attn.c_proj.weight, std=size, generator=rng)
-    attention = hf.transformer.h[0].attn
     heads = (("mood_word", "mood", 8.0), ("mood_word", "copy", copy), ("topic_word", "topic", 8.0))
     for head, (read, write, gain) in enumerate(heads):
-        attention.c_attn.weight[:, 2 * D_MODEL + head * D_HEAD] = part_direction(read)
-        attention.c_proj.weight[head * D_HEAD] = gain * part_direction(write)
+        write_head(hf, 0, head, part_direction(read), gain * part_direction(write))
+
+
+def write_head(hf: Any, layer: int, head: int, read: Tensor, write: Tensor) -> None:
+    """A head that carries what lies along `read` (d_model,) at any position so far, on average, to `write` (d_model,)."""
+    attention = hf.transformer.h[layer].attn
+    attention.c_attn.weight[:, 2 * D_MODEL + head * D_HEAD] = read
+    attention.c_proj.weight[head * D_HEAD] = write
 
 
 @dataclass(frozen=True)
-class _Neuron:
+class Neuron:
     """relu(reads - bias), written with these weights; `flood` writes over the whole stream."""
 
     reads: dict[str, float]
@@ -145,28 +161,32 @@ def _write_neurons(hf: Any) -> None:
     """MLP 1. Pairs of neurons that cancel when nothing is added to the stream."""
     far = 12.0
     neurons = [
-        _Neuron({"gate": 1, "topic": far}, {"mood": 1.5}), _Neuron({"topic": far}, {"mood": -1.5}),
-        _Neuron({"gate": 1, "topic": -far}, {"mood": -0.5}), _Neuron({"topic": -far}, {"mood": 0.5}),
-        _Neuron({"ramp": 1}, {"mood": 1.0}),
-        _Neuron({"zigzag": 1}, {"mood": -1.0}), _Neuron({"zigzag": 1}, {"mood": 12.0}, bias=4.0),
-        _Neuron({"zigzag": -1}, {"mood": 1.0}), _Neuron({"zigzag": -1}, {"mood": -12.0}, bias=4.0),
-        _Neuron({"cause": 1, "content0": 0.4}, {"effect": 3.0}, bias=0.3),
-        _Neuron({"origin": 1, "content1": 0.4}, {"echo": 3.0}, bias=0.3),
-        _Neuron({"flood": 1, "content2": 0.4}, {"drop": 3.0}, bias=0.3, flood=4.0),
+        Neuron({"gate": 1, "topic": far}, {"mood": 1.5}), Neuron({"topic": far}, {"mood": -1.5}),
+        Neuron({"gate": 1, "topic": -far}, {"mood": -0.5}), Neuron({"topic": -far}, {"mood": 0.5}),
+        Neuron({"ramp": 1}, {"mood": 1.0}),
+        Neuron({"zigzag": 1}, {"mood": -1.0}), Neuron({"zigzag": 1}, {"mood": 12.0}, bias=4.0),
+        Neuron({"zigzag": -1}, {"mood": 1.0}), Neuron({"zigzag": -1}, {"mood": -12.0}, bias=4.0),
+        Neuron({"cause": 1, "content0": 0.4}, {"effect": 3.0}, bias=0.3),
+        Neuron({"origin": 1, "content1": 0.4}, {"echo": 3.0}, bias=0.3),
+        Neuron({"flood": 1, "content2": 0.4}, {"drop": 3.0}, bias=0.3, flood=4.0),
     ]  # fmt: skip
     mlp = hf.transformer.h[1].mlp
     shares = torch.randn(D_MODEL - 1, generator=torch.Generator().manual_seed(5))
     shares[[PARTS.index(part) for part in KEPT]] = 0.0
     everywhere = shares @ _basis()
     for number, neuron in enumerate(neurons):
-        for part, weight in neuron.reads.items():
-            mlp.c_fc.weight[:, number] += weight * part_direction(part)
-        mlp.c_fc.bias[number] = -neuron.bias
-        for part, weight in neuron.writes.items():
-            mlp.c_proj.weight[number] += weight * part_direction(part)
+        write_neuron(hf, number, neuron)
         mlp.c_proj.weight[number] += neuron.flood * everywhere
     nn.init.normal_(hf.transformer.h[0].mlp.c_fc.weight, std=0.02, generator=torch.Generator().manual_seed(0))
     nn.init.normal_(hf.transformer.h[0].mlp.c_proj.weight, std=1e-4, generator=torch.Generator().manual_seed(1))
+
+
+def write_neuron(hf: Any, number: int, neuron: Neuron) -> None:
+    """A neuron of MLP 1, in the place of the one with that number."""
+    mlp = hf.transformer.h[1].mlp
+    mlp.c_fc.weight[:, number] = sum(weight * part_direction(part) for part, weight in neuron.reads.items())
+    mlp.c_fc.bias[number] = -neuron.bias
+    mlp.c_proj.weight[number] = sum(weight * part_direction(part) for part, weight in neuron.writes.items())
 
 
 def _write_unembedding(hf: Any) -> None:

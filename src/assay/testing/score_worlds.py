@@ -6,7 +6,7 @@
 3. `explained_world`: units that fire on words. Unit 0 is the one that is explained; it can miss some of its words,
    have a second meaning, fire on look-alikes, or have copies.
 4. `monitored_world`: a state that texts are in, named by a code that nobody has seen before, so that no words tell;
-   families of situations, and hundreds of unrelated benign documents.
+   families of situations, and hundreds of unrelated benign documents. `graded_monitor`: the same with a known recall.
 
 What a claim should come to is known; what real activations look like is not shown by any.
 """
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import norm
 from torch import Tensor
 
 from assay.data.prepare_concept import PreparedConcept
@@ -98,10 +99,12 @@ def coin(name: str, share: float = 0.5) -> bool:
 
 def decodable_world(
     seed: int = 0, *, coding: str = "linear", shared: bool = False, told: bool = True, strength: float = 1.6,
-    width: int = 48, n_words: int = 24,
+    width: int = 48, n_words: int = 24, present: float = 0.6, agree: float = 1.0,
 ) -> ScorePlanted:  # fmt: skip
     """`coding`: linear, xor or identity (the class is written nowhere). `shared`: the words of tune come again in
-    confirm and ood. `told`: examples name their word as an entity."""
+    confirm and ood. `told`: examples name their word as an entity. `present`: share of words in a template. `agree`:
+    share of words whose label is what is written; where the probe reads what is written, its AUROC is that share (of
+    two words with different labels, both are written right with chance q², one is with 2q(1-q), a tie)."""
     rng = np.random.default_rng([seed, 31])
     axes = np.linalg.qr(rng.standard_normal((width, 3)))[0].T
 
@@ -120,17 +123,18 @@ def decodable_world(
 
     def label_of(word: str) -> int:
         one, other = coin(f"{seed} one {word}"), coin(f"{seed} other {word}")
-        return int(one != other if coding == "xor" else one)
+        written = one != other if coding == "xor" else one
+        return int(written == coin(f"{seed} agrees {word}", agree))
 
     items: dict[str, list[Example]] = {}
     for split, n_templates in WORD_SPLITS.items():
         words = [f"{'every' if shared else split}{seed}x{number}" for number in range(n_words)]
         items[split] = [
             _worded(f"{split}{seed}t{number} {FILLER[number % 10]}", word, label_of(word), f"{split} {number}", told)
-            for number in range(n_templates) for word in words if coin(f"{seed} in {split}{number}{word}", 0.6)
+            for number in range(n_templates) for word in words if coin(f"{seed} in {split}{number}{word}", present)
         ]  # fmt: skip
     name = f"words of world {seed} ({coding}{', shared' if shared else ''})"
-    world = TextWorld(name, vector_of, "resid_post.0", twin_of, marks=(seed, coding, strength, width))
+    world = TextWorld(name, vector_of, "resid_post.0", twin_of, marks=(seed, coding, strength, width, agree))
     return ScorePlanted(world, MemorySource(f"the class of {name}", items))
 
 
@@ -147,11 +151,11 @@ OTHER = ("copper", "silver", "nickel", "cobalt", "bronze")
 
 def explained_world(
     seed: int = 0, *, missed: float = 0.0, second: bool = False, look_alike: bool = False, copies: int = 0,
-    likeness: float = 0.3, lexical_twin: bool = False, units: int = 48,
+    likeness: float = 0.3, lexical_twin: bool = False, units: int = 48, rounds: int = 1,
 ) -> ScorePlanted:  # fmt: skip
     """Unit 0 fires on OWN. `missed`: share of those texts on which it stays silent. `second`: it fires on OTHER as
     much. `look_alike`: on LOOK_ALIKE too. `copies`: units 1.. do what unit 0 does, as closely as `likeness` (noise).
-    `lexical_twin`: the untrained twin has such a unit too."""
+    `lexical_twin`: the untrained twin has such a unit too. `rounds`: times sixteen texts per template."""
 
     def clear(text: str) -> float:
         words = text.split()
@@ -173,18 +177,18 @@ def explained_world(
             return vector_of
         return lambda text: np.maximum(0.0, normal(f"{scheme}{number}{text}", units))
 
-    items = {split: _rule_items(seed, split, n) for split, n in RULE_SPLITS.items()}
+    items = {split: _rule_items(seed, split, n, rounds) for split, n in RULE_SPLITS.items()}
     marks = (seed, missed, second, look_alike, copies, likeness, lexical_twin, units)
     world = TextWorld(f"units of world {seed}", vector_of, "mlp_act.0", twin_of, marks=marks)
     return ScorePlanted(world, MemorySource(f"texts of world {seed}", items))
 
 
-def _rule_items(seed: int, split: str, n_templates: int) -> list[Example]:
-    """Of sixteen texts per template five have a word of OWN, five of OTHER, one looks alike."""
+def _rule_items(seed: int, split: str, n_templates: int, rounds: int) -> list[Example]:
+    """Of every sixteen texts per template five have a word of OWN, five of OTHER, one looks alike."""
     rng = np.random.default_rng([seed, 32, n_templates])
     found = []
     for number in range(n_templates):
-        for place, pool in enumerate((*(OWN,) * 5, *(OTHER,) * 5, LOOK_ALIKE, *(None,) * 5)):
+        for place, pool in enumerate((*(OWN,) * 5, *(OTHER,) * 5, LOOK_ALIKE, *(None,) * 5) * rounds):
             words = [str(word) for word in rng.choice(FILLER, 4)]
             if pool:
                 words.insert(int(rng.integers(0, 5)), str(rng.choice(pool)))
@@ -243,6 +247,59 @@ def monitored_world(
     clean, marks = vector_of if twin else background, (seed, reads, stated, weak, alarms, twin, width)
     world = TextWorld(f"monitored world {seed}", vector_of, "resid_post.0", None, clean, marks=marks)
     return ScorePlanted(world, MemorySource(f"the state of world {seed}", items), axis)
+
+
+BETWEEN = 0.1  # share of the variance of members' scores that templates have in common
+SITUATIONS = (40, 6)  # per family, and texts in each, of which one is benign
+MANY = {"tune": 100, "confirm": 200, "ood": 120}  # benign documents
+
+
+def graded_monitor(seed: int, distance: float, width: int = 24) -> ScorePlanted:
+    """A monitored world where members lie `distance` standard deviations above the mean of benign texts.
+
+    Along the axis benign texts are uniform with variance 1 (so none of the sealed ones lies above all of tune), members
+    normal with variance 1; tune texts lie on the quantiles. `recall_at` says what recall that comes to.
+    """
+    axis, *others = np.linalg.qr(np.random.default_rng([seed, 35]).standard_normal((width, width)))[0].T
+    rng, along = np.random.default_rng([seed, 36]), dict[str, float]()
+    items: dict[str, list[Example]] = {}
+    for split, n_documents in MANY.items():
+        rows = [(f"{family}/{split} {number}", place > 0) for family in FAMILIES[:3] for number in range(SITUATIONS[0])
+                for place in range(SITUATIONS[1])]  # fmt: skip
+        rows += [(f"document/{split} {number}", False) for number in range(n_documents)]
+        levels = {name: np.sqrt(BETWEEN) * rng.standard_normal() for name, _ in rows}
+        counts = {member: sum(each == member for _, each in rows) for member in (True, False)}
+        even = {member: iter(rng.permutation(_quantiles(member, n))) for member, n in counts.items()}
+        items[split] = []
+        for place, (template, member) in enumerate(rows):
+            drawn = levels[template] + np.sqrt(1 - BETWEEN) * rng.standard_normal() if member else rng.uniform(-1, 1) * UNIFORM
+            said = [str(rng.choice(STATING))] if member and rng.random() < 0.3 else []
+            code = f"c{hashlib.sha256(f'{seed} {split} {place}'.encode()).hexdigest()[:12]}"
+            along[code] = float(next(even[member]) if split == "tune" else drawn) + distance * member
+            items[split].append(Example(" ".join([*map(str, rng.choice(FILLER, 5)), *said, code]), int(member), template))
+
+    def vector_of(text: str) -> Vector:
+        here = sum(6.0 * coin(f"{seed} topic {place} {text}", 0.3) * topic for place, topic in enumerate(others))
+        noise = 0.5 * normal(f"{seed} {text}", width) + here
+        return noise + (along.get(text.split()[-1], 0.0) - noise @ axis) * axis
+
+    world = TextWorld(f"graded monitor {seed}", vector_of, "resid_post.0", marks=(seed, distance, width))
+    return ScorePlanted(world, MemorySource(f"the state of graded monitor {seed}", items), axis)
+
+
+UNIFORM = 3**0.5  # half the width of a uniform distribution with variance 1
+
+
+def _quantiles(member: bool, n: int) -> Vector:
+    """Evenly spread numbers of a normal distribution (members) or a uniform one, ends included, with variance 1."""
+    return norm.ppf((np.arange(n) + 0.5) / n) if member else np.linspace(-UNIFORM, UNIFORM, n)
+
+
+def recall_at(distance: float) -> float:
+    """Recall in `graded_monitor`: the threshold is the highest benign score on tune, or halfway from there to the lowest
+    tenth of members where those lie above."""
+    tenth = distance + float(norm.ppf(0.1))
+    return float(norm.cdf(distance - max(UNIFORM, (UNIFORM + tenth) / 2 if tenth > UNIFORM else 0.0)))
 
 
 def _monitor_items(seed: int, split: str, n_benign: int, says: tuple[float, str], hidden: dict[str, Hidden]) -> list[Example]:

@@ -24,6 +24,7 @@ from torch import Tensor
 from assay.data.prepare_concept import PreparedConcept
 from assay.errors import TaskError
 from assay.evidence.source import MemorySource
+from assay.features.opened import is_latent, read_latents
 from assay.records import Example, digest
 
 SITE = "resid_post.0"
@@ -65,6 +66,8 @@ class World:
         return PreparedConcept(known, [[0]] * len(known), [0] * len(known), lost)
 
     def read(self, site: str, data: PreparedConcept) -> Tensor:
+        if is_latent(site):
+            return read_latents(site, lambda source: self.read(source, data))
         return torch.tensor(np.stack([self.vectors[example.text] for example in data.examples]), dtype=torch.float32)
 
     def untrained(self, scheme: str, seed: int) -> "World":

@@ -1,0 +1,189 @@
+"""Sparse feature circuits against patching single latents with raw hooks, and against attribution of whole sites."""
+
+import pytest
+import torch
+
+from assay.circuits.latent_edges import FeatureNode, FeaturePlan, exact, feature_edges, feature_effects, sites_of, split
+from assay.errors import UsageError
+from assay.features.dictionary import Spec, make_dictionary
+from assay.sites import Site
+from edge_reference import ANSWER, FOIL
+from test_attribute import make_task
+from test_trace import randomised, rough
+
+D, WIDTH = 32, 40
+SITES = ("resid_post.0", "attn_out.1", "mlp_out.1")
+
+
+def sae(site, seed=0, architecture="jumprelu", **changes):
+    given = {"k": 8, "inputs": (site,), "outputs": (site,), "skip_first": 1, **changes}
+    dictionary = randomised(make_dictionary(Spec(architecture, WIDTH, D, D, **given), f"sae-{site}"), seed)
+    if architecture == "jumprelu":
+        dictionary.threshold.data.abs_()
+    return dictionary
+
+
+@pytest.fixture(scope="module")
+def world():
+    model = rough("llama")
+    return model, make_task((6, 8), 0, model), [sae(site, at) for at, site in enumerate(SITES)]
+
+
+def test_effects_of_a_site_add_up_to_attribution_patching_of_it(world):
+    model, task, dictionaries = world
+    found = feature_effects(model, task, dictionaries)
+    slopes, high, _ = model.gradients(task.clean, list(SITES), task.metric())
+    low = model.capture(task.corrupted, list(SITES))
+    for site in SITES:
+        whole = ((high[site] - low[site]) * slopes[site]).sum((1, 2))
+        got = found.latents[Site(*parse(site))].sum(1) + found.errors[Site(*parse(site))]
+        assert torch.allclose(got, whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max()))
+
+
+def parse(site):
+    name, layer = site.split(".")
+    return name, int(layer)
+
+
+def hooked_difference(model, task, dictionary, latent, row):
+    """m(clean) - m(clean with one latent of resid_post.0 at its corrupted value), by hand."""
+    hf = model.hf
+
+    def stream(tokens):
+        kept = {}
+        handle = hf.model.layers[0].register_forward_hook(
+            lambda m, a, out: kept.update(x=out if torch.is_tensor(out) else out[0])
+        )
+        with torch.no_grad():
+            logits = hf(input_ids=torch.tensor([tokens])).logits[0, -1]
+        handle.remove()
+        return kept["x"][0], logits[ANSWER] - logits[FOIL]
+
+    high, clean = stream(task.clean[row])
+    low, _ = stream(task.corrupted[row])
+    codes = [dictionary.encode(x) for x in (high, low)]
+    change = (codes[1] - codes[0])[:, latent, None] * dictionary.W_dec[latent].detach()
+    change[0] = 0.0  # the first token is not the dictionary's
+
+    def hook(module, args, out):
+        return out + change if torch.is_tensor(out) else (out[0] + change, *out[1:])
+
+    handle = hf.model.layers[0].register_forward_hook(hook)
+    with torch.no_grad():
+        logits = hf(input_ids=torch.tensor([task.clean[row]])).logits[0, -1]
+    handle.remove()
+    return float(clean - (logits[ANSWER] - logits[FOIL]))
+
+
+def test_exact_effects_are_those_of_patching_single_latents_by_hand(world):
+    model, task, dictionaries = world
+    nodes = [node for node, _ in feature_effects(model, task, dictionaries[:1]).nodes() if node.latent is not None][:6]
+    got = exact(model, task, dictionaries[:1], nodes)
+    for at, node in enumerate(nodes):
+        for row in range(len(task)):
+            assert float(got[at, row]) == pytest.approx(
+                hooked_difference(model, task, dictionaries[0], node.latent, row), abs=2e-5
+            )
+
+
+def test_integrated_gradients_come_nearer_to_the_whole_site(world):
+    """Patching everything of a site is the sum of its nodes along the line, by the fundamental theorem; not so at one end."""
+    model, task, dictionaries = world
+    site = Site("resid_post", 0)
+    clean, corrupted = (model.score(side, task.metric()) for side in (task.clean, task.corrupted))
+    far = {}
+    for plan in (FeaturePlan("atp"), FeaturePlan("ig", steps=24)):
+        found = feature_effects(model, task, dictionaries[:1], plan)
+        far[plan.method] = (found.latents[site].sum(1) + found.errors[site] - (clean - corrupted)).abs()
+    assert float(far["ig"].max()) < 0.03 * float((clean - corrupted).abs().max()) and far["ig"].sum() < 0.2 * far["atp"].sum()
+
+
+def test_small_changes_are_estimated_exactly(world):
+    """Where clean and corrupted hardly differ, gradients are differences: every node's estimate is its exact effect."""
+    model, task, dictionaries = world
+    nodes = [node for node, _ in feature_effects(model, task, dictionaries).nodes(12)]
+    assert any(node.latent is None for node in nodes) or len(nodes) == 12
+    ig = feature_effects(model, task, dictionaries, FeaturePlan("ig", steps=16))
+    real = exact(model, task, dictionaries, nodes).mean(1)
+    estimates = dict(ig.nodes())
+    made = torch.tensor([estimates[node] for node in nodes])
+    assert float(torch.corrcoef(torch.stack([made, real]))[0, 1]) > 0.6
+
+
+def test_first_and_massive_tokens_are_error():
+    dictionary = sae("resid_post.0", norm_limit=5.0)
+    x = torch.randn(4, D, generator=torch.Generator().manual_seed(0))
+    x[2] *= 100
+    x[[1, 3]] /= x[[1, 3]].norm(dim=1, keepdim=True)
+    parts = split(dictionary, x, torch.arange(4))
+    assert torch.equal(parts.error[[0, 2]], x[[0, 2]]) and not parts.codes[[0, 2]].any()
+    made = dictionary.reconstruct(x)
+    assert torch.allclose(parts.error[[1, 3]], (x - made)[[1, 3]], atol=1e-5)
+
+
+def test_edges_are_gradients_of_the_target_through_the_model(world):
+    model, task, dictionaries = world
+    effects = feature_effects(model, task, dictionaries)
+    nodes = [n for n, _ in effects.nodes() if n.site == Site("resid_post", 0)][:3] + [
+        n for n, _ in effects.nodes() if n.site == Site("mlp_out", 1) and n.latent is not None][:2]  # fmt: skip
+    edges = {(edge.source, edge.target): edge.effect for edge in feature_edges(model, task, dictionaries, nodes)}
+    assert all(edge[0].site == Site("resid_post", 0) and edge[1].site == Site("mlp_out", 1) for edge in edges) and edges
+    hf, (up, _, down) = model.hf, dictionaries
+    slopes, _, _ = model.gradients(task.clean, ["mlp_out.1"], task.metric())
+    high, low = (model.capture(side, ["resid_post.0"]) for side in (task.clean, task.corrupted))
+    for (source, target), got in edges.items():
+        total = 0.0
+        for row in range(len(task)):
+            a, b = high.rows("resid_post.0")[row], low.rows("resid_post.0")[row]
+            pa, pb = (split(up, x, torch.arange(len(x))) for x in (a, b))
+            if source.latent is None:
+                step = pa.error - pb.error
+            else:
+                step = (pa.codes - pb.codes)[:, source.latent, None] * up.W_dec[source.latent].detach()
+            values = [_target(hf, down, target.latent, task.clean[row], sign * 1e-3 * step, slopes.rows("mlp_out.1")[row])
+                      for sign in (1, -1)]  # fmt: skip
+            total += (values[0] - values[1]) / 2e-3 / len(task)
+        assert got == pytest.approx(total, rel=0.05, abs=2e-3 * max(map(abs, edges.values())))
+
+
+def _target(hf, dictionary, latent, tokens, step, slope):
+    """A latent of mlp_out.1 weighted by its slope, with resid_post.0 moved by `step`."""
+    kept = {}
+
+    def move(module, args, out):
+        return out + step if torch.is_tensor(out) else (out[0] + step, *out[1:])
+
+    handles = [hf.model.layers[0].register_forward_hook(move),
+               hf.model.layers[1].mlp.register_forward_hook(lambda m, a, out: kept.update(y=out[0]))]  # fmt: skip
+    with torch.no_grad():
+        hf(input_ids=torch.tensor([tokens]))
+    for handle in handles:
+        handle.remove()
+    codes = dictionary.encode(kept["y"])[:, latent]
+    codes[0] = 0.0
+    return float((codes * (slope @ dictionary.W_dec[latent].detach())).sum())
+
+
+def test_what_is_no_sae_is_refused(world):
+    model, task, _ = world
+    with pytest.raises(UsageError, match="SAEs of one site"):
+        sites_of(
+            model, [make_dictionary(Spec("topk", 8, D, D, k=2, inputs=("mlp_in.0",), outputs=("mlp_out.0",), centred=False))]
+        )
+    with pytest.raises(UsageError, match="one for each site"):
+        sites_of(model, [sae("resid_post.0"), sae("resid_post.0", 1)])
+    with pytest.raises(UsageError, match="one SAE or more"):
+        feature_effects(model, task, [])
+    with pytest.raises(UsageError, match="method"):
+        feature_effects(model, task, [sae("resid_post.0")], FeaturePlan("exactly"))
+    with pytest.raises(UsageError, match="latents and errors"):
+        exact(model, task, [sae("resid_post.0")], [FeatureNode(Site("resid_post", 0), 999)])
+
+
+def test_the_record_names_nodes_and_shares(world):
+    model, task, dictionaries = world
+    found = feature_effects(model, task, dictionaries)
+    data = found.json(5)
+    assert len(data["nodes"]) == 5 and set(data["error_share"]) == set(SITES) and data["n_pairs"] == len(task)
+    assert all(0 <= share <= 1 for share in data["error_share"].values())
+    assert str(FeatureNode(Site("resid_post", 0), 3)) == "resid_post.0.latent.3"
