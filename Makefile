@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 LINT := $(BIN)/ruff check src tests docs benchmarks
 
-.PHONY: setup models browser demo test check docs bench
+.PHONY: setup models browser demo test check docs bench peers
 setup: $(STAMP) models
 
 $(STAMP): pyproject.toml constraints.txt
@@ -44,3 +44,12 @@ bench: models .venv-bench/.ready
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -c benchmarks/constraints.txt -e '.[bench]'
 	touch .venv-bench/.ready
+
+peers: .venv-peers/.ready
+	OMP_NUM_THREADS=1 .venv-peers/bin/pytest -o addopts= -q tests/peers/check_peers.py
+
+.venv-peers/.ready: pyproject.toml constraints.txt tests/peers/constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -c tests/peers/constraints.txt -e '.[peers]'
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check --no-deps dictionary-learning==0.1.0
+	touch .venv-peers/.ready

@@ -36,7 +36,8 @@ from assay.features.stream import ActivationStream, Batch, TensorStream
 from assay.files import write_file
 
 Report = Callable[[str, int, int], Any]
-STEER, LOG_EVERY, DIVERGED, FEW_STEPS = 0.03, 10, 3.0, 20
+STEER, STEERED = 0.03, 6.0  # of the penalty's logarithm: a step at most, a whole run at most (faster, L0 falls past k)
+LOG_EVERY, DIVERGED, FEW_STEPS = 10, 3.0, 20
 CHECKPOINT = "checkpoint.safetensors"
 FOLD_TOLERANCE = 1e-4
 
@@ -275,7 +276,8 @@ def _observe(member: _Member, found: Objective, y: Tensor, plan: TrainPlan, step
     l0 = len(fired) / len(y)
     k = member.dictionary.spec.k
     if member.dictionary.steered and k is not None:
-        member.sparsity *= math.exp(STEER * max(-1.0, min(1.0, math.log(max(l0, 1e-3) / k))))
+        gain = min(STEER, STEERED / plan.steps)
+        member.sparsity *= math.exp(gain * max(-1.0, min(1.0, math.log(max(l0, 1e-3) / k))))
     loss, share = float(found.loss), float((y - found.reconstruction).square().sum()) / (len(y) * member.total)
     _check(member, loss, share, step, plan)
     if step % LOG_EVERY == 0 or step == plan.steps - 1:

@@ -1,0 +1,188 @@
+"""circuit-tracer: a transcoder per layer (`layer_L.safetensors`), or a cross-layer one (`W_enc_L`, `W_dec_L.safetensors`).
+
+1. Per layer: W_enc (latents, d) or turned, W_dec (latents, d) or turned (both ways are in use: the biases say which), b_enc,
+   b_dec, W_skip (d_out, d_in), and thresholds where it is a JumpReLU (activation_function.threshold). ReLU otherwise.
+2. Cross-layer: W_enc_L.safetensors has W_enc_L (latents, d), b_enc_L, b_dec_L and threshold_L; W_dec_L.safetensors has
+   W_dec_L (latents, layers - L, d).
+3. `config.yaml` beside them: model_name, feature_input_hook, feature_output_hook, the same for every layer.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from assay.errors import bad_argument
+from assay.features.dictionary import Dictionary, Spec
+from assay.features.formats import cross_layer
+from assay.features.formats.base import FORMATS, Format, Found, known_site, layer_of
+from assay.features.formats.plain import plain, unplain, write_safetensors
+from assay.features.formats.reading import LARGEST_TEXT, Numbers, content_of, read_safetensors, tensor_names
+from assay.files import write_file
+
+CONFIG = "config.yaml"
+OTHERS = ("sae_weights.safetensors", "sae.safetensors", "params.safetensors")
+KNOWN = ("model_name", "model_kind", "feature_input_hook", "feature_output_hook", "scan", "transcoders", "repo_id", "subfolder")
+HOOKS = {"mlp.hook_in": "mlp_in", "hook_mlp_in": "mlp_in", "ln2.hook_normalized": "mlp_in", "mlp.hook_out": "mlp_out",
+         "hook_mlp_out": "mlp_out", "hook_resid_mid": "resid_mid", "hook_resid_pre": "resid_pre"}  # fmt: skip
+THRESHOLD = "activation_function.threshold"
+
+
+def recognises(path: Path) -> bool:
+    """A file of one layer, a folder with such files, or one of a cross-layer transcoder."""
+    if path.is_file():
+        return path.suffix == ".safetensors" and path.name not in OTHERS and {"W_enc", "W_dec"} <= tensor_names(path)
+    return (path / "W_enc_0.safetensors").is_file() or bool(_files(path)) and "W_enc" in tensor_names(_files(path)[0])
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.glob("*layer_*.safetensors")) if file.name not in OTHERS]
+
+
+# reading -----------------------------------------------------------------------------------------
+
+
+def read(path: Path) -> Dictionary:
+    """The dictionary. Raises UsageError."""
+    if path.is_dir() and (path / "W_enc_0.safetensors").is_file():
+        return _cross_layer(path)
+    files = [path] if path.is_file() else _files(path)
+    if len(files) != 1:
+        raise bad_argument("path", str(path), f"one file: {', '.join(file.name for file in files) or 'layer_L.safetensors'}",
+                           "A dictionary is one layer here: say which.")  # fmt: skip
+    file, config = files[0], _config(files[0].parent)
+    numbers = read_safetensors(file)
+    (width,), (d_out,) = numbers.shape("b_enc", 1), numbers.shape("b_dec", 1)
+    d_in = _other(numbers, "W_enc", width)
+    state = {"b_enc": numbers.take("b_enc", width), "b_dec": numbers.take("b_dec", d_out)}
+    for name, size in (("W_enc", d_in), ("W_dec", d_out)):
+        turned = numbers.shape(name) != (width, size)
+        state[name] = numbers.take(name, *((size, width) if turned else (width, size)))
+        state[name] = state[name].T.contiguous() if turned else state[name]
+    if skip := "W_skip" in numbers:
+        state["W_skip"] = numbers.take("W_skip", d_out, d_in)
+    if name := next((one for one in (THRESHOLD, "threshold") if one in numbers), ""):
+        state["threshold"] = numbers.take(name, *([width] if numbers.tensors[name].dim() else [])).expand(width)
+    _check(state.get("threshold"), file)
+    numbers.done()
+    layer = re.search(r"(\d+)$", file.stem)
+    sites = [(f"{HOOKS[hook]}.{layer[1]}",) if layer and (hook := config.get(key, "")) in HOOKS else () for key in
+             ("feature_input_hook", "feature_output_hook")]  # fmt: skip
+    inputs, outputs = sites if all(sites) else ((), ())
+    spec = Spec(
+        "jumprelu" if "threshold" in state else "relu",
+        width,
+        d_in,
+        d_out,
+        inputs=inputs,
+        outputs=outputs,
+        centred=False,
+        skip=skip,
+    )
+    source = {"format": "circuit_tracer", "from": file.name, "settings": config}
+    return Found(spec, state, source, [], f"{config.get('model_name', 'transcoder')}-{file.stem}").dictionary()
+
+
+def _check(threshold: Tensor | None, file: Path) -> None:
+    """Below 0, their rule lets negative values through. Raises UsageError."""
+    if threshold is not None and bool((threshold < 0).any()):
+        raise bad_argument(f"{file.name}: threshold", float(threshold.min()), "0 or more", "Latents could be negative.")
+
+
+def _other(numbers: Numbers, name: str, size: int) -> int:
+    """The other size of a matrix that has one of this size."""
+    shape = numbers.shape(name)
+    if size not in shape:
+        raise bad_argument(f"{numbers.where}: {name}", f"shape {shape}", f"one axis of {size} latents, as b_enc has")
+    return shape[1] if shape[0] == size else shape[0]
+
+
+def _config(folder: Path) -> dict[str, str]:
+    """The plain values of config.yaml. Raises UsageError for keys that are not known."""
+    if not (folder / CONFIG).is_file():
+        return {}
+    text = content_of(folder / CONFIG, LARGEST_TEXT).decode("utf8", "replace")
+    found = dict(re.findall(r"^([A-Za-z_]\w*):[ \t]*(.*?)[ \t]*$", text, re.MULTILINE))
+    if unknown := sorted(set(found) - set(KNOWN)):
+        raise bad_argument(f"{CONFIG}: keys", ", ".join(unknown), ", ".join(KNOWN))
+    return {key: value.strip("\"'") for key, value in found.items() if value and key != "transcoders"}
+
+
+def _cross_layer(folder: Path) -> Dictionary:
+    config, layers = _config(folder), []
+    count = len(list(folder.glob("W_enc_*.safetensors")))
+    for number in range(count):
+        numbers = read_safetensors(folder / f"W_enc_{number}.safetensors")
+        decoder = read_safetensors(folder / f"W_dec_{number}.safetensors")
+        width, d = numbers.shape(f"W_enc_{number}")
+        threshold = f"threshold_{number}"
+        layers.append(cross_layer.Layer(
+            numbers.take(f"W_enc_{number}", width, d), numbers.take(f"b_enc_{number}", width),
+            numbers.take(threshold, width) if threshold in numbers else torch.zeros(width),
+            decoder.take(f"W_dec_{number}", width, count - number, d), numbers.take(f"b_dec_{number}", d)))  # fmt: skip
+        _check(layers[-1].threshold, folder / numbers.where)
+        numbers.done()
+        decoder.done()
+    ends = (HOOKS.get(config.get("feature_input_hook", ""), ""), HOOKS.get(config.get("feature_output_hook", ""), ""))
+    source = {"format": "circuit_tracer", "from": folder.name, "settings": config}
+    return cross_layer.together(layers, ends, source, [], f"{config.get('model_name', folder.name)}-clt")
+
+
+# writing -----------------------------------------------------------------------------------------
+
+
+def lacks(dictionary: Dictionary) -> str:
+    """Why it has no place here."""
+    if dictionary.architecture in ("clt", "clt_jumprelu"):
+        return cross_layer.lacks(dictionary)
+    if why := unplain(dictionary):
+        return why
+    if dictionary.architecture not in ("relu", "jumprelu", "batchtopk", "matryoshka"):
+        return f"it has relu and thresholds only, not {dictionary.architecture}"
+    return "it does not normalise inputs in use" if dictionary.input_norm != "none" else ""
+
+
+def write(dictionary: Dictionary, folder: Path) -> Sequence[str]:
+    """Write a folder; what differs there."""
+    spec, clt = dictionary.spec, dictionary.architecture in ("clt", "clt_jumprelu")
+    notes = ["positions and norm limits have no place there"]
+    if clt:
+        for number, layer in enumerate(cross_layer.apart(dictionary)):
+            write_safetensors(folder / f"W_enc_{number}.safetensors", {
+                f"W_enc_{number}": layer.W_enc, f"b_enc_{number}": layer.b_enc, f"b_dec_{number}": layer.b_dec,
+                f"threshold_{number}": layer.threshold})  # fmt: skip
+            write_safetensors(folder / f"W_dec_{number}.safetensors", {f"W_dec_{number}": layer.W_dec})
+    else:
+        made = plain(dictionary)
+        assert made is not None
+        made = made.shifted(False)
+        tensors = {"W_enc": made.W_enc, "W_dec": made.W_dec, "b_enc": made.b_enc, "b_dec": made.b_dec, "W_skip": made.W_skip,
+                   THRESHOLD: made.threshold}  # fmt: skip
+        layer = layer_of(spec.inputs[0]) if spec.inputs else None
+        write_safetensors(
+            folder / f"layer_{layer or 0}.safetensors", {key: value for key, value in tensors.items() if value is not None}
+        )
+    if dictionary.architecture in ("batchtopk", "matryoshka", "clt"):
+        notes.append(f"{dictionary.architecture} has thresholds per latent there: the same latents in use")
+    ends = [next((hook for hook, name in HOOKS.items() if sites and sites[0].startswith(f"{name}.")), "") for sites in
+            (spec.inputs, spec.outputs)]  # fmt: skip
+    lines = {"model_name": dictionary.provenance.get("model") or "unknown",
+             "model_kind": "cross_layer_transcoder" if clt else "transcoder_set",
+             "feature_input_hook": ends[0], "feature_output_hook": ends[1]}  # fmt: skip
+    write_file(folder / CONFIG, "".join(f'{key}: "{value}"\n' for key, value in lines.items()).encode())
+    return notes if known_site(spec.inputs[0] if spec.inputs else "") else [*notes, "the file names no sites"]
+
+
+FORMATS.add(
+    "circuit_tracer",
+    Format(
+        "circuit_tracer",
+        "circuit-tracer: layer_L.safetensors, or W_enc_L and W_dec_L.safetensors",
+        recognises,
+        read,
+        write,
+        lacks,
+    ),
+)
