@@ -1,4 +1,4 @@
-"""`assay circuit find|test|edge|show|export|import|coactive`."""
+"""`assay circuit heads|find|test|edge|show|export|import|coactive`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -401,3 +401,45 @@ def import_(common: Common, name: str, path: str, target: str, sign: str | None,
     common.emit({"written": str(written), "edges": edges, "notes": list(held.notes)},
                 lambda: f"{edges} edges\nwritten: {written}\n"
                         f"next: assay circuit test {name} {written} --task TASK")  # fmt: skip
+
+
+@circuit.command()
+@click.argument("name", metavar="MODEL")
+@click.argument("path", metavar="[CIRCUIT]", required=False)
+@click.option("--n", default=16, show_default=True, help="Random texts, each repeated once.")
+@click.option("--length", default=32, show_default=True, help="Tokens that are repeated.")
+@model_options
+@common_options
+def heads(common: Common, name: str, path: str | None, n: int, length: int, dtype: str, prepend_bos: bool | None) -> None:
+    """What do MODEL's heads look at, on random tokens that are repeated? With CIRCUIT: are those heads in it?
+
+    Previous-token, duplicate-token and induction scores of every head: mean attention where such a head looks.
+    """
+    from assay.circuits.formats import read_circuit
+    from assay.circuits.graph import graph_of
+    from assay.circuits.head_patterns import KINDS, agreement, head_patterns, strength_of
+
+    model = common.load(name, dtype, prepend_bos)
+    strength = None if path is None else strength_of(read_circuit(path, graph_of(model)))
+    with common.progress("attention patterns"):
+        found = head_patterns(model, n, length, common.seed)
+    agree = {} if strength is None else {kind: agreement(getattr(found, kind), strength) for kind in KINDS}
+    record = {"model": name, **found.json(), **({} if strength is None else {"strength": strength.tolist(), "auroc": agree})}
+    common.emit(record, lambda: _heads_text(found, strength, agree))
+
+
+def _heads_text(found: Any, strength: Any, agree: Any) -> str:
+    from assay.circuits.head_patterns import BAR, KINDS
+
+    lines = [f"mean attention in the second copy of {found.length} random tokens ({found.n_texts} texts);"
+             f" spread evenly it would be {found.even:.3f}"]  # fmt: skip
+    for kind in KINDS:
+        lines.append(f"{kind}:")
+        for label, score in found.strongest(kind, 6):
+            layer, head = map(int, label.split(".")[1:])
+            inside = "" if strength is None else f"   in the circuit: {strength[layer, head]:.3f}"
+            lines.append(f"  {label:<8} {score:.2f}{inside}")
+        if agree.get(kind) is not None:
+            lines.append(f"  a head above {BAR} is stronger in the circuit than one below with probability {agree[kind]:.2f}")
+    lines.append("a score says where a head looks, not what it does with it: that is for patching and circuits")
+    return "\n".join(lines)
