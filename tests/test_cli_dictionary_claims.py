@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 
 from assay.cli.main import cli
 from assay.data import whereabouts
-from assay.errors import ReproduceError, UsageError
+from assay.errors import ReproduceError, SiteError, UsageError
 from assay.evidence import dictionaries
 from assay.evidence.dictionaries import directions_of
+from assay.features import opened as latents
 from assay.features.formats import load_dictionary
 
 WIDTH, SITE = 96, "resid_post.0"
@@ -46,6 +47,7 @@ def run(tmp_path, monkeypatch):
     def once(*words, kept=False):
         if not kept:
             monkeypatch.setattr(dictionaries, "_OPEN", {})
+            monkeypatch.setattr(latents, "_OPEN", {})
         return CliRunner().invoke(cli, ["claim", *words, "--atlas", "atlas", "--quiet"])
 
     return once
@@ -98,3 +100,24 @@ def test_directions_are_rows_of_the_decoder_however_they_are_asked_for(tmp_path)
     found = load_dictionary(sae(tmp_path / "sae", 7, 3))
     plain = type("Plain", (), {"width": found.width, "decode": staticmethod(found.decode)})()
     assert torch.allclose(directions_of(found), directions_of(plain), atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "more"), [("represents", ()), ("explains", ("--rule", "concept"))])
+def test_a_latent_is_claimed_about_with_the_file_of_its_dictionary(run, tmp_path, wide, kind, more):
+    path = sae(tmp_path / "sae", wide, 0)
+    latent = f"latent.{load_dictionary(path).name}.3"
+    words = ("state", "glass-en", "animals", latent, "--kind", kind, *SIZES, *more)
+    done = run(*words)
+    assert isinstance(done.exception, SiteError) and "--dictionary PATH" in str(done.exception)
+    done = run(*words, "--dictionary", str(path), "--json", "stated.json")
+    assert done.exit_code == 0, (done.output, done.exception)
+    record = json.loads((tmp_path / "stated.json").read_text())
+    assert record["record"]["subject"]["dictionary"]["digest"] == load_dictionary(path).digest
+    assert latent in record["statement"]
+    done = run("test", record["claim"], "--json", "tested.json")  # found where it was
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert json.loads((tmp_path / "tested.json").read_text())["verdict"] in ("inconclusive", "refuted")
+    other = run("test", record["claim"], "--dictionary", str(sae(tmp_path / "other", wide, 1)))
+    assert isinstance(other.exception, UsageError) and "that of the claim" in str(other.exception)
+    done = run("state", "glass-en", "animals", SITE, "--kind", "decodes", *SIZES, "--dictionary", str(path))
+    assert isinstance(done.exception, UsageError) and "represents or explains" in str(done.exception)

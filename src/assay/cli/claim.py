@@ -35,7 +35,7 @@ def claim() -> None:
 @click.option("--rule", default=None, metavar="TEXT",
               help="When the feature is on (kind explains): concept, /pattern/, words, or JSON.")  # fmt: skip
 @click.option("--dictionary", "dictionaries", multiple=True, metavar="PATH",
-              help="An SAE in place of the site SUBJECT (reconstructs); again: another of the same recipe.")  # fmt: skip
+              help="An SAE in place of the site SUBJECT (reconstructs; again: another), or that of latent.NAME.N.")  # fmt: skip
 @click.option("--use", default=None, help="What it is good for: listing features, steering, standing in the loss.")
 @click.option("--part", "parts", multiple=True, metavar="NAME=X", help="Another part of the subject: probe, strengths, ..")
 @click.option("--quantifier", default="tends", show_default=True, help="tends, usually or always")

@@ -6,20 +6,28 @@ from typing import Any
 from assay.cli.common import Common
 from assay.errors import ReproduceError, UsageError, bad_argument
 
+LATENT_KINDS = ("represents", "explains")
 USED = 'Say what it is claimed to be good for: --use "listing features", steering or "standing in the loss".'
 
 
 def subject_with(
     common: Common, kind: str, site: str, paths: Sequence[str], use: str | None
 ) -> dict[str, Any] | None:
-    """The subject of a claim of kind *reconstructs*; None for other kinds. Raises UsageError for parts that lack or
-    do not belong there, or a dictionary that does not reconstruct what it reads."""
+    """The subject of a claim of kind *reconstructs*; None for other kinds, for which dictionaries of latents are opened.
+
+    Raises UsageError for parts that lack or do not belong there, or a dictionary that does not reconstruct what it reads.
+    """
     from assay.evidence.dictionaries import USES
+    from assay.features.opened import is_latent
     from assay.sites import parse_site
 
     if kind != "reconstructs":
-        if paths or use is not None:
-            raise bad_argument("--dictionary, --use", f"given for kind {kind}", "with --kind reconstructs")
+        latents = is_latent(site) and kind in LATENT_KINDS
+        if use is not None or (paths and not latents):
+            raise bad_argument("--dictionary, --use", f"given for kind {kind}, {site}",
+                               f"with reconstructs; of a latent, --dictionary with {' or '.join(LATENT_KINDS)}")  # fmt: skip
+        for path in paths:
+            _read(path)
         return None
     if not 1 <= len(paths) <= 2:
         raise bad_argument("--dictionary", f"{len(paths)} paths", "one dictionary, or two of one recipe",
@@ -46,7 +54,7 @@ def open_for(subject: Mapping[str, Any], paths: Sequence[str]) -> None:
 
     records = [subject[part] for part in ("dictionary", "second") if subject.get(part)]
     if paths and not records:
-        raise UsageError("--dictionary: this claim is about none; allowed: with claims of kind reconstructs.")
+        raise UsageError("--dictionary: this claim is about none; allowed: with claims about dictionaries and latents.")
     wanted = {record["digest"]: record["name"] for record in records}
     for path in paths:
         if (dictionary := _read(path)).digest not in wanted:
@@ -67,7 +75,11 @@ def _read(path: str) -> Any:
     from assay.data.whereabouts import keep_in_mind
     from assay.evidence.dictionaries import opened
     from assay.features.formats import load_dictionary
+    from assay.features.opened import open_latents
 
-    found = opened(load_dictionary(path))
+    found = load_dictionary(path)
+    opened(found)
+    if found.spec.inputs:
+        open_latents(found)
     keep_in_mind(found.digest, Path(path))
     return found

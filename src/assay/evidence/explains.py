@@ -24,7 +24,7 @@ from torch import Tensor
 
 from assay.data.prepare_concept import PreparedConcept
 from assay.errors import TaskError, bad_argument
-from assay.evidence.features import feature_of
+from assay.evidence.features import check_dictionary, dictionary_record, feature_of
 from assay.evidence.hosts import Host, as_host
 from assay.evidence.kinds import KINDS, Columns, Progress
 from assay.evidence.represents import unit_score
@@ -57,7 +57,8 @@ class Explains:
             raise bad_argument("subject", given, 'a feature and a rule: {"feature": .., "rule": {"type": ..}, "text": ..}')
         feature, rule = feature_of(given["feature"]), dict(given["rule"])
         rule_of(rule)
-        return {"sites": [feature.name], "feature": feature.record(), "rule": rule, "text": str(given.get("text", ""))}
+        subject = {"sites": [feature.name], "feature": feature.record(), "rule": rule, "text": str(given.get("text", ""))}
+        return {**subject, **dictionary_record(feature)}
 
     def words(self, subject: Mapping[str, Any], quantifier: str, data: str) -> str:
         """The claim as one sentence."""
@@ -84,6 +85,7 @@ class Explains:
     ) -> tuple[ExplainSetup, dict[str, Any]]:
         """Threshold and controls, from tune."""
         host, feature, seed = as_host(model), feature_of(subject["feature"]), plan.settings["seed"]
+        check_dictionary(subject)
         rule = rule_of(subject["rule"])
         labels = rule(tune.examples)
         acts = host.read(feature.site, tune)

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from assay.errors import ShapeError, SiteError, bad_argument
+from assay.errors import ReproduceError, ShapeError, SiteError, bad_argument
+from assay.features.opened import dictionary_at, is_latent
 from assay.records import digest
 from assay.sites import Site, parse_site
 
@@ -77,6 +78,23 @@ def feature_of(given: Any) -> Feature:
     if isinstance(given, Sequence) and len(given) == 1:
         return feature_of(given[0])
     raise bad_argument("feature", given, "one unit such as mlp_act.3.17, or a Feature")
+
+
+def dictionary_record(feature: Feature) -> dict[str, Any]:
+    """What a claim about a latent keeps of its dictionary, under "dictionary"; nothing for other features."""
+    if not is_latent(feature.site):
+        return {}
+    found = dictionary_at(feature.site)
+    inputs = list(found.spec.inputs)
+    return {"dictionary": {"name": found.name, "digest": found.digest, "width": found.width, "inputs": inputs}}
+
+
+def check_dictionary(subject: Mapping[str, Any]) -> None:
+    """Raises ReproduceError when another dictionary is open under the name that a claim is about."""
+    stated = subject.get("dictionary")
+    if stated is not None and (got := dictionary_at(subject["feature"]["site"]).digest) != stated["digest"]:
+        raise ReproduceError(f"the claim is about the dictionary {stated['name']} with digest {stated['digest'][:12]};"
+                             f" the open one has {got[:12]}. Open the one that was claimed about.")  # fmt: skip
 
 
 def _checked(feature: Feature) -> Feature:

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from assay.data.prepare_concept import PreparedConcept
-from assay.errors import ReproduceError
-from assay.evidence.features import feature_of
+from assay.evidence.features import check_dictionary, dictionary_record, feature_of
 from assay.evidence.hosts import Host, as_host
 from assay.evidence.kinds import KINDS, Columns, Progress
 from assay.evidence.lexical import lexical_scorer
@@ -32,7 +31,7 @@ from assay.evidence.scored import (
     record_of,
     thresholds,
 )  # fmt: skip
-from assay.features.opened import dictionary_at, is_latent
+from assay.features.opened import is_latent
 from assay.records import Example, GatePlan, Plan
 
 SCHEMES = ("all", "permuted")
@@ -48,8 +47,7 @@ class Represents:
     def subject(self, model: Any, given: Any) -> dict[str, Any]:
         """One feature. Raises SiteError or UsageError for anything else."""
         feature = feature_of(given)
-        subject = {"sites": [feature.name], "feature": feature.record()}
-        return {**subject, "dictionary": _dictionary(feature.site)} if is_latent(feature.site) else subject
+        return {"sites": [feature.name], "feature": feature.record(), **dictionary_record(feature)}
 
     def words(self, subject: Mapping[str, Any], quantifier: str, data: str) -> str:
         """The claim as one sentence."""
@@ -65,7 +63,7 @@ class Represents:
     ) -> tuple[ScoreSetup, dict[str, Any]]:
         """Thresholds and controls, from tune."""
         host, feature, seed = as_host(model), feature_of(subject["feature"]), plan.settings["seed"]
-        _same_dictionary(subject)
+        check_dictionary(subject)
         acts = host.read(feature.site, tune)
         towards = feature.direction(acts.shape[1])
         claimed = projection(towards)
@@ -89,20 +87,6 @@ class Represents:
     ) -> Columns:  # fmt: skip
         """All columns the gates need."""
         return measure_scores(as_host(model), data, setup, gates, report)
-
-
-def _dictionary(site: str) -> dict[str, Any]:
-    """What a claim about a latent keeps of its dictionary."""
-    found = dictionary_at(site)
-    return {"name": found.name, "digest": found.digest, "width": found.width, "inputs": list(found.spec.inputs)}
-
-
-def _same_dictionary(subject: Mapping[str, Any]) -> None:
-    """Raises ReproduceError when another dictionary is open under the name that a claim is about."""
-    stated = subject.get("dictionary")
-    if stated is not None and (got := dictionary_at(subject["feature"]["site"]).digest) != stated["digest"]:
-        raise ReproduceError(f"the claim is about the dictionary {stated['name']} with digest {stated['digest'][:12]};"
-                             f" the open one has {got[:12]}. Open the one that was claimed about.")  # fmt: skip
 
 
 def _without(drawn: torch.Tensor, towards: torch.Tensor) -> torch.Tensor:

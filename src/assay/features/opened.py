@@ -50,7 +50,7 @@ def dictionary_at(site: str) -> Dictionary:
     if name not in _OPEN:
         known = ", ".join(PREFIX + other for other in _OPEN) or "none is open"
         raise SiteError(f"site {site}: no dictionary {name!r} is open; open: {known}."
-                        " Open it with assay.features.opened.open_latents(dictionary).")  # fmt: skip
+                        " Give its files with --dictionary PATH, or open_latents(dictionary) in Python.")  # fmt: skip
     return _OPEN[name]
 
 
