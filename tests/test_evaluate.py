@@ -480,7 +480,8 @@ def test_a_trained_dictionary_goes_through_a_claim_with_its_recipe():
     assert SETTINGS.tune == 96 and whole.refit(acts).digest == whole.digest != whole.refit(acts * 2 + 1).digest
     gates = gates_of(verdict_on(whole))
     assert gates["untrained.dictionary"]["required"] and gates["untrained.dictionary"]["estimate"] is not None
-    assert gates["variance"]["estimate"] > 0.5 and "random.dictionary" in gates
+    assert "random.dictionary" in gates
     poor = train(TensorStream({"acts": acts}), [Spec("topk", 4, 96, 96, k=1)], plan)[0].dictionary
     verdict = verdict_on(poor)
     assert verdict.verdict != "supported" and not gates_of(verdict)["variance"]["passed"]
+    assert gates_of(verdict)["variance"]["estimate"] < gates["variance"]["estimate"] - 0.2

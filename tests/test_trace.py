@@ -55,6 +55,7 @@ def close(a, b, size=None):
 # effects -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("family", REFERENCED)
 def test_effects_are_gradients_of_a_frozen_model_times_sources(family):
     model = rough(family)

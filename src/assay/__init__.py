@@ -25,6 +25,11 @@ _HOMES = {
     "Statement": "assay.evidence.run",
     "state_claim": "assay.evidence.run",
     "test_claim": "assay.evidence.run",
+    "load_dictionary": "assay.features.formats",
+    "train": "assay.features.train",
+    "TrainPlan": "assay.features.train",
+    "Spec": "assay.features.dictionary",
+    "trace": "assay.circuits.trace",
     "AssayError": "assay.errors",
 }
 __all__ = list(_HOMES)
