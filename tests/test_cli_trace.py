@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from assay.atlas.features import graphs
+from assay.atlas.store import Atlas
 from assay.features.dictionary import Spec, make_dictionary
 from assay.features.kept import save
 from assay.testing import planted_induction
@@ -108,3 +110,9 @@ def test_what_is_printed_says_how_well_it_held(folder, prompt):
 def test_mistakes_are_one_line(folder, words, said):
     done = run(*words, cwd=folder)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_graph_stands_in_the_atlas(folder, traced, prompt):
+    rows = graphs(Atlas(folder / "atlas"))
+    assert any(row["prompt"] == prompt and row["file"] == traced["files"][0] for row in rows)
+    assert "nodes" not in rows[0]

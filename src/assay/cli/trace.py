@@ -52,6 +52,8 @@ def trace(
         graph = _traced(common, name, prompt, folders, dtype, prepend_bos, given)
     folder = Path(out) if out else common.atlas / "graphs"
     paths = _write(folder, graph, form)
+    if source is None:
+        _keep(common, graph, paths[0])
     for note in graph.notes:
         common.note(f"note: {note}")
     common.emit(_record(graph, paths), lambda: _text(graph, paths))
@@ -154,6 +156,18 @@ def _write(folder: Path, graph: Any, form: str) -> list[Path]:
     page = folder / f"{stem}.html"
     write_file(page, trace_page(graph).encode())
     return [*written, page, save_figure(trace_figure(graph), folder / f"{stem}.svg")]
+
+
+def _keep(common: Common, graph: Any, path: Path) -> None:
+    """A row of the atlas: what its page says first."""
+    from assay.atlas.features import record_graph
+    from assay.atlas.store import Atlas
+    from assay.circuits.trace_formats import trace_json
+    from assay.records import digest
+
+    record = trace_json(graph)
+    body = {key: value for key, value in record.items() if key not in ("nodes", "edges")}
+    record_graph(Atlas(common.atlas), digest(record)[:16], graph.model, str(graph.prompt), path, body)
 
 
 def _record(graph: Any, paths: Sequence[Path]) -> dict[str, Any]:
