@@ -2,7 +2,7 @@
 
 1. value = pre where pre > threshold, else 0. The step has no gradient: thresholds learn through a rectangle of width
    `bandwidth` around them, d value / d threshold = -threshold / bandwidth, d L0 / d threshold = -1 / bandwidth.
-2. Penalty: (L0 / k - 1)^2 (the quadratic that aims at k), or with `penalty: "tanh"` tanh(4 x value x norm / scale).
+2. Penalty: 6 (L0 / k - 1)^2 (the quadratic that aims at k), or with `penalty: "tanh"` tanh(4 x value x norm / scale).
 3. Thresholds are raw numbers kept at 0 or more (under Adam the logarithm hardly moves), and start where each latent
    would be active for k / width of a first batch; the bandwidth starts from the spread of pre-activations there.
 
@@ -19,7 +19,8 @@ from assay.errors import bad_argument
 from assay.features.codes import Codes, Pairs, above, read
 from assay.features.dictionary import ARCHITECTURES, Dictionary, Objective, Spec, Stage, fvu
 
-WIDTH_IN_SPREADS, TANH = 0.5, 4.0
+WIDTH_IN_SPREADS, TANH = 1.5, 4.0  # narrower, too few pairs move a threshold, and latents die
+AIM = 6.0  # times the weight of other penalties, or L0 stays above k
 
 
 class JumpReLU(Dictionary):
@@ -67,7 +68,7 @@ class JumpReLU(Dictionary):
             norms = self.W_dec.norm(dim=1)[pairs.latents]
             return (TANH * values * norms / stage.total**0.5).tanh().sum() / pairs.n_tokens
         l0 = step(inside, threshold, self.bandwidth).sum() / pairs.n_tokens
-        return (l0 / float(self.spec.k or 1) - 1).square()
+        return AIM * (l0 / float(self.spec.k or 1) - 1).square()
 
     @torch.no_grad()
     def start(self, x: Tensor, y: Tensor, generator: torch.Generator) -> None:

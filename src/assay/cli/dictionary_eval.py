@@ -1,0 +1,234 @@
+"""`assay dictionary eval DICTIONARY --model MODEL --corpus CORPUS`."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from assay.cli.common import Common, common_options, model_options
+from assay.errors import bad_argument
+
+ROWS = ("FVU", "explained variance", "explained variance, mean of ratios", "explained variance, error centred",
+        "FVU, all tokens", "L0", "dead", "dense", "duplicates", "CE recovered, against mean", "CE recovered, against zero",
+        "KL recovered, against mean", "KL recovered, against zero", "CE", "CE, model alone", "CE, mean", "CE, zero",
+        "CE, every position")  # fmt: skip
+PROBE_TEXTS, CONTEXT = 200, 256
+
+
+@click.command("eval")
+@click.argument("dictionary", metavar="DICTIONARY")
+@click.option("--model", "name", required=True, metavar="MODEL", help="The model it is of.")
+@click.option("--corpus", required=True, metavar="CORPUS", help="A packaged corpus, a file, a folder; see harvest.")
+@click.option("--tokens", default=50_000, show_default=True, type=click.IntRange(16), help="Held-out tokens to read.")
+@click.option("--loss-tokens", default=16_384, show_default=True, type=click.IntRange(0), help="Of them spliced; 0 for none.")
+@click.option("--context", type=click.IntRange(2), help="Tokens of a text at a time. Default: 256, or what the model reads.")
+@click.option("--frozen/--no-frozen", default=True, help="Beside it: the recipe with a decoder that stays random.")
+@click.option("--untrained/--no-untrained", default=True, help="Beside it: the recipe on an untrained model.")
+@click.option("--control-tokens", default=100_000, show_default=True, type=click.IntRange(256), help="Controls are trained on.")
+@click.option("--second", "seconds", multiple=True, metavar="DICTIONARY", help="Of another seed, to compare; may be repeated.")
+@click.option("--concept", "concepts", multiple=True, metavar="CONCEPT", help="Sparse probes; two or more: removal, too.")
+@click.option("--letters", is_flag=True, help="Absorption of first letters, on the model's own words.")
+@click.option("--figure", metavar="FILE", help="Draw it: .png or .svg")
+@model_options
+@common_options
+def evaluate(common: Common, dictionary: str, name: str, corpus: str, **given: Any) -> None:
+    """How good is DICTIONARY on text it was not trained on, beside what needs no learning?
+
+    DICTIONARY is a folder or file of any known format, or a name in the atlas. Documents of CORPUS that training holds
+    out are read; the others train the controls.
+    """
+    from assay.atlas.features import record_evaluation
+    from assay.atlas.store import Atlas
+    from assay.data.corpora import open_corpus
+    from assay.features import evaluate as ev
+    from assay.features.absorption import letter_words
+
+    figure_to = _figure_target(given["figure"])
+    one = opened(common, dictionary)
+    others = [opened(common, each) for each in given["seconds"]]
+    texts = concept_texts(given["concepts"], common.seed)
+    whole = open_corpus(corpus)
+    model = common.load(name, given["dtype"], given["prepend_bos"])
+    if given["letters"]:
+        letter_words(model)  # its error, before any long work
+    given["context"] = given["context"] or readable(model)
+    held = held_out(model, whole.part("heldout"), given["context"], given["tokens"])
+    plan = ev.EvaluationPlan(loss_tokens=given["loss_tokens"], seed=common.seed)
+    controls = replace(_controls(common, one, model, whole.part("train"), given), seeds=tuple(others))
+    with common.progress("evaluating", held.n_tokens) as report:
+        found = ev.evaluate(one, held, model, plan, controls, report)
+    further = _further(common, model, one, controls, texts, given["letters"]) if texts or given["letters"] else {}
+    found = replace(found, further=further)
+    record = {**found.json(), "corpus": whole.part("heldout").record()}
+    record_evaluation(Atlas(common.atlas), one.digest, record)
+    if figure_to is not None:
+        from assay.report.dictionary_figures import evaluation_figure
+        from assay.report.figures import save_figure
+
+        save_figure(evaluation_figure(found), figure_to)
+        common.note(f"figure: {figure_to}")
+    common.emit(record, lambda: shown(record))
+
+
+def opened(common: Common, given: str) -> Any:
+    """A dictionary from a path, or of that name in the atlas."""
+    from assay.atlas.features import FOLDER, safe_name
+    from assay.features.formats import load_dictionary
+
+    kept = common.atlas / FOLDER / safe_name(given)
+    return load_dictionary(kept if not Path(given).exists() and kept.is_dir() else Path(given))
+
+
+def readable(model: Any) -> int:
+    """256, or as many positions as the model has."""
+    longest = getattr(getattr(model.hf, "config", None), "max_position_embeddings", None)
+    return min(CONTEXT, int(longest)) if longest else CONTEXT
+
+
+def held_out(model: Any, corpus: Any, context: int, tokens: int) -> Any:
+    """Rows of a corpus with the document of each."""
+    from assay.data.corpus_rows import packed
+    from assay.features.held_out import HeldOut
+
+    rows = packed(model, corpus, context, tokens)
+    return HeldOut.of([row.tokens.tolist() for row in rows], [row.name for row in rows])
+
+
+def concept_texts(names: tuple[str, ...], seed: int) -> dict[str, Any]:
+    """Examples for fitting and for scores; sealed splits are left alone. A file is divided as claims divide it."""
+    from assay.data.concepts import CONCEPTS, load_concept
+    from assay.data.splits import split_items
+
+    found: dict[str, Any] = {}
+    for name in names:
+        if name in CONCEPTS:
+            sides = tuple(load_concept(name, split, PROBE_TEXTS, seed) for split in ("discover", "tune"))
+        else:
+            splits = split_items(load_concept(name))
+            sides = (splits["discover"], splits["tune"])
+        for split, side in zip(("discover", "tune"), sides, strict=True):
+            if len({example.label for example in side}) < 2:
+                raise bad_argument("--concept", f"{name}, whose {split} split has one class", "members and others in both",
+                                   "Give more examples, in more groups.")  # fmt: skip
+        found[Path(name).stem] = sides
+    return found
+
+
+def _controls(common: Common, one: Any, model: Any, corpus: Any, given: Mapping[str, Any]) -> Any:
+    """Trained here, on the part of the corpus that is not held out."""
+    from assay.evidence.hosts import untrained_model
+    from assay.features.evaluate import Controls, same_recipe
+    from assay.features.harvest import LiveStream
+
+    sites, tokens = list(dict.fromkeys((*one.spec.inputs, *one.spec.outputs))), given["control_tokens"]
+    frozen, untrained = None, None
+
+    def trained(host: Any, label: str, **options: Any) -> Any:
+        stream = LiveStream(host, corpus, sites, tokens, context=given["context"])
+        with common.progress(label) as report:
+            return same_recipe(one, stream, seed=common.seed, tokens=tokens, report=report, **options)
+
+    if given["frozen"]:
+        frozen = trained(model, "frozen decoder", frozen=True)
+    if given["untrained"]:
+        twin = untrained_model(model, "all", common.seed)
+        untrained = (twin, trained(twin, "untrained model"))
+    return Controls(frozen, untrained)
+
+
+def _further(common: Common, model: Any, one: Any, controls: Any, texts: Mapping[str, Any], letters: bool) -> dict[str, Any]:
+    """Concept scores of the dictionary and of its controls, as plain values."""
+    from assay.features.concept_scores import concept_scores
+    from assay.features.evaluate import FROZEN, OWN, UNTRAINED
+
+    ways = {OWN: (model, one)}
+    if controls.frozen is not None:
+        ways[FROZEN] = (model, controls.frozen)
+    if controls.untrained is not None:
+        ways[UNTRAINED] = controls.untrained
+    found = {}
+    with common.progress("concepts", len(ways)) as advance:
+        for name, (host, each) in ways.items():
+            scores = concept_scores(host, each, texts, letters=letters)
+            probes = {concept: [asdict(probe) for probe in some] for concept, some in scores.probes.items()}
+            found[name] = {"probes": probes,
+                           "removal": None if scores.removal is None else asdict(scores.removal),
+                           "letters": [asdict(letter) for letter in scores.letters]}  # fmt: skip
+            advance(1)
+    return found
+
+
+def _figure_target(given: str | None) -> Path | None:
+    from assay.report.figures import SUFFIXES
+
+    if given is not None and Path(given).suffix.lower() not in SUFFIXES:
+        raise bad_argument("--figure", given, f"a file that ends in {' or '.join(SUFFIXES)}")
+    return None if given is None else Path(given)
+
+
+# what is printed ---------------------------------------------------------------------------------
+
+
+def shown(record: Mapping[str, Any]) -> Any:
+    """The terminal's view: measures down, the dictionary and its controls across."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    columns = record["columns"]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for column in columns:
+        table.add_column(column["name"], justify="right")
+    for row in ROWS:
+        cells = [_cell(column["measures"].get(row)) for column in columns]
+        if any(cells):
+            table.add_row(row, *cells)
+    inputs, outputs = (", ".join(record[key]) for key in ("inputs", "outputs"))
+    head = (f"{record['dictionary']}: {record['architecture']}, {record['width']} latents,"
+            f" {inputs if inputs == outputs else f'{inputs} to {outputs}'}; {record['typical']:,} typical of"
+            f" {record['tokens']:,} held-out tokens, {record['documents']} documents")  # fmt: skip
+    parts: list[Any] = [Text(head), table, *(Text(line) for line in _lines(record))]
+    return Group(*parts, *_concept_tables(record["further"]), *(Text(note, style="dim") for note in record["notes"]))
+
+
+def _cell(measure: Mapping[str, Any] | None) -> str:
+    if measure is None:
+        return ""
+    value, low, high = (measure[key] for key in ("value", "low", "high"))
+    return f"{value:.3f}" if low is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _lines(record: Mapping[str, Any]) -> list[str]:
+    bits = record["bits_per_token"]
+    lines = [f"bits per token: {bits['total']:.0f} = which latents {bits['which']:.0f} + values {bits['values']:.0f} + weights"
+             f" {bits['weights']:.0f}"]  # fmt: skip
+    for number, each in enumerate(record["agreement"]):
+        pairs = ", ".join(f"{label} {each[key]:.3f} (chance {each[f'chance_{key}']:.3f})"
+                          for label, key in (("matched cosine", "mcc"), ("nearest", "mmcs")))  # fmt: skip
+        lines.append(f"second dictionary {number + 1}: {pairs}, shared {each['shared']:.0%}")
+    return lines
+
+
+def _concept_tables(further: Mapping[str, Any]) -> list[Any]:
+    """Sparse probes by concept, removal, first letters: ways across."""
+    from rich.table import Table
+
+    if not further:
+        return []
+    table = Table("", *further, box=None, pad_edge=False)
+    own = next(iter(further.values()))
+    for concept, probes in own["probes"].items():
+        for place, probe in enumerate(probes):
+            label = f"{concept}: {probe['features']}" + ("" if probe["k"] is None else f", k={probe['k']}") + ", AUROC"
+            table.add_row(label, *(f"{way['probes'][concept][place]['auroc']:.3f}" for way in further.values()))
+    for place, score in enumerate(own["removal"]["scores"] if own["removal"] else []):
+        cells = [f"{way['removal']['scores'][place][1]:.3f}" for way in further.values()]
+        table.add_row(f"TPP, {score[0]} latents removed", *cells)
+    for concept in [letter["concept"] for letter in own["letters"]]:
+        by_way = [{letter["concept"]: letter for letter in way["letters"]}.get(concept) for way in further.values()]
+        cells = ["" if each is None else f"{each['absorbed']:.3f} (probe {each['probe']:.2f})" for each in by_way]
+        table.add_row(f"absorbed, first letter {concept}", *cells)
+    return [table]

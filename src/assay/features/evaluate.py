@@ -1,0 +1,593 @@
+"""How good is a dictionary? Numbers on text it was not trained on, always beside what needs no learning.
+
+1. Documents are divided: some are for means, principal axes and norm limits, the others for scores. Nothing that is
+   fitted here sees the others. What the dictionary was trained on must be other text: that is for the caller to know.
+2. Reconstruction, over typical tokens (`held_out.py`), in float64:
+       FVU = sum |y - y'|^2 / sum |y - mean y|^2,      explained variance = 1 - FVU
+   and two other forms that go by the same name: the mean over tokens of 1 - |y - y'|^2 / |y - mean|^2, which counts each
+   token alike, and 1 - variance of the error / variance, which forgives a constant shift. `FVU, all tokens` includes the
+   first positions and massive activations.
+3. Loss recovered when it takes the place of the activations: `spliced.py`.
+4. Latents: active per token (L0), never active here (dead), active at more than a tenth of tokens (dense), with a twin in
+   the same dictionary (duplicates), and the histogram of firing rates.
+5. Controls, in columns of their own, measured alike: principal axes and raw coordinates with as many numbers per token as
+   the dictionary has latents active there; the same recipe with a decoder that stays random; the same recipe on a model
+   that was never trained, measured on that model.
+6. What else is asked for: agreement with dictionaries of other seeds (`agreement.py`), sparse probing, targeted probe
+   perturbation and spurious correlation removal (`sparse_probing.py`), absorption (`absorption.py`), bits (`cost.py`).
+
+Bounds are over documents. Explained variance is necessary only: .71 of it went with 9% of the true features found, and
+frozen random decoders come close on many scores (Korznikov et al. 2026; Heap et al. 2025). A number without its controls
+says nothing, so none is given without them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from assay.errors import UsageError, bad_argument
+from assay.features.agreement import Agreement, agreement, duplicates
+from assay.features.codes import Codes
+from assay.features.cost import Cost, cost
+from assay.features.dictionary import Dictionary
+from assay.features.held_out import HeldOut, Limits, Tokens, limits_of, read, read_tokens
+from assay.features.ratios import Measure, complement, ratio
+from assay.features.spliced import MEAN, PLAIN, ZERO, Losses, splice, tokens_at_once
+from assay.features.stream import ActivationStream, TensorStream
+from assay.features.train import TrainPlan, gathered, plan_of, train
+from assay.model.model import Model
+
+Report = Callable[[str, int, int], Any]
+OWN, EVERYWHERE, PCA, RAW, FROZEN, UNTRAINED = (
+    "dictionary", "everywhere", "principal axes", "raw coordinates", "frozen decoder", "untrained model")  # fmt: skip
+DENSE, VALUES, FIRST = 0.1, 1_000_000, 8192
+DECADES = tuple(-6 + step / 2 for step in range(13))  # of firing rates, log10, lower edges of bins
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """How to evaluate. `batch`: tokens at a time; `loss_tokens`: how many are spliced into the model at most, 0 for none;
+    `fit`: share of documents for means and axes; `corpus_tokens`: over which the cost of weights is spread."""
+
+    batch: int = 4096
+    loss_tokens: int = 16_384
+    fit: float = 0.25
+    corpus_tokens: int = 1_000_000_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 1), ("loss_tokens", 0), ("corpus_tokens", 1)):
+            if getattr(self, name) < least:
+                raise bad_argument(name, getattr(self, name), f"{least} or more")
+        if not 0 < self.fit <= 0.5:
+            raise bad_argument("fit", self.fit, "above 0, at most 0.5")
+
+
+@dataclass(frozen=True, eq=False)
+class Controls:
+    """What a dictionary is measured beside, apart from axes and coordinates, which always are.
+
+    `frozen`: the recipe with a decoder that stayed random. `untrained`: a model without what it learned, and the recipe
+    trained on it. `seeds`: dictionaries of the same recipe with other seeds. `same_recipe` makes all of them.
+    """
+
+    frozen: Dictionary | None = None
+    untrained: tuple[Model, Dictionary] | None = None
+    seeds: Sequence[Dictionary] = ()
+
+
+@dataclass(frozen=True)
+class Column:
+    """Measures of one thing, by name; a measure that makes no sense for it is missing."""
+
+    name: str
+    says: str
+    measures: Mapping[str, Measure]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Histogram of firing rates over latents: `counts[i]` of them at 10^edges[i] or more, below the next; `never`: none."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    never: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that was measured. `columns`: the dictionary first, then its controls."""
+
+    dictionary: str
+    digest: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    architecture: str
+    width: int
+    model: Mapping[str, Any]
+    tokens: int
+    typical: int
+    documents: int
+    limits: Mapping[str, Any]
+    columns: tuple[Column, ...]
+    rates: Rates
+    cost: Cost
+    agreement: tuple[Agreement, ...]
+    notes: tuple[str, ...]
+    plan: EvaluationPlan
+    further: Mapping[str, Any] = field(default_factory=dict)
+
+    def of(self, column: str = OWN) -> Mapping[str, Measure]:
+        """The measures of a column. Raises UsageError for one that was not measured."""
+        for each in self.columns:
+            if each.name == column:
+                return each.measures
+        raise bad_argument("column", column, ", ".join(each.name for each in self.columns))
+
+    def json(self) -> dict[str, Any]:
+        """As plain values; Assay's JSON keys."""
+        columns = [{"name": each.name, "says": each.says, "measures": {k: m.json() for k, m in each.measures.items()}}
+                   for each in self.columns]  # fmt: skip
+        bits = {"which": self.cost.which, "values": self.cost.values, "weights": self.cost.weights, "total": self.cost.total}
+        return {**{name: getattr(self, name) for name in ("dictionary", "digest", "architecture", "width", "tokens", "typical",
+                                                          "documents")},
+                "inputs": list(self.inputs), "outputs": list(self.outputs), "model": dict(self.model),
+                "limits": dict(self.limits), "columns": columns, "rates": vars(self.rates), "bits_per_token": bits,
+                "agreement": [vars(each) for each in self.agreement], "notes": list(self.notes), "plan": vars(self.plan),
+                "further": dict(self.further)}  # fmt: skip
+
+
+def evaluate(
+    dictionary: Dictionary,
+    data: HeldOut | ActivationStream,
+    model: Model | None = None,
+    plan: EvaluationPlan | None = None,
+    controls: Controls | None = None,
+    report: Report | None = None,
+) -> Evaluation:
+    """Measure a dictionary on held-out text with its model, or on a held-out stream of activations without one.
+
+    With a stream there is no loss, no untrained model, no bounds (its tokens are shuffled) and no atypical token.
+    Raises UsageError for text without a model, for sites that model or stream do not have, and for too little text.
+    """
+    plan, controls = plan or EvaluationPlan(), controls or Controls()
+    source = _source(dictionary, data, model, plan)
+    if controls.untrained is not None and model is None:
+        raise bad_argument("controls.untrained", "a model", "None where there is a stream only")
+    ways = {OWN: dictionary, **({FROZEN: controls.frozen} if controls.frozen is not None else {})}
+    found = _measured(source, ways, plan, report, simple=True)
+    columns = _columns(found, ways)
+    notes = _notes(dictionary, source, controls)
+    if controls.untrained is not None and isinstance(data, HeldOut):
+        columns.append(_untrained(controls.untrained, data, plan, report))
+    alive = found.latents[OWN].counts > 0
+    others = [_alive_directions(source, other, plan) for other in controls.seeds]
+    own = dictionary.directions()[alive]
+    return Evaluation(
+        dictionary.name, dictionary.digest, dictionary.spec.inputs, dictionary.spec.outputs, dictionary.architecture,
+        dictionary.width, model.passport() if model is not None else {}, found.all.n_tokens, found.typical[OWN].n_tokens,
+        len(source.names), source.limits.json(), tuple(columns), found.latents[OWN].histogram(),
+        found.latents[OWN].cost(dictionary, found.typical[OWN].mse, plan.corpus_tokens),
+        tuple(agreement(own, other, plan.seed) for other in others if len(own) and len(other)), tuple(notes), plan,
+    )  # fmt: skip
+
+
+def same_recipe(
+    dictionary: Dictionary, stream: ActivationStream, *, seed: int | None = None, frozen: bool = False,
+    tokens: int | None = None, report: Report | None = None,
+) -> Dictionary:  # fmt: skip
+    """A dictionary by the recipe of another: on another stream, from another seed, or with a decoder that stays random.
+
+    The recipe is in what `train` made; for dictionaries from elsewhere it is the one `train` has by default. `tokens`
+    limits the training: the controls have then seen less. Raises UsageError for sites the stream does not have.
+    """
+    record = dictionary.provenance.get("plan")
+    plan = TrainPlan() if record is None else plan_of(record)
+    plan = replace(plan, seed=plan.seed + 1 if seed is None else seed, tokens=min(plan.tokens, tokens or plan.tokens))
+    if frozen:
+        plan = replace(plan, frozen=("W_dec",))
+    name = f"{dictionary.name}, {'frozen decoder' if frozen else 'again'}"
+    spec = dictionary.spec
+    if spec.k is None:
+        first = gathered(next(stream.batches(min(plan.batch, 1024), plan.seed)), spec.inputs)
+        spec = replace(spec, k=max(1, min(spec.width, round(float(dictionary.codes(first).l0.mean())))))
+    return train(stream, [spec], plan, report=report, names=[name])[0].dictionary
+
+
+def activations(
+    model: Model, dictionary: Dictionary, held: HeldOut, tokens: int, batch: int = 4096
+) -> TensorStream:  # fmt: skip
+    """Typical activations of a model at a dictionary's sites, in memory: what controls are trained on."""
+    sites = tuple(dict.fromkeys((*dictionary.spec.inputs, *dictionary.spec.outputs)))
+    parts: dict[str, list[Tensor]] = {site: [] for site in sites}
+    limits: Limits | None = None
+    for rows in held.batches(batch):
+        whole = read_tokens(model, dictionary, rows, limits or Limits(dictionary.spec.skip_first, None, None), held.names)
+        limits = limits or limits_of(dictionary, whole.x, whole.y)
+        keep = limits.typical(whole.x, whole.y, _positions(rows))
+        for site in sites:
+            parts[site].append(read(model, [site], rows)[keep])
+        if sum(map(len, parts[sites[0]])) >= tokens:
+            break
+    made = {site: torch.cat(values)[:tokens] for site, values in parts.items()}
+    if not len(made[sites[0]]):
+        raise UsageError("held-out text: no token is typical for this dictionary. Check its site and norm limits.")
+    stream = TensorStream(made, {"model": model.digest, "tokens": len(made[sites[0]])})
+    assert limits is not None
+    stream.skip_first = limits.skip_first
+    if len(dictionary.spec.inputs) == len(dictionary.spec.outputs) == 1:
+        stream.norm_limits.update({dictionary.spec.outputs[0]: limits.y, dictionary.spec.inputs[0]: limits.x})
+    return stream
+
+
+# what is read ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """Where tokens come from: for fitting (typical ones), and for scores (with their rows, where there are any)."""
+
+    names: list[str]
+    limits: Limits
+    fit: Callable[[], Iterator[Tokens]]
+    score: Callable[[], Iterator[tuple[Tokens, HeldOut | None]]]
+    model: Model | None
+    outputs: tuple[str, ...]
+    n_score: int
+
+
+def _source(dictionary: Dictionary, data: HeldOut | ActivationStream, model: Model | None, plan: EvaluationPlan) -> _Source:
+    if isinstance(data, HeldOut):
+        if model is None:
+            raise bad_argument("model", None, "the model whose text this is", "Or give a stream of activations.")
+        return _text_source(dictionary, data, model, plan)
+    return _stream_source(dictionary, data, plan)
+
+
+def _text_source(dictionary: Dictionary, data: HeldOut, model: Model, plan: EvaluationPlan) -> _Source:
+    if not dictionary.spec.inputs or not dictionary.spec.outputs:
+        raise bad_argument("dictionary", f"{dictionary.name}, which names no site", "one whose spec has inputs and outputs")
+    fit, held = data.divided(plan.fit)
+    names = held.names
+    anything = Limits(dictionary.spec.skip_first, None, None)
+    first = read_tokens(model, dictionary, next(fit.batches(FIRST)), anything, fit.names)
+    _check_width(dictionary, first)
+    limits = limits_of(dictionary, first.x, first.y)
+    size = tokens_at_once(model, plan.batch) if plan.loss_tokens else plan.batch
+
+    def fitting() -> Iterator[Tokens]:
+        for rows in fit.batches(plan.batch):
+            yield read_tokens(model, dictionary, rows, limits, fit.names)
+
+    def scoring() -> Iterator[tuple[Tokens, HeldOut | None]]:
+        for rows in held.batches(size):
+            yield read_tokens(model, dictionary, rows, limits, names), rows
+
+    return _Source(names, limits, fitting, scoring, model, dictionary.spec.outputs, held.n_tokens)
+
+
+def _stream_source(dictionary: Dictionary, data: ActivationStream, plan: EvaluationPlan) -> _Source:
+    n_fit = max(1, int(data.n_tokens * plan.fit) // plan.batch)
+    n_all = max(n_fit + 1, data.n_tokens // plan.batch)
+    size = max(1, min(plan.batch, data.n_tokens // (n_fit + 1)))
+    x_limit, y_limit = (data.norm_limits.get(sites[0]) if len(sites) == 1 else None
+                        for sites in (dictionary.spec.inputs, dictionary.spec.outputs))  # fmt: skip
+    limits = Limits(data.skip_first, x_limit, y_limit)
+
+    def tokens(start: int, stop: int) -> Iterator[Tokens]:
+        batches = data.batches(size, plan.seed, start)
+        for _ in range(start, stop):
+            batch = next(batches)
+            x, y = (gathered(batch, sites or data.sites[:1]) for sites in (dictionary.spec.inputs, dictionary.spec.outputs))
+            yield Tokens(x, y, torch.zeros(len(x), dtype=torch.long), torch.ones(len(x), dtype=torch.bool))
+
+    for site in (*dictionary.spec.inputs, *dictionary.spec.outputs):
+        if site not in data.sites:
+            raise bad_argument("site", site, ", ".join(data.sites), "The stream must have the dictionary's sites.")
+    _check_width(dictionary, next(tokens(0, 1)))
+    return _Source(["all"], limits, lambda: tokens(0, n_fit), lambda: ((each, None) for each in tokens(n_fit, n_all)), None,
+                   dictionary.spec.outputs, (n_all - n_fit) * size)  # fmt: skip
+
+
+def _check_width(dictionary: Dictionary, first: Tokens) -> None:
+    widths = (first.x.shape[1], first.y.shape[1])
+    if widths != (dictionary.spec.d_in, dictionary.spec.d_out):
+        raise bad_argument("dictionary", f"{dictionary.name}, for {dictionary.spec.d_in} and {dictionary.spec.d_out} features",
+                           f"one for {widths[0]} and {widths[1]}, what {', '.join(dictionary.spec.inputs)} and"
+                           f" {', '.join(dictionary.spec.outputs)} have here")  # fmt: skip
+
+
+def _positions(rows: HeldOut) -> Int[Tensor, " token"]:
+    return torch.cat([torch.arange(len(row)) for row in rows.rows])
+
+
+# sums over tokens --------------------------------------------------------------------------------
+
+
+class Reconstruction:
+    """Sums for FVU and its relatives, float64, per document. `centre`: near the mean, so that no digits are lost."""
+
+    def __init__(self, documents: int, centre: Float[Tensor, " d"]) -> None:
+        self.centre = centre.double()
+        self.n = torch.zeros(documents, dtype=torch.double)
+        self.error, self.square, self.shares = self.n.clone(), self.n.clone(), self.n.clone()
+        self.active = self.n.clone()
+        self.sums = torch.zeros(documents, len(centre), dtype=torch.double)
+        self.shift = torch.zeros(len(centre), dtype=torch.double)
+
+    def add(self, y: Tensor, found: Tensor, documents: Tensor, active: Tensor | None = None) -> None:
+        """Some tokens: targets, reconstructions, and how many numbers each was made of."""
+        centred, error = y.double() - self.centre, y.double() - found.double()
+        squares, errors = centred.square().sum(1), error.square().sum(1)
+        for sums, values in ((self.n, torch.ones_like(errors)), (self.error, errors), (self.square, squares),
+                             (self.shares, 1 - errors / squares.clamp_min(1e-12))):  # fmt: skip
+            sums.index_add_(0, documents, values)
+        self.sums.index_add_(0, documents, centred)
+        self.shift += error.sum(0)
+        if active is not None:
+            self.active.index_add_(0, documents, active.double())
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.n.sum())
+
+    @property
+    def total(self) -> Float[Tensor, " document"]:
+        """Squared distance from the mean over all tokens, per document."""
+        mean = self.sums.sum(0) / self.n.sum().clamp_min(1)
+        return self.square - 2 * self.sums @ mean + self.n * mean.square().sum()
+
+    @property
+    def mse(self) -> float:
+        """Squared error per token."""
+        return float(self.error.sum() / self.n.sum().clamp_min(1))
+
+    def fvu(self) -> Measure | None:
+        """Fraction of variance unexplained."""
+        return ratio(self.error.numpy(), self.total.numpy())
+
+    def forms(self) -> dict[str, Measure | None]:
+        """The three explained variances."""
+        n = max(self.n_tokens, 1)
+        centred = (self.error.sum() - self.shift.square().sum() / n) / self.total.sum()
+        return {"explained variance": complement(self.fvu()),
+                "explained variance, mean of ratios": ratio(self.shares.numpy(), self.n.numpy()),
+                "explained variance, error centred": Measure(float(1 - centred))}  # fmt: skip
+
+    def l0(self) -> Measure | None:
+        """Numbers per token."""
+        return ratio(self.active.numpy(), self.n.numpy())
+
+
+class Firing:
+    """How often each latent is active, and a sample of values times the norms of their directions."""
+
+    def __init__(self, dictionary: Dictionary) -> None:
+        self.norms = dictionary.directions().norm(dim=1)
+        self.counts = torch.zeros(dictionary.width, dtype=torch.long)
+        self.n, self.values, self.kept = 0, [], 0
+
+    def add(self, codes: Codes, keep: Bool[Tensor, " token"]) -> None:
+        """Codes of those tokens that are kept."""
+        chosen = keep[codes.pairs.tokens]
+        latents = codes.latents[chosen]
+        self.counts += torch.bincount(latents, minlength=len(self.counts))
+        self.n += int(keep.sum())
+        if self.kept < VALUES:
+            sizes = (codes.values[chosen] * self.norms[latents])[: VALUES - self.kept]
+            self.values.append(sizes)
+            self.kept += len(sizes)
+
+    @property
+    def rates(self) -> Float[Tensor, " latent"]:
+        return self.counts.double() / max(self.n, 1)
+
+    def histogram(self) -> Rates:
+        """Latents by log10 of their rate, in half decades."""
+        alive = self.rates[self.counts > 0].log10()
+        edges = torch.tensor(DECADES, dtype=torch.double)
+        place = (torch.bucketize(alive, edges, right=True) - 1).clamp(0, len(edges) - 1)
+        counts = torch.bincount(place, minlength=len(edges)).tolist()
+        return Rates(DECADES, tuple(counts), int((self.counts == 0).sum()))
+
+    def cost(self, dictionary: Dictionary, mse: float, corpus_tokens: int) -> Cost:
+        """Bits per token."""
+        weights = sum(parameter.numel() for parameter in dictionary.parameters())
+        sizes = torch.cat(self.values) if self.values else torch.zeros(0)
+        return cost(self.rates.float(), sizes, mse, weights, corpus_tokens)
+
+
+@dataclass(eq=False)
+class _Found:
+    """Everything summed over one pass. `frozen`... by column name."""
+
+    typical: dict[str, Reconstruction]
+    all: Reconstruction
+    latents: dict[str, Firing]
+    losses: Losses | None
+
+
+def _measured(
+    source: _Source, ways: Mapping[str, Dictionary], plan: EvaluationPlan, report: Report | None, simple: bool
+) -> _Found:
+    """One pass for fitting, one for scores."""
+    mean, axes = _axes(source, simple)
+    documents = len(source.names)
+    names = [*ways, *((PCA, RAW) if simple else ())]
+    found = _Found({name: Reconstruction(documents, mean) for name in names}, Reconstruction(documents, mean),
+                   {name: Firing(each) for name, each in ways.items()},
+                   Losses(documents) if source.model is not None and plan.loss_tokens else None)  # fmt: skip
+    done = 0
+    for tokens, rows in source.score():
+        values = _rebuilt(tokens, ways, mean, axes, found)
+        if found.losses is not None and rows is not None and done < plan.loss_tokens:
+            assert source.model is not None
+            places = [source.names.index(name) for name in rows.documents]
+            splice(source.model, rows, source.outputs, values, found.losses, places)
+        done += len(tokens.x)
+        if report is not None:
+            report("evaluating", done, source.n_score)
+    if not found.typical[OWN].n_tokens:
+        raise UsageError("held-out text: no token is typical for this dictionary. Check its site and norm limits.")
+    return found
+
+
+def _rebuilt(
+    tokens: Tokens, ways: Mapping[str, Dictionary], mean: Tensor, axes: Tensor | None, found: _Found
+) -> dict[str, Tensor]:
+    """Add one batch to all sums; what is to be spliced, by name: typical tokens replaced, others as they are."""
+    typical, values = tokens.typical, {}
+    y, places = tokens.y[typical], tokens.documents[typical]
+    values[ZERO], values[MEAN] = (_placed(tokens, part) for part in (torch.zeros_like(y), mean.float().expand_as(y)))
+    counts = torch.zeros(len(y), dtype=torch.long)
+    for name, dictionary in ways.items():
+        codes = dictionary.codes(tokens.x)
+        whole, active = rebuilt(dictionary, codes, tokens.x), codes.l0[typical]
+        found.typical[name].add(y, whole[typical], places, active)
+        found.latents[name].add(codes, typical)
+        values[name] = _placed(tokens, whole[typical])
+        if name == OWN:
+            counts = active.long()
+            found.all.add(tokens.y, whole, tokens.documents)
+            values[EVERYWHERE] = whole
+    if axes is not None:
+        for name, basis in ((PCA, axes), (RAW, None)):
+            made = largest(y - mean.float(), counts, basis) + mean.float()
+            found.typical[name].add(y, made, places, counts.clamp(max=y.shape[1]))
+            values[name] = _placed(tokens, made)
+    return values
+
+
+def rebuilt(dictionary: Dictionary, codes: Codes, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_out"]:
+    """`dictionary.reconstruct(x)` where the codes of x are there already."""
+    x = x.to(dictionary.b_dec)
+    _, scale, mean = dictionary.normed(x)
+    found = dictionary.decoded(codes) * scale + mean
+    return found.detach() if dictionary.W_skip is None else (found + x @ dictionary.W_skip.T).detach()
+
+
+def _placed(tokens: Tokens, made: Tensor) -> Tensor:
+    """Targets of all tokens, the typical ones replaced."""
+    whole = tokens.y.clone()
+    whole[tokens.typical] = made.to(whole.dtype)
+    return whole
+
+
+def largest(
+    centred: Float[Tensor, "token d"], counts: Int[Tensor, " token"], basis: Float[Tensor, "axis d"] | None
+) -> Float[Tensor, "token d"]:
+    """The best reconstruction with counts[t] coordinates of token t, in an orthonormal basis or the one they are in."""
+    along = centred if basis is None else centred @ basis.T
+    order = along.abs().argsort(dim=1, descending=True)
+    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(along.shape[1]).expand_as(order))
+    kept = along * (ranks < counts[:, None])
+    return kept if basis is None else kept @ basis
+
+
+def _axes(source: _Source, simple: bool) -> tuple[Float[Tensor, " d"], Float[Tensor, "axis d"] | None]:
+    """Mean of typical targets for fitting, float64, and their principal axes."""
+    n, total, square = 0, None, None
+    for tokens in source.fit():
+        y = tokens.y[tokens.typical].double()
+        total = y.sum(0) if total is None else total + y.sum(0)
+        n += len(y)
+        if simple:
+            square = y.T @ y if square is None else square + y.T @ y
+    if total is None or n == 0:
+        raise UsageError("held-out text: no token is typical for this dictionary. Check its site and norm limits.")
+    mean = total / n
+    if square is None:
+        return mean, None
+    return mean, torch.linalg.eigh(square / n - torch.outer(mean, mean)).eigenvectors.T.flip(0).float()
+
+
+# columns -----------------------------------------------------------------------------------------
+
+
+SAYS = {
+    OWN: "as it is", FROZEN: "the same recipe, its decoder left at random",
+    PCA: "as many principal axes per token, the largest", RAW: "as many of the site's own coordinates per token, the largest",
+    UNTRAINED: "the same recipe on an untrained model, measured there",
+}  # fmt: skip
+
+
+def _columns(found: _Found, ways: Mapping[str, Dictionary]) -> list[Column]:
+    columns = []
+    for name, sums in found.typical.items():
+        measures = {"FVU": sums.fvu(), **sums.forms(), "L0": sums.l0()}
+        if name == OWN:
+            measures["FVU, all tokens"] = found.all.fvu()
+        if name in ways:
+            measures.update(_of_latents(ways[name], found.latents[name]))
+        if found.losses is not None:
+            measures.update(_of_losses(found.losses, name))
+        columns.append(Column(name, SAYS[name], {key: value for key, value in measures.items() if value is not None}))
+    return columns
+
+
+def _of_latents(dictionary: Dictionary, firing: Firing) -> dict[str, Measure]:
+    """Dead, dense, duplicates."""
+    alive: Bool[Tensor, " latent"] = firing.counts > 0
+    return {"dead": Measure(float((~alive).float().mean())),
+            "dense": Measure(float((firing.rates > DENSE).float().mean())),
+            "duplicates": Measure(duplicates(dictionary.directions(), alive))}  # fmt: skip
+
+
+def _of_losses(losses: Losses, name: str) -> dict[str, Measure | None]:
+    """Loss and what of it is recovered."""
+    found = {"CE": losses.mean(name), "CE recovered, against mean": losses.recovered(name, MEAN),
+             "CE recovered, against zero": losses.recovered(name, ZERO),
+             "KL recovered, against mean": losses.kl_recovered(name, MEAN),
+             "KL recovered, against zero": losses.kl_recovered(name, ZERO)}  # fmt: skip
+    if name != OWN:
+        return found
+    return {**found, "CE, model alone": losses.mean(PLAIN), "CE, zero": losses.mean(ZERO), "CE, mean": losses.mean(MEAN),
+            "CE, every position": losses.mean(EVERYWHERE),
+            "CE recovered, every position, against mean": losses.recovered(EVERYWHERE, MEAN)}  # fmt: skip
+
+
+def _untrained(
+    pair: tuple[Model, Dictionary], data: HeldOut, plan: EvaluationPlan, report: Report | None
+) -> Column:
+    """The twin's dictionary on the twin: reconstruction and latents; a loss that means nothing is left out."""
+    twin, dictionary = pair
+    plain = replace(plan, loss_tokens=0)
+    found = _measured(_source(dictionary, data, twin, plain), {OWN: dictionary}, plain, report, simple=False)
+    column = _columns(found, {OWN: dictionary})[0]
+    return Column(UNTRAINED, SAYS[UNTRAINED], column.measures)
+
+
+def _alive_directions(source: _Source, dictionary: Dictionary, plan: EvaluationPlan) -> Float[Tensor, "latent d"]:
+    """Directions of another dictionary's latents that are active on the text for scores."""
+    firing = Firing(dictionary)
+    for tokens, _ in source.score():
+        firing.add(dictionary.codes(tokens.x), tokens.typical)
+    return dictionary.directions()[firing.counts > 0]
+
+
+def _notes(dictionary: Dictionary, source: _Source, controls: Controls) -> list[str]:
+    """What a reader must know to read the numbers."""
+    notes = []
+    if source.limits.measured:
+        notes.append("It came without a norm limit: tokens above 10 x the median norm here were left alone.")
+    if source.model is None:
+        notes.append("A stream of shuffled activations: no loss and no bounds.")
+    elif len(source.names) < 8:
+        notes.append(f"Only {len(source.names)} documents: bounds over documents are rough.")
+    if controls.frozen is None:
+        notes.append("No frozen decoder beside it: what a random decoder would reach is not known.")
+    if controls.untrained is None:
+        notes.append("No untrained model beside it: what the recipe finds without training of the model is not known.")
+    own = dictionary.provenance.get("trained_tokens")
+    for name, other in ((FROZEN, controls.frozen), (UNTRAINED, controls.untrained and controls.untrained[1])):
+        seen = other.provenance.get("trained_tokens") if other is not None else None
+        if seen is not None and (own is None or seen < own):
+            notes.append(f"The control {name!r} was trained on {seen:,} tokens, the dictionary on"
+                         f" {'an unknown number' if own is None else format(own, ',')}.")  # fmt: skip
+    if dictionary.spec.transcodes:
+        notes.append("Principal axes and raw coordinates read the target itself; a transcoder reads its input only.")
+    return notes

@@ -1,0 +1,137 @@
+"""Held-out text and its activations, as evaluation reads them: row by row, each token with its document and position.
+
+1. A row is one run of token ids; positions count from its start. Rows of one document stay together for intervals.
+2. Typical tokens are those a dictionary is for: not the first positions, and norms of input and target not above its
+   limits. A dictionary without a limit (most that were made elsewhere) gets 10 x the median norm measured here:
+   a handful of massive tokens may hold most of the variance.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from assay.errors import bad_argument
+from assay.features.dictionary import Dictionary
+from assay.model.model import Model
+
+FACTOR = 10.0  # times the median norm
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Rows of token ids and the document of each. Raises UsageError for none, or for rows of fewer than two tokens."""
+
+    rows: tuple[tuple[int, ...], ...]
+    documents: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.rows or len(self.rows) != len(self.documents):
+            raise bad_argument("rows", f"{len(self.rows)} rows, {len(self.documents)} documents", "as many, 1 or more")
+        if min(map(len, self.rows)) < 2:
+            raise bad_argument("rows", "a row of one token", "two tokens or more in each")
+
+    @staticmethod
+    def of(rows: Sequence[Sequence[int]], documents: Sequence[str] | None = None) -> "HeldOut":
+        """Each row its own document unless said otherwise; rows of fewer than two tokens are left out."""
+        names = [str(number) for number in range(len(rows))] if documents is None else [str(name) for name in documents]
+        if len(names) != len(rows):
+            raise bad_argument("documents", f"{len(names)} for {len(rows)} rows", "one for each row")
+        kept = [(tuple(map(int, row)), name) for row, name in zip(rows, names, strict=True) if len(row) > 1]
+        return HeldOut(tuple(row for row, _ in kept), tuple(name for _, name in kept))
+
+    @property
+    def n_tokens(self) -> int:
+        """In all rows."""
+        return sum(map(len, self.rows))
+
+    @property
+    def names(self) -> list[str]:
+        """Documents, in order of their first row."""
+        return list(dict.fromkeys(self.documents))
+
+    def divided(self, share: float) -> tuple["HeldOut", "HeldOut"]:
+        """By document: about this share of them for fitting, the others for scores. Raises UsageError for one document."""
+        names = self.names
+        if len(names) < 2:
+            raise bad_argument("rows", "one document", "two documents or more", "Some are for fitting, some for scores.")
+        first = set(names[:: max(2, round(1 / share))])
+        parts = [[n for n, name in enumerate(self.documents) if (name in first) is wanted] for wanted in (True, False)]
+        made = [HeldOut(tuple(self.rows[n] for n in part), tuple(self.documents[n] for n in part)) for part in parts]
+        return made[0], made[1]
+
+    def batches(self, tokens: int) -> Iterator["HeldOut"]:
+        """Rows in turn, so many tokens at a time at most, one row at least."""
+        start = 0
+        while start < len(self.rows):
+            end, count = start + 1, len(self.rows[start])
+            while end < len(self.rows) and count + len(self.rows[end]) <= tokens:
+                count += len(self.rows[end])
+                end += 1
+            yield HeldOut(self.rows[start:end], self.documents[start:end])
+            start = end
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Inputs and targets of some tokens; `typical` says which of them a dictionary is for."""
+
+    x: Float[Tensor, "token d_in"]
+    y: Float[Tensor, "token d_out"]
+    documents: Int[Tensor, " token"]
+    typical: Bool[Tensor, " token"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Which tokens are typical. `measured`: whether norm limits were set here and not by the dictionary."""
+
+    skip_first: int
+    x: float | None
+    y: float | None
+    measured: bool = False
+
+    def typical(self, x: Tensor, y: Tensor, positions: Tensor) -> Bool[Tensor, " token"]:
+        """Of tokens at these positions."""
+        keep = positions >= self.skip_first
+        for values, limit in ((x, self.x), (y, self.y)):
+            if limit is not None:
+                keep = keep & (values.norm(dim=1) <= limit)
+        return keep
+
+    def json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {"skip_first": self.skip_first, "norm_limit": self.x, "target_limit": self.y, "measured_here": self.measured}
+
+
+def limits_of(dictionary: Dictionary, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> Limits:
+    """The dictionary's own, or 10 x the median norm of these tokens where it has none."""
+    spec = dictionary.spec
+    if spec.norm_limit is not None or spec.target_limit is not None:
+        return Limits(spec.skip_first, spec.norm_limit, spec.target_limit)
+    return Limits(spec.skip_first, *(FACTOR * float(values.norm(dim=1).median()) for values in (x, y)), measured=True)
+
+
+def read(model: Model, sites: Sequence[str], held: HeldOut) -> Float[Tensor, "token d"]:
+    """Activations at sites side by side, all tokens of all rows in order, fp32; heads are laid side by side, too."""
+    wanted = model.sites(list(sites))
+    acts = model.capture([list(row) for row in held.rows], wanted)
+    return torch.cat([acts.flat(site).flatten(1).float() for site in wanted], 1)
+
+
+def positions_of(held: HeldOut) -> Int[Tensor, " token"]:
+    """Of each token in its row."""
+    return torch.cat([torch.arange(len(row)) for row in held.rows])
+
+
+def read_tokens(model: Model, dictionary: Dictionary, held: HeldOut, limits: Limits, names: Sequence[str]) -> Tokens:
+    """Inputs and targets of some rows."""
+    x = read(model, dictionary.spec.inputs, held)
+    y = x if not dictionary.spec.transcodes else read(model, dictionary.spec.outputs, held)
+    place = {name: number for number, name in enumerate(names)}
+    rows = torch.tensor([place[name] for name in held.documents])
+    documents = rows.repeat_interleave(torch.tensor([len(row) for row in held.rows]))
+    return Tokens(x, y, documents, limits.typical(x, y, positions_of(held)))

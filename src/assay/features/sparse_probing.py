@@ -1,0 +1,202 @@
+"""What a few latents can be used for: sparse probes, and two tests that remove latents.
+
+1. Sparse probing (Gurnee et al. 2023): the k features whose means differ most between members and others, in standard
+   deviations, chosen on texts for fitting; a logistic probe on them, scored on other texts. Beside it the same with the
+   site's raw coordinates and its principal axes, and a probe on everything.
+2. Targeted probe perturbation (TPP, Karvonen et al. 2025, arXiv 2503.09532): linear probes for several properties; for
+   property i the n latents with the largest (mean difference) x (direction . probe i) are taken out of the activations.
+       TPP = mean_i (A_i - A_ii) - mean_(i != j) (A_j - A_ij),     A_ij: accuracy of probe j with latents of i taken out
+3. Spurious correlation removal (SCR, the same paper, after SHIFT of Marks et al. 2024): a probe for `target` learns from
+   texts where `spurious` goes with it; latents that a probe for `spurious` uses are taken out.
+       SCR = (A - A_base) / (A_oracle - A_base)    on balanced texts; the oracle learned from balanced texts
+   Where the biased probe is hardly worse than the oracle there is nothing to remove, and none is given.
+   Both are defined with latents set to zero. That moves every text by what the latents add on average, past the
+   threshold of a probe that learned with them; `ablation="mean"` sets them to their mean instead.
+
+Accuracies are balanced. TPP and SCR rank dictionaries unreliably at their usual settings (arXiv 2605.18229): read them
+as a check that removal does something, and sparse probing first.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from torch import Tensor
+
+from assay.errors import bad_argument
+from assay.features.labelled import Labelled
+from assay.features.ratios import Measure, ratio
+
+KS, REMOVED, LEAST_GAP = (1, 2, 5), (2, 5, 10, 20, 50), 0.05
+Array = NDArray[np.float64]
+Direction = tuple[Array, float]
+Ablation = Literal["zero", "mean"]
+
+
+@dataclass(frozen=True)
+class Probed:
+    """One probe on some features. `accuracy`: balanced by weights, bounds over clusters; `chosen`: which features."""
+
+    features: str
+    k: int | None
+    auroc: float
+    accuracy: Measure | None
+    chosen: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Scores of a removal test by how many latents were taken out; empty where the test says nothing, and `why`."""
+
+    name: str
+    scores: tuple[tuple[int, float], ...]
+    base: float
+    why: str = ""
+
+
+def sparse_probing(fit: Labelled, held: Labelled, label: str, ks: Sequence[int] = KS) -> tuple[Probed, ...]:
+    """Probes on latents, raw coordinates and principal axes. Raises UsageError where a class is missing on either side."""
+    for name, part in (("fit", fit), ("held", held)):
+        if len(set(part.label(label).tolist())) < 2:
+            raise bad_argument(f"texts ({name})", f"one class of {label!r}", "members and others")
+    centre = fit.x.mean(0)
+    axes = torch.linalg.svd(fit.x - centre, full_matrices=False)[2].T
+    ways = {
+        "latents": (fit.codes, held.codes), "raw coordinates": (fit.x, held.x),
+        "principal axes": ((fit.x - centre) @ axes, (held.x - centre) @ axes),
+    }  # fmt: skip
+    found = []
+    for name, (a, b) in ways.items():
+        gaps = mean_gaps(a, fit.label(label))
+        for k in ks:
+            chosen = gaps.argsort(descending=True)[: min(k, len(gaps))]
+            found.append(_probed(name, k, a[:, chosen], b[:, chosen], fit, held, label, tuple(chosen.tolist())))
+    return (*found, _probed("everything", None, fit.x, held.x, fit, held, label, ()))
+
+
+def mean_gaps(values: Float[Tensor, "text feature"], member: np.ndarray) -> Float[Tensor, " feature"]:
+    """|mean of members - mean of others| in standard deviations; 0 for features that do not vary."""
+    rows = torch.as_tensor(member)
+    gap = (values[rows].mean(0) - values[~rows].mean(0)).abs()
+    spread = values.std(0)
+    return torch.where(spread > 1e-9, gap / spread.clamp_min(1e-9), torch.zeros_like(gap))
+
+
+def _probed(
+    name: str, k: int | None, a: Tensor, b: Tensor, fit: Labelled, held: Labelled, label: str, chosen: tuple[int, ...]
+) -> Probed:
+    weights, bias = linear_probe(a, fit.label(label))
+    scores, truth = b.numpy().astype(float) @ weights + bias, held.label(label)
+    return Probed(name, k, float(roc_auc_score(truth, scores)), _accuracy(scores > 0, truth, held.clusters), chosen)
+
+
+def linear_probe(values: Float[Tensor, "text feature"], member: np.ndarray, weight: float = 1.0) -> Direction:
+    """Logistic regression on standardised features, classes weighted alike; weights and bias for raw ones."""
+    raw = values.numpy().astype(float)
+    mean, spread = raw.mean(0), np.maximum(raw.std(0), 1e-9)
+    model = LogisticRegression(C=weight, class_weight="balanced", max_iter=2000).fit((raw - mean) / spread, member)
+    weights = np.where(raw.std(0) > 1e-9, model.coef_[0] / spread, 0.0)
+    return weights, float(model.intercept_[0] - weights @ mean)
+
+
+def _accuracy(said: np.ndarray, truth: np.ndarray, clusters: Sequence[str]) -> Measure | None:
+    """Balanced accuracy: each class counts half; bounds over clusters."""
+    weight = np.where(truth, 0.5 / max(truth.sum(), 1), 0.5 / max((~truth).sum(), 1))
+    names = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
+    places = np.array([names[name] for name in clusters])
+    hits, all_of = (np.bincount(places, values, len(names)) for values in (weight * (said == truth), weight))
+    return ratio(hits, all_of)
+
+
+# what removing latents does ----------------------------------------------------------------------
+
+
+def targeted_perturbation(
+    fit: Labelled, held: Labelled, directions: Float[Tensor, "latent d"], removed: Sequence[int] = REMOVED,
+    ablation: Ablation = "zero",
+) -> Removal:  # fmt: skip
+    """TPP over all properties of the texts. Raises UsageError for fewer than two."""
+    names = list(fit.labels)
+    if len(names) < 2:
+        raise bad_argument("labels", names, "two properties or more", "TPP asks what latents of one do to another.")
+    probes = {name: linear_probe(fit.y, fit.label(name)) for name in names}
+    before = {name: _balanced(held.y, probes[name], held.label(name)) for name in names}
+    scores, to = [], _set_to(fit, ablation)
+    for n in removed:
+        own, others = [], []
+        for name in names:
+            left = without(held, directions, used_latents(fit, directions, probes[name], name)[:n], to)
+            for other in names:
+                (own if other == name else others).append(before[other] - _balanced(left, probes[other], held.label(other)))
+        scores.append((n, float(np.mean(own) - np.mean(others))))
+    return Removal("TPP", tuple(scores), float(np.mean(list(before.values()))))
+
+
+def spurious_removal(
+    fit: Labelled, held: Labelled, directions: Float[Tensor, "latent d"], target: str, spurious: str,
+    removed: Sequence[int] = REMOVED, ablation: Ablation = "zero",
+) -> Removal:  # fmt: skip
+    """SCR. Texts of all four combinations of the two properties are needed, for fitting and for scores."""
+    for name, part in (("fit", fit), ("held", held)):
+        if min(map(len, _cells(part, target, spurious))) < 2:
+            raise bad_argument(f"texts ({name})", "a combination with fewer than 2 texts", "2 of each of the four")
+    agree = fit.label(target) == fit.label(spurious)
+    biased = linear_probe(fit.y[torch.as_tensor(agree)], fit.label(target)[agree])
+    even, scored = _balanced_rows(fit, target, spurious), _balanced_rows(held, target, spurious)
+    oracle = linear_probe(fit.y[even], fit.label(target)[even])
+    unwanted = linear_probe(fit.y[even], fit.label(spurious)[even])
+    truth = held.label(target)[scored]
+    base, best = (_balanced(held.y[scored], probe, truth) for probe in (biased, oracle))
+    if best - base < LEAST_GAP:
+        return Removal("SCR", (), base, f"the biased probe ({base:.2f}) is hardly worse than the oracle ({best:.2f})")
+    order = used_latents(fit, directions, unwanted, spurious)
+    to = _set_to(fit, ablation)
+    left = {n: _balanced(without(held, directions, order[:n], to)[scored], biased, truth) for n in removed}
+    return Removal("SCR", tuple((n, (value - base) / (best - base)) for n, value in left.items()), base)
+
+
+def used_latents(fit: Labelled, directions: Float[Tensor, "latent d"], probe: Direction, label: str) -> list[int]:
+    """Latents by (mean of members - mean of others) x (direction . probe), largest first; those below 0 are left out."""
+    rows = torch.as_tensor(fit.label(label))
+    gap = fit.codes[rows].mean(0) - fit.codes[~rows].mean(0)
+    effect = gap.double() * (directions.double() @ torch.as_tensor(probe[0]))
+    order = effect.argsort(descending=True)
+    return order[effect[order] > 0].tolist()
+
+
+def without(
+    part: Labelled, directions: Float[Tensor, "latent d"], latents: Sequence[int], to: Float[Tensor, " latent"]
+) -> Float[Tensor, "text d"]:
+    """Targets with some latents set to other values; the reconstruction's error stays."""
+    chosen = list(latents)
+    return part.y - (part.codes[:, chosen] - to[chosen]) @ directions[chosen]
+
+
+def _set_to(fit: Labelled, ablation: Ablation) -> Float[Tensor, " latent"]:
+    if ablation not in ("zero", "mean"):
+        raise bad_argument("ablation", ablation, "zero, mean")
+    mean = fit.codes.mean(0)
+    return mean if ablation == "mean" else torch.zeros_like(mean)
+
+
+def _balanced(y: Tensor, probe: Direction, truth: np.ndarray) -> float:
+    return float(balanced_accuracy_score(truth, y.numpy().astype(float) @ probe[0] + probe[1] > 0))
+
+
+def _cells(part: Labelled, target: str, spurious: str) -> list[np.ndarray]:
+    """Rows of each combination."""
+    a, b = part.label(target), part.label(spurious)
+    return [np.flatnonzero((a == x) & (b == y)) for x in (False, True) for y in (False, True)]
+
+
+def _balanced_rows(part: Labelled, target: str, spurious: str) -> np.ndarray:
+    """As many rows of each combination, the first ones."""
+    cells = _cells(part, target, spurious)
+    least = min(map(len, cells))
+    return np.sort(np.concatenate([cell[:least] for cell in cells]))
