@@ -179,9 +179,9 @@ def shown(record: Mapping[str, Any]) -> Any:
 
     columns = record["columns"]
     table = Table(box=None, pad_edge=False)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in columns:
-        table.add_column(column["name"], justify="right")
+        table.add_column(column["name"].replace(" ", "\n"), justify="right", no_wrap=True)
     for row in ROWS:
         cells = [_cell(column["measures"].get(row)) for column in columns]
         if any(cells):
@@ -198,7 +198,10 @@ def _cell(measure: Mapping[str, Any] | None) -> str:
     if measure is None:
         return ""
     value, low, high = (measure[key] for key in ("value", "low", "high"))
-    return f"{value:.3f}" if low is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
+    if low is None or high == low:
+        return f"{value:.3f}"
+    even = abs(high + low - 2 * value) < 1e-6
+    return f"{value:.3f} ±{(high - low) / 2:.3f}" if even else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _lines(record: Mapping[str, Any]) -> list[str]:
