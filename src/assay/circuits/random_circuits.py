@@ -151,7 +151,7 @@ class _Walker:
             raise bad_argument("allowed", f"{int(mask.sum())} edges", "edges that connect the embeddings with the logits")
         self.cells, self.shape = np.argwhere(live.T)[:, ::-1], live.shape
         self.embed, self.logits = graph.writer_number[EMBED], graph.reader_number[LOGITS]
-        fed, leads = live.any(0), live.any(1)
+        fed, leads = np.asarray(live.any(0)), np.asarray(live.any(1))
         self.writers = _Choice([column.nonzero()[0].tolist() for column in live.T])
         self.readers = _Choice([row.nonzero()[0].tolist() for row in live])
         self.behind = _Choice([[v for v in map(graph.reader_number.__getitem__, graph.readers_of(u)) if fed[v]]
