@@ -259,8 +259,8 @@ test_claim(Atlas(sys.argv[1]), sys.argv[2], planted_induction())
 """
 
 
-def process(code, *arguments):
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], text=True,
+def process(code, *arguments, folder=None):
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], text=True, cwd=folder,
                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
 
@@ -300,7 +300,7 @@ def test_a_process_killed_during_a_test_leaves_a_ledger_that_verifies(tmp_path):
     source = Source(str(write_task(tmp_path / "task.jsonl")))
     settings = Settings(tune=16, confirm=32, ood=24, draws=4, control_pairs=1)
     claim, _ = state_claim(atlas, model, source, "z.0.0,z.1.0,z.1.1", settings=settings)
-    killed = process(TEST, atlas.path, claim.id)
+    killed = process(TEST, atlas.path, claim.id, folder=tmp_path)
     assert killed.stdout and killed.stdout.readline().strip() == "measuring", killed.communicate()[1]
     killed.kill()  # SIGKILL: nothing in that process runs after this
     killed.communicate()
