@@ -103,11 +103,11 @@
   }
 
   draw();
-  document.getElementById("stage").scrollLeft = 1e6; /* the logits are at the right */
   many.addEventListener("input", () => { pinned = null; update(); });
   free.addEventListener("click", () => pin(pinned));
   document.addEventListener("keydown", (event) => { if (event.key === "Escape" && pinned !== null) pin(pinned); });
   update();
   plot.classList.add("ready");
+  document.getElementById("stage").scrollLeft = 1e6; /* the logits are at the right */
   document.documentElement.dataset.drawn = 1;
 })();
