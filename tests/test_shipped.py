@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from assay.evidence.neutral import TEXTS
-from assay.features.kept import SHIPPED, shipped
+from assay.features.kept import SHIPPED, is_shipped, shipped
 
 MODEL = "smollm2-135m"
 
@@ -17,7 +17,7 @@ def test_they_are_whole_and_small():
     for one in found.values():
         assert one.provenance["trained_tokens"] > 100_000 and one.provenance["stream"]["model"]["model"] == MODEL
         assert one.spec.norm_limit is not None and one.spec.skip_first == 1
-    assert shipped("another model") == []
+    assert shipped("another model") == [] and is_shipped(MODEL) and not is_shipped(str(SHIPPED))
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ from assay.evidence.claims import record_look
 from assay.evidence.mediates import set_effects
 from assay.evidence.run import Settings, Statement, state_claim, test_claim
 from assay.evidence.source import Source
+from assay.features.kept import is_shipped
 from assay.files import write_file
 from assay.model.model import Model
 from assay.passport import run_passport
@@ -222,7 +223,10 @@ def unexplained(verdict: Verdict) -> dict[str, Any]:
 def commands(run: DemoRun, verdicts: Sequence[Verdict]) -> list[dict[str, str]]:
     """What to type next."""
     name, atlas = run.model.name, run.atlas
+    prompt = "The Eiffel Tower is in the city of"
+    traced = [{"command": f'assay trace {name} --prompt "{prompt}"', "what": "Which features make it say the next word."}]
     return [
+        *(traced if is_shipped(name) else []),
         {"command": "assay demo", "what": "This page again; what is finished is taken from the atlas."},
         {"command": f"assay patch {name} {run.task} --site z --direction noise", "what": "The other direction."},
         {"command": f"assay claim state {name} {run.task} z.9.3,z.10.1", "what": "A claim of your own."},

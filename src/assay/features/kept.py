@@ -93,7 +93,12 @@ def is_kept(folder: Path) -> bool:
 
 def shipped(model: str) -> list[Dictionary]:
     """The dictionaries that come with this package for a packaged model, by folder name; none for other models."""
-    return [load(path.parent) for path in sorted((SHIPPED / model).glob(f"**/{JSON}"))]
+    return [load(path.parent) for path in sorted((SHIPPED / model).glob(f"**/{JSON}"))] if is_shipped(model) else []
+
+
+def is_shipped(model: str) -> bool:
+    """Whether dictionaries come with this package for a model of that name."""
+    return model in {path.name for path in SHIPPED.glob("*") if path.is_dir()}
 
 
 def probe_inputs(dictionary: Dictionary) -> Tensor:
