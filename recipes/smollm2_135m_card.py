@@ -124,6 +124,7 @@ def card(found: dict[str, Any], size: int, made: Dictionary) -> str:
         cells = [column["measures"].get(name) for column in sae["columns"]]
         lines.append(f"| {name} | " + " | ".join("" if cell is None else f"{cell['value']:.3f}" for cell in cells) + " |")
     lines += ["", *(f"{note}" for note in sae["notes"]), "", "## The transcoders", "",
+              "Axes are those of the output, which they see; a transcoder has to compute it from the input.", "",
               "| layer | FVU | FVU of as many principal axes | L0 | dead |", "|---|---|---|---|---|"]  # fmt: skip
     for layer, one in enumerate(found["transcoders"]):
         own, axes = one["columns"][0]["measures"], one["columns"][1]["measures"]
