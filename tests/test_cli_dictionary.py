@@ -107,7 +107,8 @@ def test_interrupted_training_goes_on_with_the_same_command(folder):
     words = ("dictionary", "train", "acts", "--site", "resid_post.2", "--width", "512", "--k", "8", "--tokens", "80000",
              "--batch", "128", "--name", "long", "--atlas", "cut")  # fmt: skip
     program = [sys.executable, "-m", "assay", *words, "--quiet"]
-    process = subprocess.Popen(program, cwd=folder, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(program, cwd=folder, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     state = folder / "cut" / "training" / "long" / "checkpoint.safetensors"
     deadline = time.monotonic() + 300
     while not state.exists() and process.poll() is None and time.monotonic() < deadline:
