@@ -492,7 +492,8 @@ def shards_in(out: Path):
 
 def run_until(arguments, out, count, signal_number, wait, environment):
     """Start a run, and send it a signal when so many shards are there (and a moment later); its exit code."""
-    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE)
+    process = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     while process.poll() is None and len(shards_in(out)) < count:
         time.sleep(0.002)
     time.sleep(wait)

@@ -166,7 +166,7 @@ def test_reused_split_is_said_and_charged(planted):
         claim, _ = state_claim(store, planted.world, planted.source, feature, statement=Statement("represents"),
                                settings=SETTINGS)  # fmt: skip
         verdicts.append(test_claim(store, claim.id, planted.world, source=planted.source))
-    assert [verdict.decision["alpha"] for verdict in verdicts] == [0.05, 0.025]
+    assert [verdict.decision["alpha"] for verdict in verdicts] == [0.05, 0.0125]
     assert "reused split" in verdicts[1].qualifiers
 
 
