@@ -6,9 +6,11 @@ Prints JSON: CPU milliseconds of a step, held-out FVU, L0 and dead latents, with
 its learning rate times ten. Batches are rows drawn by the same seed for all.
 """
 
+import importlib.util
 import json
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,7 +35,7 @@ def saelens(train: torch.Tensor, width: int, k: int, batch: int, steps: int, lr:
     torch.manual_seed(0)
     scale = train.shape[1] ** 0.5 / float(train.norm(dim=1).mean())  # its `expected_average_only_in`
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=train.shape[1], d_sae=width, k=k, use_sparse_activations=False))
-    trainer = SAETrainer(SAETrainerConfig(steps * batch, batch, lr=lr), sae, iter(()))
+    trainer = SAETrainer(SAETrainerConfig(steps * batch, batch, lr=lr, lr_end=lr), sae, iter(()))
 
     def step(x: torch.Tensor) -> None:
         trainer.step(x * scale)
@@ -45,6 +47,7 @@ def saelens(train: torch.Tensor, width: int, k: int, batch: int, steps: int, lr:
 def dictionary_learning(
     train: torch.Tensor, width: int, k: int, batch: int, steps: int, lr: float
 ) -> tuple[Any, Callable, Callable]:
+    _without_nnsight()
     from dictionary_learning.trainers.top_k import TopKTrainer
 
     scale = 1 / float(train.square().sum(1).mean().sqrt())  # its `normalize_activations`
@@ -53,6 +56,14 @@ def dictionary_learning(
     count = iter(range(10**9))
     return (lambda x: trainer.update(next(count), x * scale), lambda x: trainer.ae.encode(x * scale, use_threshold=False),
             lambda x: trainer.ae.decode(trainer.ae.encode(x * scale, use_threshold=False)) / scale)  # fmt: skip
+
+
+def _without_nnsight() -> None:
+    """Its trainers do not use nnsight, which it imports and which old versions pin: an empty module where it is missing."""
+    if importlib.util.find_spec("nnsight") is None:
+        stub = types.ModuleType("nnsight")
+        stub.LanguageModel = object  # type: ignore[attr-defined]
+        sys.modules["nnsight"] = stub
 
 
 def sparsify(train: torch.Tensor, width: int, k: int, batch: int, steps: int, lr: float) -> tuple[Any, Callable, Callable]:
