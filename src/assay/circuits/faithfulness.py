@@ -174,10 +174,6 @@ class Completeness:
     def worst(self) -> Cut:
         return max(self.cuts, key=lambda cut: abs(cut.gap.value))
 
-    @property
-    def mean_gap(self) -> float:
-        return sum(abs(cut.gap.value) for cut in self.cuts) / len(self.cuts)
-
 
 @dataclass(frozen=True)
 class Dropped:

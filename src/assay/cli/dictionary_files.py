@@ -1,6 +1,6 @@
 """`assay dictionary import|export|show`: dictionaries as files of any known format."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,7 +142,6 @@ def _empty(folder: str) -> Path:
 
 def _placed(dictionary: "Dictionary", site: str, target: str) -> "Dictionary":
     """With sites given by hand, where its files name none. Raises UsageError where they name others."""
-    from assay.features.dictionary import renamed
     from assay.sites import parse_site
 
     if target and not site:
@@ -154,7 +153,7 @@ def _placed(dictionary: "Dictionary", site: str, target: str) -> "Dictionary":
     if said[0] and said != (inputs, outputs):
         raise bad_argument("--site, --target", f"{inputs[0]}, {outputs[0]}", f"{', '.join(said[0])}, {', '.join(said[1])}",
                            "The files name them.")  # fmt: skip
-    dictionary.spec = renamed(dictionary.spec, inputs=inputs, outputs=outputs)
+    dictionary.spec = replace(dictionary.spec, inputs=inputs, outputs=outputs)
     assumed = dictionary.provenance.get("imported", {}).get("assumed", [])
     assumed[:] = [one for one in assumed if not one.startswith("sites:")] + [f"sites {inputs[0]}, {outputs[0]}: given by hand"]
     return dictionary

@@ -14,7 +14,6 @@ A probe is fitted and can be wrong. Where it is at chance, nothing about the dic
 
 import hashlib
 import string
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -174,8 +173,3 @@ def vocabulary_words(model: Model, most: int) -> tuple[list[tuple[int, str]], li
             counts[side, word[0]] = counts.get((side, word[0]), 0) + 1
             sides[side].append((token, word))
     return sides
-
-
-def mean_absorbed(found: Sequence[Absorption]) -> float | None:
-    """Over concepts, each alike; None without any."""
-    return float(np.mean([each.absorbed for each in found])) if found else None

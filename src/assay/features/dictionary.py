@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -401,8 +401,3 @@ def site_scales(x: Float[Tensor, "token d"], sizes: Sequence[int]) -> Float[Tens
     parts = [torch.full((size,), math.sqrt(size) / max(float(part.norm(dim=1).mean()), 1e-12))
              for size, part in zip(sizes, x.split(list(sizes), dim=1), strict=True)]  # fmt: skip
     return torch.cat(parts)
-
-
-def renamed(spec: Spec, **changes: Any) -> Spec:
-    """A spec with some fields changed."""
-    return replace(spec, **changes)

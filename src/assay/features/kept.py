@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -55,9 +56,7 @@ def load(folder: Path) -> Dictionary:
         if os.path.getsize(path) > LARGEST:
             raise StoreError(f"{path}: larger than {LARGEST >> 30} GB; allowed: less.")
         tensors = load_tensors(path.read_bytes())
-    except StoreError:
-        raise
-    except Exception as error:
+    except (OSError, SafetensorError) as error:
         raise StoreError(f"{path}: cannot be read ({error}). Fetch or train it again.") from error
     dictionary = make_dictionary(Spec.of(record["spec"]), str(record["name"]))
     x, y = tensors.pop("probe.inputs", None), tensors.pop("probe.outputs", None)

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -426,7 +426,7 @@ def _take_up(path: Path, members: Sequence[_Member], identity: str) -> int:
     try:
         with safe_open(path, "pt") as file:
             record, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:
+    except (OSError, SafetensorError) as error:
         raise StoreError(f"{path}: not a kept state of training ({error}). Delete it to start again.") from error
     if record["identity"] != identity:
         raise bad_argument("folder", f"{path}, which another run left", "an empty folder, or the arguments of that run",

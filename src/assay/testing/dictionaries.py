@@ -23,7 +23,7 @@ from assay.data.prepare_concept import PreparedConcept
 from assay.evidence.random_dictionaries import greedy_codes, unit
 from assay.evidence.source import MemorySource
 from assay.records import Example
-from assay.testing.worlds import FILLER, World
+from assay.testing.worlds import World, filler_text
 
 ATOMS, WIDTH, RATE = 40, 96, 0.15  # of the world with orthonormal atoms, and how often each is active
 TEMPLATES = {"discover": 6, "tune": 8, "confirm": 14, "ood": 12}
@@ -168,8 +168,7 @@ def explained_by_atoms(seed: int, share: float, per_template: int = 12) -> tuple
         for number in range(n_templates):
             for place in range(per_template):
                 codes = (rng.random(ATOMS) < RATE) * rng.uniform(0.5, 1.5, ATOMS)
-                words = [FILLER[i] for i in rng.integers(0, len(FILLER), 5)]
-                text = " ".join([*words, f"{split}{seed}.{number}.{place}"])
+                text = filler_text(rng, seed, split, number, place)
                 missed = noise * rng.standard_normal(WIDTH - ATOMS)
                 vectors[text] = codes @ basis[:ATOMS] + missed @ basis[ATOMS:]
                 items[split].append(Example(text, int(codes[0] > 0), f"{split} {number}", (f"{split}{number}-{place}",)))

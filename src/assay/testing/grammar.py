@@ -109,13 +109,6 @@ def examples(variable: str, value: str, n: int, seed: int = 0, frames: Sequence[
     return found
 
 
-def triggered_examples(n: int, seed: int = 0) -> list[Example]:
-    """Sentences with and without the trigger, without their last word: what a monitor must tell apart."""
-    rng = random.Random(f"trigger-{seed}")
-    found = [sentence(rng, "twin") for _ in range(n)]
-    return [Example(" ".join(made.words[:-1]), int(made.triggered), made.frame, (made.subject,)) for made in found]
-
-
 # models ------------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from assay.evidence.source import MemorySource
 from assay.records import Example
-from assay.testing.worlds import FILLER, SPLITS, World
+from assay.testing.worlds import SPLITS, World, filler_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +53,7 @@ def hierarchy_world(
                     silent = child == 0 and rng.random() < absorbed
                     acts[0] = 0.0 if silent else 1.5 * rng.uniform(0.7, 1.3)
                     acts[1 + child] = 1.5 * rng.uniform(0.7, 1.3)
-                words = [FILLER[i] for i in rng.integers(0, len(FILLER), 5)]
-                text = " ".join([*words, f"{split}{seed}.{number}.{place}"])
+                text = filler_text(rng, seed, split, number, place)
                 vectors[text] = acts @ directions + noise * rng.standard_normal(width)
                 firing[text] = acts
                 example = Example(text, member, f"{split} {number}", (f"{split}{number}-{place}",))

@@ -20,7 +20,7 @@ from scipy.stats import norm
 
 from assay.evidence.source import MemorySource
 from assay.records import Example
-from assay.testing.worlds import FILLER, SPLITS, World
+from assay.testing.worlds import SPLITS, World, filler_text
 
 WIDTH = 64
 NUISANCE, NUISANCE_SIZE = 4, 6.0
@@ -77,8 +77,7 @@ def planted_texts(
             offset = float(np.sqrt(BETWEEN) * rng.standard_normal())
             for place in range(per_template):
                 label = (place + number) % 2
-                words = [FILLER[i] for i in rng.integers(0, len(FILLER), 5)]
-                text = " ".join([*words, f"{split}{seed}.{number}.{place}"])
+                text = filler_text(rng, seed, split, number, place)
                 rest = rng.standard_normal(len(along)) + rng.standard_normal(NUISANCE) @ heavy
                 vectors[text] = rest - (rest @ along) * along + score(split, label, offset) * along
                 miss = label == 0 and rng.random() < 0.5

@@ -23,7 +23,6 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
@@ -262,8 +261,3 @@ def hierarchy_errors(
         if matched[child] >= 0:
             leaks.append(cosines[matched[child], parent[child]] - own[child, parent[child]])
     return float(np.mean(gaps)) if gaps else None, float(np.mean(leaks)) if leaks else None
-
-
-def kept_codes(codes: Tensor) -> sp.csr_array:
-    """Codes as a sparse matrix, for files between interpreters."""
-    return sp.csr_array(codes.numpy())

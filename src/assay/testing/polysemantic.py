@@ -16,7 +16,7 @@ import torch
 from assay.evidence.source import MemorySource
 from assay.features.dictionary import Dictionary, Spec, make_dictionary
 from assay.records import Example
-from assay.testing.worlds import FILLER, SPLITS, World
+from assay.testing.worlds import SPLITS, World, filler_text
 
 SITE = "mlp_act.0"
 BAR = 0.75  # of a feature's typical strength 1.5
@@ -49,7 +49,7 @@ def polysemantic_world(
                 acts = (rng.random(n_features) < rates) * rng.uniform(0.5, 1.0, n_features)
                 acts[0] = label * 1.5 * rng.uniform(0.8, 1.2)
                 acts[1] = (not label and rng.random() < other) * 1.5 * rng.uniform(0.8, 1.2)
-                text = " ".join([*(FILLER[i] for i in rng.integers(0, len(FILLER), 5)), f"{split}{seed}.{number}.{place}"])
+                text = filler_text(rng, seed, split, number, place)
                 vectors[text] = acts @ directions + noise * rng.standard_normal(width)
                 items[split].append(Example(text, label, f"{split} {number}", (f"{split}{number}-{place}",),
                                             near_miss=label == 0 and not acts[1] and place % 4 < 2))  # fmt: skip

@@ -15,7 +15,8 @@ import torch
 
 from assay.evidence.source import MemorySource
 from assay.records import Example
-from assay.testing.worlds import FILLER, SPLITS, World
+from assay.testing.toy_phases import train_toys
+from assay.testing.worlds import SPLITS, World, filler_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,18 +41,9 @@ class Toy:
 
 def toy_model(features: int = 20, hidden: int = 5, density: float = 0.05, steps: int = 1500, seed: int = 0) -> Toy:
     """Train one; a second or two."""
-    generator = torch.Generator().manual_seed(seed)
-    weights = (torch.randn(features, hidden, generator=generator) * 0.3).requires_grad_()
-    bias = torch.zeros(features, requires_grad=True)
-    importance = 0.9 ** torch.arange(features)
-    optimiser = torch.optim.Adam([weights, bias], lr=1e-2)
-    for _ in range(steps):
-        x = torch.rand(512, features, generator=generator) * (torch.rand(512, features, generator=generator) < density)
-        loss = (importance * (torch.relu(x @ weights @ weights.T + bias) - x) ** 2).mean()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-    return Toy(weights.detach().double().numpy(), density)
+    importance = 0.9 ** torch.arange(features)[None]
+    found = train_toys(features, hidden, [density], importance, steps=steps, batch=512, seed=seed)
+    return Toy(found.weights[0].double().numpy(), density)
 
 
 def toy_world(toy: Toy, feature: int, seed: int = 0, per_template: int = 12, noise: float = 0.02) -> tuple[World, MemorySource]:
@@ -67,7 +59,7 @@ def toy_world(toy: Toy, feature: int, seed: int = 0, per_template: int = 12, noi
                 label = (place + number) % 2
                 acts = rng.random(n) * (rng.random(n) < toy.density)
                 acts[feature] = label * rng.uniform(0.4, 1.0)
-                text = " ".join([*(FILLER[i] for i in rng.integers(0, len(FILLER), 5)), f"{split}{seed}.{number}.{place}"])
+                text = filler_text(rng, seed, split, number, place)
                 vectors[text] = acts @ toy.weights + noise * rng.standard_normal(hidden)
                 near = label == 0 and place % 4 < 2
                 items[split].append(Example(text, label, f"{split} {number}", (f"{split}{number}-{place}",), near_miss=near))

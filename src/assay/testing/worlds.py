@@ -118,7 +118,7 @@ def planted_world(
                 acts[0] = label * strength * rng.uniform(0.7, 1.3)
                 agrees = label if rng.random() < twin else 1 - label
                 acts[1] = (agrees or miss) * strength * rng.uniform(0.7, 1.3)
-                text = _text(rng, seed, split, number, place, label if rng.random() < lexical else None)
+                text = filler_text(rng, seed, split, number, place, label if rng.random() < lexical else None)
                 vectors[text] = acts @ directions + offset + noise * rng.standard_normal(width)
                 firing[text] = acts
                 word = f"{split}{number}-{place}"
@@ -127,7 +127,10 @@ def planted_world(
     return Planted(world, MemorySource(f"the concept of world {seed}", items), firing)
 
 
-def _text(rng: np.random.Generator, seed: int, split: str, number: int, place: int, said: int | None) -> str:
+def filler_text(
+    rng: np.random.Generator, seed: int, split: str, number: int, place: int, said: int | None = None
+) -> str:  # fmt: skip
+    """Words that mean nothing, "yes" or "no" where something is said, and a last word that no other text has."""
     words = [FILLER[i] for i in rng.integers(0, len(FILLER), 5)]
     told = [] if said is None else ["yes" if said else "no"]
     return " ".join([*words, *told, f"{split}{seed}.{number}.{place}"])

@@ -3,6 +3,7 @@
 As `clt`, with another rule for what is active: this is how published ones are kept. Read from files; not trained here.
 """
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from assay.features.architectures.clt import CrossLayer
 from assay.features.codes import Codes, above
-from assay.features.dictionary import ARCHITECTURES, Spec, renamed
+from assay.features.dictionary import ARCHITECTURES, Spec
 
 
 @ARCHITECTURES.register("clt_jumprelu")
@@ -22,7 +23,7 @@ class JumpCrossLayer(CrossLayer):
     trains: ClassVar[bool] = False
 
     def __init__(self, spec: Spec, name: str = "") -> None:
-        super().__init__(renamed(spec, k=spec.k or spec.width), name)
+        super().__init__(replace(spec, k=spec.k or spec.width), name)
         self.spec = spec
         self.threshold = nn.Parameter(torch.zeros(spec.width))
 
