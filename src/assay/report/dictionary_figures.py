@@ -70,5 +70,5 @@ def _rates(axes: Axes, rates: Rates, n_tokens: int) -> None:
     axes.bar(range(len(names)), [rates.never, *counts], color=inks, width=0.85)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=8)
     _plain(axes)
-    axes.set_xlabel(f"share of {n_tokens} tokens at which a latent is active, this or more", color=INK, fontsize=9)
+    axes.set_xlabel(f"a latent is active at this share of {n_tokens} tokens", color=INK, fontsize=9)
     axes.set_ylabel("latents", color=INK)
