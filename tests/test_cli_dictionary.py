@@ -51,6 +51,12 @@ def test_two_widths_share_a_pass_and_stand_in_the_atlas(folder, trained):
     assert share < 0.2 and share == pytest.approx(rows[0]["history"][-1]["fvu"], abs=0.1)
 
 
+def test_a_name_that_is_taken_is_refused_before_training(folder, trained):
+    words = ("--site", "resid_post.2", "--tokens", "1000000000", "--name", trained["dictionaries"][0]["name"])
+    done = run("dictionary", "train", "acts", *words, *QUIET, cwd=folder)
+    assert done.returncode == 2 and "--name" in done.stderr and "assay dictionary show" in done.stderr
+
+
 def test_a_transcoder_for_each_mlp(folder):
     options = ("--target", "mlp_out.*", "--each", "--width", "64", "--k", "8", "--architecture", "batchtopk",
                "--tokens", "20000")  # fmt: skip
@@ -97,6 +103,7 @@ def test_codes_on_disk_are_what_the_dictionary_makes(folder, trained):
     (("acts", "--site", "resid_post.2", "--option", "tau"), "NAME=VALUE"),
     (("acts", "--site", "resid_post.2", "--target", "mlp_out.2", "--site", "mlp_in.2", "--each"), "a target for each site"),
     (("acts", "--site", "resid_post.2", "--lr", "-1"), "lr"),
+    (("acts", "--site", "resid_post.2", "--kept-as", "fp8"), "fp32, fp16"),
 ])  # fmt: skip
 def test_mistakes_are_told_in_one_line(folder, words, said):
     done = run("dictionary", "train", *words, *QUIET, cwd=folder)

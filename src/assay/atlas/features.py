@@ -7,7 +7,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,16 @@ def keep_dictionary(atlas: Atlas, dictionary: Dictionary, model: str, dtype: str
     kept.save(dictionary, folder, dtype)
     note_dictionary(atlas, folder, model)
     return folder
+
+
+def check_names(atlas: Atlas, names: Sequence[str], dtype: str) -> None:
+    """Raises UsageError, before any long work, for names that are taken and a dtype that nothing is kept in."""
+    if dtype not in kept.DTYPES:
+        raise bad_argument("--kept-as", dtype, ", ".join(kept.DTYPES))
+    for name in names:
+        if kept.is_kept(atlas.path / FOLDER / safe_name(name)):
+            raise bad_argument("--name", name, "a name that no dictionary of this atlas has",
+                               "One was trained under it: assay dictionary show NAME")  # fmt: skip
 
 
 def note_dictionary(atlas: Atlas, folder: Path, model: str) -> None:

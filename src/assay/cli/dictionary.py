@@ -48,7 +48,7 @@ for command in (evaluate, export, import_, show):
 def train(common: Common, harvest: str | None, model_name: str | None, corpus: str | None, **given: Any) -> None:
     """Train dictionaries on HARVEST (a folder that assay harvest made), or on a running model. Several widths or k share
     one pass. Interrupted, the same command goes on from its last kept state, and ends with the same numbers."""
-    from assay.atlas.features import keep_dictionary
+    from assay.atlas.features import check_names, keep_dictionary
     from assay.atlas.store import Atlas
     from assay.features import train as training
 
@@ -57,9 +57,10 @@ def train(common: Common, harvest: str | None, model_name: str | None, corpus: s
                               sparsity=given["sparsity"], optimiser=given["optimiser"], seed=common.seed)  # fmt: skip
     specs = _specs(stream, given)
     names = [_name(spec, given["name"], len(specs) > 1, given["each"]) for spec in specs]
+    store = Atlas(common.atlas)
+    check_names(store, names, given["kept_as"])
     with common.progress("training", plan.steps) as report:
         found = training.train(stream, specs, plan, common.atlas / "training" / names[0], report, names)
-    store = Atlas(common.atlas)
     folders = [keep_dictionary(store, one.dictionary, model, given["kept_as"]) for one in found]
     rows = [{"name": one.dictionary.name, "folder": str(folder), "digest": one.dictionary.digest,
              "spec": one.dictionary.spec.json(), "history": [asdict(line) for line in one.history], "seconds": one.seconds}

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -168,10 +169,11 @@ class Training:
         specs = [_completed(spec, stream) for spec in specs]
         self.stream, self.plan, self.done = stream, plan, 0
         self.identity = _identity(stream, specs, plan)
-        self._first = next(iter(stream.batches(plan.batch, plan.seed)))
+        batches = iter(stream.batches(plan.batch, plan.seed))
+        self._first = next(batches)
+        self._batches: Iterator[Batch] | None = chain([self._first], batches)  # a first block may be costly: it is read once
         made = [make_dictionary(spec, name) for spec, name in zip(specs, names or [""] * len(specs), strict=True)]
         self.members = [_begin(dictionary, self._first, plan, number) for number, dictionary in enumerate(made)]
-        self._batches: Iterator[Batch] | None = None
 
     def step(self) -> None:
         """One batch for every dictionary."""
@@ -197,6 +199,8 @@ class Training:
     def take_up(self, path: Path) -> None:
         """Go on from what `keep` wrote, if it is there. Raises UsageError for the state of another run."""
         self.done = _take_up(path, self.members, self.identity)
+        if self.done:
+            self._batches = None
 
     def finish(self) -> list[Trained]:
         """Thresholds set, scales folded, provenance written: what is kept."""
@@ -249,7 +253,8 @@ def k_scale(plan: TrainPlan, k: int | None, step: int) -> float:
 def _advance(member: _Member, batch: Batch, plan: TrainPlan, step: int) -> None:
     began = time.perf_counter()
     dictionary, spec = member.dictionary, member.dictionary.spec
-    x, y = gathered(batch, spec.inputs) * member.scale_in, gathered(batch, spec.outputs) * member.scale_out
+    x = gathered(batch, spec.inputs) * member.scale_in
+    y = gathered(batch, spec.outputs) * member.scale_out if spec.transcodes else x
     warm = min(1.0, (step + 1) / max(1, round(plan.warmup * plan.steps)))
     dead = member.silent >= plan.death
     stage = Stage(step, plan.steps, member.total, member.sparsity * warm, dead, k_scale(plan, spec.k, step))

@@ -1,6 +1,6 @@
 """Write the fixtures of tests/test_dictionary_formats.py: dictionaries saved by the peers, and what the peers make of inputs.
 
-    .venv-peers/bin/python tests/peers/make_fixtures.py
+    .venv-peers/bin/python tests/with_peers/make_fixtures.py
 
 Each case is a folder as the peer writes it, with `expected.safetensors` beside its files: inputs, latents, reconstruction.
 """
