@@ -114,6 +114,37 @@ def test_the_prefix_is_run_once_for_all_batches_and_resumed_above() -> None:
     assert sum(above) < 0.3 * sum(map(len, many)) and below.count(34) == 1
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_of_a_checkpoint_run_their_own_first_tokens_once(family: str) -> None:
+    model, generator = tiny(family), torch.Generator().manual_seed(2)
+    prompts = [torch.randint(5, 150, (26 + row,), generator=generator).tolist() for row in range(4)]
+    start, rows = model.checkpoint(prompts, [1, 2]), [0, 3, 1, 2] * 9
+    value = torch.randn(36, 29 - 20, 32, generator=generator)
+
+    def both(resume) -> list[torch.Tensor]:
+        edits = [patch("resid_pre.1", value, list(range(20, 29))), patch("attn_out.2", value, list(range(20, 29)))]
+        kept = None if resume is None else resume.select(rows)
+        return [model.score([prompts[row] for row in rows], difference, edits=[edit], resume=kept) for edit in edits]
+
+    with work(model) as done:
+        reused = both(start)
+    with without_reuse(model), work(model) as plain:
+        whole = both(start)
+    assert sum(done) == 4 * 20 + 2 * 36 * 9 and sum(plain) == 2 * 36 * 29
+    for got, same, want in zip(reused, whole, both(None), strict=True):
+        torch.testing.assert_close(got, same, atol=5e-5, rtol=2e-4)
+        torch.testing.assert_close(got, want, atol=5e-5, rtol=2e-4)
+
+
+def test_a_prefix_too_large_to_keep_is_run_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix, "KEPT_BYTES", 1000)
+    model, prompts = tiny("llama"), [[7 + row, *SHARED] for row in range(4)]
+    start = model.checkpoint(prompts, [1]).select([0, 1, 2, 3] * 8)
+    with work(model) as done:
+        model.score(prompts * 8, difference, edits=[zero("z.1", positions=[30])], resume=start)
+    assert sum(done) == 32 * 35
+
+
 def test_short_prefixes_and_whole_captures_are_left_alone() -> None:
     model = tiny("llama")
     calls = (

@@ -31,6 +31,7 @@ from torch import Tensor
 from assay.circuits.attribute import Attribution
 from assay.circuits.graph import EMBED, LOGITS, Edge, graph_of
 from assay.circuits.guards import check_task
+from assay.circuits.patch import first_difference
 from assay.circuits.writers import Block, Writers
 from assay.data.prepare import PreparedTask
 from assay.errors import bad_argument
@@ -128,7 +129,9 @@ class Exchange:
         for start in range(0, len(cells), step):
             made = [part.exchanged(places[cell], writers[cell]) for cell in cells[start : start + step]]
             rows = part.rows * len(made)
-            edit = patch(made[0][0], torch.cat([value for _, value in made]), "last" if made[0][1].dim() == 2 else "all")
+            value = torch.cat([value for _, value in made])
+            edit = patch(made[0][0], value, "last") if made[0][1].dim() == 2 else patch(
+                made[0][0], value[:, part.first : width], list(range(part.first, width)))  # fmt: skip
             resume = None if part.checkpoint is None else part.checkpoint.select(list(range(n)) * len(made))
             scores = self.model.score([self.base[row] for row in rows], self.metric.select(rows), edits=[edit], resume=resume)
             out.append(scores.view(len(made), n))
@@ -140,6 +143,7 @@ class PairRuns:
 
     def __init__(self, exact: Exchange, rows: list[int], places: Sequence[Site], writers: Sequence[Site]) -> None:
         self.exact, self.rows = exact, rows
+        self.first = min(first_difference(exact.base[row], exact.source[row]) for row in rows)
         self.blocks = {writer: self._block(writer) for writer in writers}
         edges = [place for place, writer in zip(places, writers, strict=True) if place != writer]
         streams = [exact.readers.stream(place) for place in edges]
@@ -153,7 +157,7 @@ class PairRuns:
         self.checkpoint = None
         if starts:
             layers = tuple(site.layer for site in starts if site.layer is not None)
-            self.checkpoint = Checkpoint(layers, self.base, tuple(range(len(rows))))
+            self.checkpoint = Checkpoint(layers, self.base, tuple(range(len(rows))), self.of(exact.base))
 
     def _block(self, writer: Site) -> Block:
         number = self.exact.graph.writer_number[writer]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from assay.errors import LayoutError, ShapeError, SiteError, UsageError, bad_argument
 from assay.model.activations import Activations, Collector
-from assay.model.edits import Edit, Positions, check_value
+from assay.model.edits import Condition, Edit, Positions, check_value
 from assay.model.fingerprint import tokenizer_digest, weights_state
 from assay.model.generate import Generation, Sampling, generate
 from assay.model.gradients import gradients
@@ -345,7 +345,7 @@ class Model:
         chosen = tuple(range(1, self.n_layers)) if layers is None else tuple(sorted(layers))
         tokens = self.tokens(prompts)
         acts = self.capture(tokens, [Site("resid_pre", layer) for layer in chosen])
-        return Checkpoint(chosen, acts, tuple(range(len(tokens))))
+        return Checkpoint(chosen, acts, tuple(range(len(tokens))), tokens)
 
     def check(self) -> Proof:
         """The proof of this model's layout, measured again now and used from here on."""
@@ -419,7 +419,21 @@ class Model:
         feature = self.feature_shape(sites[0])
         if feature is not None:
             check_value(edit, feature, n_prompts)
-        return Edit(sites[0], edit.op, edit.value, edit.positions, edit.rows, edit.phase, edit.direction)
+        condition = None if edit.condition is None else self._resolved_condition(edit.condition, sites[0])
+        return replace(edit, site=sites[0], condition=condition)
+
+    def _resolved_condition(self, condition: Condition, edited: Site) -> Condition:
+        """Raises SiteError where nothing can be read for it, ShapeError for a direction that does not fit."""
+        (site,) = self.sites(condition.site)
+        feature = self.feature_shape(site)
+        if feature is None or "pattern" in (site.name, edited.name):
+            raise SiteError(f"condition at {site}: allowed are sites with one activation per position, not pattern or logits.")
+        if site != edited and (site.name == "attn_out" and site.index is not None):
+            raise SiteError(f"condition at {site}: one head's share is read for edits of itself only;"
+                            f" use z.{site.layer}.{site.index}.")  # fmt: skip
+        if (shape := tuple(condition.direction.shape)) != feature:
+            raise ShapeError(f"condition at {site}: direction has shape {shape}; allowed: {feature}.")
+        return Condition(site, condition.direction, condition.threshold)
 
 
 __all__ = ["BATCH_TOKENS", "LayoutError", "Model"]

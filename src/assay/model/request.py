@@ -1,7 +1,7 @@
 """What one run is asked to do, and the batches it is cut into."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -18,17 +18,30 @@ LogitsAt = Literal["last", "all"] | None
 Progress = Callable[[int], None]
 
 
+@dataclass(eq=False)
+class Prefix:
+    """What the first `length` tokens of a checkpoint's prompts leave in the model's KV cache; nothing at first."""
+
+    length: int = 0
+    cache: Any = None
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """Cached residual streams (resid_pre) of prompts, to resume later passes from any layer."""
+    """Cached residual streams (resid_pre) of prompts, to resume later passes from any layer.
+
+    With `tokens`, the first tokens of each prompt are run once for all passes that leave them as they are.
+    """
 
     layers: tuple[int, ...]
     residuals: Activations
     index: tuple[int, ...]
+    tokens: Sequence[Sequence[int]] = ()
+    prefix: Prefix = field(default_factory=Prefix)
 
     def select(self, rows: Sequence[int]) -> "Checkpoint":
         """The checkpoint of these prompts, in this order; repeats share memory."""
-        return Checkpoint(self.layers, self.residuals, tuple(self.index[row] for row in rows))
+        return replace(self, index=tuple(self.index[row] for row in rows))
 
     def at(self, layer: int, rows: Sequence[int], width: int) -> Float[Tensor, "row pos d_model"]:
         """The residual entering `layer`, padded on the right to `width` positions."""
@@ -57,7 +70,9 @@ class Request:
         """The first block anything touches: earlier ones need not run again."""
         if self.resume is None:
             return 0
-        touched = [_first_layer(site, n_layers) for site in (*self.captures, *(e.site for e in self.edits))]
+        read = (edit.condition.site for edit in self.edits if edit.condition is not None)
+        sites = (*self.captures, *read, *(edit.site for edit in self.edits))
+        touched = [_first_layer(site, n_layers) for site in sites]
         earliest = min(touched, default=n_layers)
         return max((layer for layer in self.resume.layers if layer <= earliest), default=0)
 
