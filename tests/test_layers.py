@@ -3,8 +3,9 @@
 import ast
 from pathlib import Path
 
-ORDER = ["errors", "files", "records", "passport", "registry", "statistics", "sites", "model", "data", "features", "circuits",
-         "evidence", "atlas", "report", "demo", "testing", "calibrate", "cli"]  # fmt: skip
+ORDER = ["errors", "files", "records", "passport", "registry", "statistics", "sites", "permissions", "model", "data",
+         "features", "probe", "circuits", "steer", "evidence", "atlas", "report", "demo", "testing", "calibrate",
+         "cli"]  # fmt: skip
 ROOT = Path(__file__).parent.parent / "src" / "assay"
 
 

@@ -28,7 +28,7 @@ from assay.errors import TaskError, UsageError
 from assay.records import Pair
 from assay.statistics import interval
 
-BUNDLED = ("capitals", "greater_than", "induction", "ioi", "pronouns", "sva")
+BUNDLED = ("capitals", "greater_than", "induction", "ioi", "language", "opinion", "pronouns", "sva")
 FEWEST = {"discover": 10, "tune": 8, "confirm": 20, "ood": 10}
 CASES = [(name, split) for name in BUNDLED for split in SPLITS]
 ROW = {"clean": "a b", "corrupted": "a c", "answer": " d", "foil": " e", "template": "t"}

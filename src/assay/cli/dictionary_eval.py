@@ -98,15 +98,14 @@ def held_out(model: Any, corpus: Any, context: int, tokens: int) -> Any:
 
 def concept_texts(names: tuple[str, ...], seed: int) -> dict[str, Any]:
     """Examples for fitting and for scores; sealed splits are left alone. A file is divided as claims divide it."""
-    from assay.data.concepts import CONCEPTS, load_concept
-    from assay.data.splits import split_items
+    from assay.data.concepts import CONCEPTS, all_examples, load_concept
 
     found: dict[str, Any] = {}
     for name in names:
         if name in CONCEPTS:
             sides = tuple(load_concept(name, split, PROBE_TEXTS, seed) for split in ("discover", "tune"))
         else:
-            splits = split_items(load_concept(name))
+            splits = all_examples(name).splits
             sides = (splits["discover"], splits["tune"])
         for split, side in zip(("discover", "tune"), sides, strict=True):
             if len({example.label for example in side}) < 2:

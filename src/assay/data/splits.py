@@ -7,6 +7,7 @@
    its frame and all its words agree. The others are dropped and counted: about 7 in 10 for one word per frame.
 3. Groups, frames and words are taken in the order of their hashes, members, negatives and mixed ones in turn, so
    that every split gets its share of each label. The order of rows in a file plays no part.
+   Near copies, where they are given (`duplicates.copies_of`), join what they are in as an equal text does.
 4. A leak is a template, an entity or a text on two sides, or eight words in a row that two different texts share. An
    opening that most templates of both sides have (an instruction) is a format, not a leak.
 
@@ -60,18 +61,24 @@ class Joined:
             self._above[root] = smallest
 
 
-def divide(items: Sequence[T]) -> Division[T]:
-    """Every item in one split, or dropped and counted; no template, text or entity on two sides."""
-    joined = Joined()
+def divide(items: Sequence[T], copies: Sequence[tuple[int, int]] = ()) -> Division[T]:
+    """Every item in one split, or dropped and counted; no template, text or entity on two sides.
+
+    `copies`: pairs of numbers of items that are near copies; they, too, never end on two sides.
+    """
+    joined, alike = Joined(), Joined()
     for item in items:
         joined.join([_frame(item), *_texts(item), *_words(item)])
+    for one, other in copies:
+        joined.join([_frame(items[one]), _frame(items[other])])
+        alike.join([_frame(items[one]), _frame(items[other])])
     groups: dict[str, list[T]] = {}
     for item in sorted(items, key=_order):
         groups.setdefault(joined.root(_frame(item)), []).append(item)
     out: dict[str, list[T]] = {split: [] for split in SPLITS}
     whole, lost = {}, 0
     for name, group in groups.items():
-        homes = _cut(group) if len(group) > CUT * len(items) else None
+        homes = _cut(group, alike) if len(group) > CUT * len(items) else None
         if homes is None:
             whole[name] = group
             continue
@@ -108,14 +115,14 @@ def deal(units: Mapping[str, Sequence[Any]]) -> dict[str, str]:
     return homes
 
 
-def _cut(group: Sequence[Any]) -> list[str | None] | None:
+def _cut(group: Sequence[Any], alike: Joined) -> list[str | None] | None:
     """The split of every item when frames and words are dealt apart, None where they disagree.
 
     None altogether when there are fewer than four frames or words to deal.
     """
     frames, words = Joined(), Joined()
     for item in group:
-        frames.join([_frame(item), *_texts(item)])
+        frames.join([_frame(item), alike.root(_frame(item)), *_texts(item)])
         if item.entities:
             words.join(_words(item))
     by_frame = _collect(group, lambda item: {frames.root(_frame(item))})
@@ -198,10 +205,10 @@ def _shared_spans(seen: Sequence[Any], sealed: Sequence[Any]) -> int:
                for text in {text for item in sealed for text in item.texts} - texts)  # fmt: skip
 
 
-def spans_of(text: str) -> set[tuple[str, ...]]:
+def spans_of(text: str, length: int = SPAN) -> set[tuple[str, ...]]:
     """All runs of eight words of a text, in lower case."""
     words = [word.lower() for word in WORDS.findall(text)]
-    return {tuple(words[at : at + SPAN]) for at in range(len(words) - SPAN + 1)}
+    return {tuple(words[at : at + length]) for at in range(len(words) - length + 1)}
 
 
 def _spans(items: Sequence[Any]) -> dict[tuple[str, ...], set[str]]:

@@ -33,18 +33,20 @@ from assay.circuits.guards import check_task
 from assay.data.prepare import PreparedTask, prepare
 from assay.errors import SiteError, TaskError, UsageError, bad_argument
 from assay.evidence.edge_link import EdgeLink, EdgeSetup, edge_link_setup, edge_of, is_edge
-from assay.evidence.effects import chunks, control_rows, place_of, random_subspaces, record_of, site_features, width
+from assay.evidence.effects import control_rows, per_pool, record_of, site_features
 from assay.evidence.features import Feature, feature_of
 from assay.evidence.gates.base import get_gate
 from assay.evidence.kinds import KINDS, Columns, Item, Progress, made_of
 from assay.model.edits import Edit, patch
 from assay.model.model import Model
+from assay.probe.variants import capture_resumable, chunks, place_of, random_subspaces, width
 from assay.records import GatePlan, Pair, Plan
 from assay.sites import Site
 
 Column = list[float | None]
 N_MATCHED = 9
 MIN_TOKENS = 2
+KEPT_CHUNKS = 4  # of texts whose clean run stays in memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +114,7 @@ class ConnectInstrument:
     def __init__(self, model: Model, data: Texts, setup: ConnectSetup) -> None:
         self.model, self.data, self.setup = model, data, setup
         self._kept: dict[str, Columns] = {}
+        self._clean: dict[tuple[int, ...], Clean] = {}
 
     def link(self) -> Columns:
         """Fall of B, and of every feature like it, when A is switched off; None where A never fires."""
@@ -144,7 +147,13 @@ class ConnectInstrument:
         wide = 4 * (width(self.model, self.setup.a.site) + width(self.model, self.setup.b.site))
         lengths = [len(self.data.tokens[row]) for row in rows]
         for chunk in chunks(lengths, wide):
-            yield Clean(self.model, [self.data.tokens[rows[place]] for place in chunk], self.setup), [rows[p] for p in chunk]
+            here = tuple(rows[place] for place in chunk)
+            clean = self._clean.get(here)
+            if clean is None:
+                clean = Clean(self.model, [self.data.tokens[row] for row in here], self.setup)
+                if len(self._clean) < KEPT_CHUNKS:  # every gate asks for the same texts again
+                    self._clean[here] = clean
+            yield clean, here
 
     def _link(self) -> Columns:
         names = ["link", *(f"like.{name}" for name in self.setup.matched)]
@@ -195,7 +204,7 @@ class Clean:
 
     def __init__(self, model: Model, tokens: list[list[int]], setup: ConnectSetup) -> None:
         self.model, self.tokens, self.setup = model, tokens, setup
-        acts = model.capture(tokens, [setup.a.site, setup.b.site])
+        acts, self.resume = capture_resumable(model, tokens, [setup.a.site, setup.b.site])
         self.at_a, self.at_b = acts[setup.a.site], acts[setup.b.site]
         self.real = torch.arange(self.at_a.shape[1]) < torch.tensor([len(ids) for ids in tokens])[:, None]
         self.a, self.b = self.at_a.float() @ setup.a.vector, self.at_b.float() @ setup.b.vector
@@ -231,7 +240,8 @@ class Clean:
         setup = self.setup
         on = setup.b.fires(self.b) & self.real
         values = self.at_b - (torch.where(on, self.b - setup.b.off, 0.0)[..., None] * setup.b.vector).to(self.at_b)
-        acts = self.model.capture(self.tokens, [setup.a.site, setup.b.site], edits=[patch(setup.b.site, values)])
+        acts = self.model.capture(self.tokens, [setup.a.site, setup.b.site], edits=[patch(setup.b.site, values)],
+                                  resume=self.resume)  # fmt: skip
         moved = (acts[setup.a.site].float() @ setup.a.vector - self.a).abs() * self.real
         fallen = (self.b - acts[setup.b.site].float() @ setup.b.vector) * self.real
         none = torch.full((len(self.tokens),), torch.nan)
@@ -244,7 +254,8 @@ class Clean:
                 for row, ids in enumerate(self.tokens)]  # fmt: skip
 
     def _at_b(self, edits: Sequence[Edit], copies: int) -> Tensor:
-        return self.model.capture(self.tokens * copies, self.setup.b.site, edits=edits)[self.setup.b.site]
+        resume = None if self.resume is None else self.resume.select(list(range(len(self.tokens))) * copies)
+        return self.model.capture(self.tokens * copies, self.setup.b.site, edits=edits, resume=resume)[self.setup.b.site]
 
 
 # counting ----------------------------------------------------------------------------------------
@@ -373,7 +384,7 @@ class Connects:
             return _prepare_edge(model, plan, subject, tune)
         a, b = (_read_tune(model, feature_of(subject[name]), tune) for name in ("source", "target"))
         matched = like(b[0], b[1], N_MATCHED, settings["seed"])
-        drawn = random_subspaces(a[1] - a[1].mean(0), a[0].vector[None], settings["draws"], settings["seed"])
+        drawn = random_subspaces(a[1] - a[1].mean(0), a[0].vector[None], per_pool(settings["draws"]), settings["seed"])
         between = sites_between(model, a[0].site, b[0].site)
         setup = ConnectSetup(a[0], b[0], matched, {name: basis[0] for name, basis in drawn.items()}, between,
                              int(options.get("lag", 0)), settings["control_pairs"])  # fmt: skip

@@ -1,63 +1,31 @@
-"""What *uses*, *steers* and *connects* have in common: one site changed in many ways, many changes to a pass.
+"""What *uses*, *steers* and *connects* have in common; the changes themselves are in `assay.probe.variants`.
 
-1. A *variant* maps the activations of a site to changed ones. Prompts are repeated once per variant, the
-   changed activations are patched in row by row, and passes resume at the site's layer: the site itself never
-   depends on what is done to it, so it is captured once.
-2. Chunks of prompts, and of variants within them, keep memory bounded.
-3. Controls are drawn from three pools: isotropic, from the covariance of tune activations, and single units of
-   the site. A unit that lies in the claimed subspace is the claim itself and is left out.
-4. Controls are matched by size: equal norm for directions that are added, equal mean squared change on tune
-   (energy) for subspaces that are erased.
-5. Damage is KL between unedited and edited next-token distributions of ordinary texts. To second order
+1. Claimed directions lie at one site. Controls are named and hashed for the plan, and measured on the first few
+   items of every template.
+2. Damage is KL between unedited and edited next-token distributions of ordinary texts. To second order
    sqrt(2 KL) is the standard deviation of the change in log-probability: a size in nats, like an effect on log-odds.
-
-An effect of a change shows what the model does under it. It does not show that the changed activations are
-ones the model could have had by itself.
+3. Elsewhere: other behaviours that the model has, on pairs of discover and tune, under the same change.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from assay.data.metrics import Metric, kl
-from assay.errors import bad_argument
+from assay.data.metrics import kl
+from assay.data.prepare import PreparedTask, prepare
+from assay.data.tasks import load_task, n_templates
+from assay.errors import TaskError, bad_argument
 from assay.evidence.features import Feature
-from assay.model.edits import patch
 from assay.model.model import Model
+from assay.probe.variants import Place, Variant, capture_resumable, patched_in, place_of, run_variants, width
 from assay.records import digest
-from assay.sites import Site, parse_site
+from assay.sites import Site
+from assay.statistics import MIN_BOOTSTRAP, interval
 
-CHUNK_FLOATS = 1 << 24
-TUNE_TOKENS = 4096
-SAME = 0.9  # share of a unit that lies in the claimed subspace from which on it counts as the claim itself
 TEXTS_AT_ONCE = 8
+POOLS = 3  # of random directions and subspaces
 WHOLE = ("resid_pre", "resid_mid", "resid_post")  # sites through which everything later is computed
-Variant = Callable[[Tensor, Tensor | None], Tensor]
-
-
-@dataclass(frozen=True)
-class Place:
-    """A whole site, and at which positions of it things are changed: all or last."""
-
-    site: Site
-    positions: str
-
-    @property
-    def layer(self) -> int:
-        return self.site.layer or 0
-
-
-def place_of(model: Model, site: str, positions: str) -> Place:
-    """A site whose activations are vectors. Raises UsageError for any other."""
-    (found,) = model.sites(parse_site(site))
-    if len(model.feature_shape(found) or ()) != 1:
-        raise bad_argument("site", site, "a site with one vector per position, such as resid_post.3, mlp_out.3, mlp_act.3")
-    return Place(found, positions)
 
 
 def site_features(model: Model, features: Sequence[Feature]) -> tuple[Site, list[str]]:
@@ -70,177 +38,9 @@ def site_features(model: Model, features: Sequence[Feature]) -> tuple[Site, list
     return place.site, [feature.name for feature in features]
 
 
-def width(model: Model, site: Site) -> int:
-    """Numbers per position at a site."""
-    return (model.feature_shape(site) or (0,))[0]
-
-
-# running -----------------------------------------------------------------------------------------
-
-
-def run_variants(
-    model: Model,
-    prompts: Sequence[list[int]],
-    metric: Metric,
-    place: Place,
-    variants: Sequence[Variant],
-    others: Sequence[list[int]] | None = None,
-) -> Float[Tensor, "variant prompt"]:
-    """The metric of every prompt under every variant. `others`: aligned prompts whose activations variants see too."""
-    out = torch.empty(len(variants), len(prompts))
-    n_width = width(model, place.site)
-    for rows in chunks([len(ids) for ids in prompts], 3 * n_width):
-        here = [prompts[row] for row in rows]
-        acts = model.capture(here, place.site)[place.site]
-        seen = None if others is None else model.capture([others[row] for row in rows], place.site)[place.site]
-        resume = model.checkpoint(here, [min(place.layer, model.n_layers - 1)]) if place.layer > 0 else None
-        for group in chunks([acts.shape[1]] * len(variants), len(rows) * n_width):
-            values = torch.cat([variants[number](acts, seen) for number in group])
-            tiled = list(range(len(rows))) * len(group)
-            edit = _patched(place, values, [len(here[row]) for row in tiled])
-            scores = model.score([here[row] for row in tiled], metric.select([rows[row] for row in tiled]), edits=[edit],
-                                 resume=None if resume is None else resume.select(tiled))  # fmt: skip
-            out[torch.tensor(group)[:, None], torch.tensor(rows)[None]] = scores.view(len(group), len(rows))
-    return out
-
-
-def _patched(place: Place, values: Tensor, lengths: Sequence[int]) -> Any:
-    """An edit that writes values (row, pos, d) at the positions of a place."""
-    if place.positions == "last":
-        return patch(place.site, values[torch.arange(len(values)), torch.tensor(lengths) - 1], "last")
-    return patch(place.site, values)
-
-
-def chunks(lengths: Sequence[int], floats: int) -> Iterator[list[int]]:
-    """Numbers in order, as many at a time as the memory bound allows; `floats` per token."""
-    chunk: list[int] = []
-    longest = 0
-    for row, length in enumerate(lengths):
-        longest = max(longest, length)
-        if chunk and (len(chunk) + 1) * longest * floats > CHUNK_FLOATS:
-            yield chunk
-            chunk, longest = [], length
-        chunk.append(row)
-    if chunk:
-        yield chunk
-
-
-def unchanged(acts: Tensor, other: Tensor | None) -> Tensor:
-    """The variant that changes nothing: whatever it moves is the instrument's own."""
-    return acts
-
-
-def swapped(acts: Tensor, other: Tensor | None) -> Tensor:
-    """The variant that puts the other prompt's whole activation in."""
-    assert other is not None
-    return other
-
-
-# means and erasure -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Centre:
-    """Mean activation at the first position, where attention sinks are, and at all later ones."""
-
-    first: Float[Tensor, " d"]
-    later: Float[Tensor, " d"]
-
-    def at(self, positions: int) -> Float[Tensor, "pos d"]:
-        """One mean per position."""
-        return torch.stack([self.first, *[self.later] * (positions - 1)])
-
-
-def tune_tokens(model: Model, prompts: Sequence[list[int]], place: Place) -> tuple[Centre, Float[Tensor, "token d"]]:
-    """Means over prompts, and the centred activations (at most `TUNE_TOKENS`, evenly spread) at the place's positions."""
-    parts: list[Tensor] = []
-    for rows in chunks([len(ids) for ids in prompts], width(model, place.site)):
-        parts.extend(model.capture([prompts[row] for row in rows], place.site).rows(place.site))
-    first = torch.stack([part[0] for part in parts]).float().mean(0)
-    rest = [part[1:] for part in parts if len(part) > 1]
-    later = torch.cat(rest).float().mean(0) if rest else first
-    if place.positions == "last":
-        later = torch.stack([part[-1] for part in parts]).float().mean(0)
-    centre = Centre(first, later)
-    centred = torch.cat([(part - centre.at(len(part))).float()[-1 if place.positions == "last" else 0 :] for part in parts])
-    step = -(-len(centred) // TUNE_TOKENS)
-    return centre, centred[::step]
-
-
-def orthonormal(vectors: Sequence[Tensor]) -> Float[Tensor, "rank d"]:
-    """An orthonormal basis of what some vectors span. Raises UsageError where they depend on each other."""
-    stacked = torch.stack([vector.double() for vector in vectors])
-    if int(torch.linalg.matrix_rank(stacked)) < len(stacked):
-        raise bad_argument("feature", f"{len(stacked)} directions that depend on each other", "independent directions")
-    return torch.linalg.qr(stacked.T).Q.T.float().contiguous()
-
-
-def erasure(basis: Float[Tensor, "rank d"], centre: Centre, gain: float = 1.0, last: bool = False) -> Variant:
-    """Mean projection: the component in a subspace is set to its mean. `gain`: times that change."""
-
-    def variant(acts: Tensor, other: Tensor | None) -> Tensor:
-        means = centre.later[None] if last else centre.at(acts.shape[1])
-        return acts - gain * ((acts - means.to(acts)) @ basis.T.to(acts)) @ basis.to(acts)
-
-    return variant
-
-
-def interchange(basis: Float[Tensor, "rank d"]) -> Variant:
-    """The component in a subspace is set to its value in the other prompt."""
-
-    def variant(acts: Tensor, other: Tensor | None) -> Tensor:
-        assert other is not None
-        return acts - ((acts - other) @ basis.T.to(acts)) @ basis.to(acts)
-
-    return variant
-
-
-def pushed(vector: Float[Tensor, " d"]) -> Variant:
-    """A vector is added at every position."""
-    return lambda acts, other: acts + vector.to(acts)
-
-
-def energy(basis: Float[Tensor, "rank d"], centred: Float[Tensor, "token d"]) -> float:
-    """Mean squared change when a subspace is set to its mean."""
-    return float((centred @ basis.T).square().sum(1).mean())
-
-
-# controls ----------------------------------------------------------------------------------------
-
-
-def random_subspaces(
-    centred: Float[Tensor, "token d"], claimed: Float[Tensor, "rank d"], draws: int, seed: int
-) -> dict[str, Float[Tensor, "rank d"]]:
-    """Orthonormal bases of the claim's rank from three pools, `draws` each while the units last."""
-    rng, (rank, d) = np.random.default_rng(seed), claimed.shape
-    data = centred.double().numpy()
-    inside = (claimed.double() ** 2).sum(0).numpy()
-    alive = rng.permutation(np.flatnonzero((data.std(0) > 0) & (inside < SAME)))
-    found: dict[str, Tensor] = {}
-    for number in range(draws):
-        found[f"isotropic.{number:02d}"] = _basis(rng.standard_normal((rank, d)))
-        mixed = rng.standard_normal((rank, len(data))) @ data
-        if np.linalg.matrix_rank(mixed) == rank:
-            found[f"covariance.{number:02d}"] = _basis(mixed)
-        if len(units := alive[number * rank : (number + 1) * rank]) == rank:
-            found[f"unit.{number:02d}"] = _basis(np.eye(d)[units])
-    return found
-
-
-def _basis(rows: np.ndarray) -> Tensor:
-    """Orthonormal rows of the same span; one vector keeps its sign."""
-    basis = np.linalg.qr(rows.T)[0].T
-    return torch.tensor(basis * np.sign((basis * rows).sum(1, keepdims=True)), dtype=torch.float32)
-
-
-def matched_gains(
-    controls: Mapping[str, Tensor], claimed: Float[Tensor, "rank d"], centred: Float[Tensor, "token d"]
-) -> dict[str, float]:
-    """Per control, the factor that gives its erasure the energy of the claimed one; controls without any are left out."""
-    target = energy(claimed, centred)
-    floor = 1e-12 * float(centred.square().sum(1).mean())
-    sizes = {name: energy(basis, centred) for name, basis in controls.items()}
-    return {name: (target / size) ** 0.5 for name, size in sizes.items() if size > floor}
+def per_pool(draws: int) -> int:
+    """How many controls each of the three pools gives, for about `draws` in all."""
+    return max(1, round(draws / POOLS))
 
 
 def record_of(controls: Mapping[str, Tensor]) -> dict[str, str]:
@@ -270,18 +70,77 @@ def spread_over(rows: Sequence[int], values: Sequence[float], n: int) -> list[fl
 # damage ------------------------------------------------------------------------------------------
 
 
-def neutral_kl(model: Model, texts: Sequence[str], place: Place, variant: Variant) -> list[float]:
-    """KL(unedited || edited) in nats per text, mean over positions (or at the last, where only that is changed)."""
-    found: list[float] = []
+def neutral_kl(model: Model, texts: Sequence[str], place: Place, variants: Sequence[Variant]) -> list[list[float]]:
+    """Per variant and text, KL(unedited || edited) in nats, mean over positions (or at the last, where only that is
+    changed)."""
+    found: list[list[float]] = [[] for _ in variants]
     prompts = model.tokens(list(texts))
     where = "all" if place.positions == "all" else "last"
     for start in range(0, len(prompts), TEXTS_AT_ONCE):
         here = prompts[start : start + TEXTS_AT_ONCE]
-        values = variant(model.capture(here, place.site)[place.site], None)
-        before = model.capture(here, "logits", positions=where)
-        after = model.capture(here, "logits", positions=where, edits=[_patched(place, values, list(map(len, here)))])
-        lost = kl(before.flat("logits"), after.flat("logits").float()).clamp_min(0)
-        found.extend(float(part.mean()) for part in lost.split(before.lengths))
+        acts, resume = capture_resumable(model, here, [place.site])
+        before = model.capture(here, "logits", positions=where, resume=resume)
+        for losses, variant in zip(found, variants, strict=True):
+            edit = patched_in(place, variant(acts[place.site], None), list(map(len, here)))
+            after = model.capture(here, "logits", positions=where, edits=[edit], resume=resume)
+            lost = kl(before.flat("logits"), after.flat("logits").float()).clamp_min(0)
+            losses.extend(float(part.mean()) for part in lost.split(before.lengths))
+    return found
+
+
+class Damage:
+    """What some changes do to ordinary texts: measured once, whatever split asks for it."""
+
+    def __init__(self, texts: Sequence[str], place: Place, variants: Sequence[Variant]) -> None:
+        self.texts, self.place, self.variants = texts, place, variants
+        self._kept: list[float] | None = None
+
+    def of(self, model: Model) -> list[float]:
+        """Per text the KL of the change that does most, in nats."""
+        if self._kept is None:
+            lost = neutral_kl(model, self.texts, self.place, self.variants)
+            self._kept = [max(each) for each in zip(*lost, strict=True)]
+        return self._kept
+
+
+@dataclass(frozen=True, eq=False)
+class Elsewhere:
+    """Other behaviours, and what some changes do to them: measured once, whatever split asks. `tasks`: name -> its pairs."""
+
+    tasks: Mapping[str, PreparedTask]
+    place: Place
+    variants: Mapping[str, Variant]
+    kept: dict[str, list[float]] = field(default_factory=dict)
+
+    def of(self, model: Model) -> dict[str, list[float]]:
+        """`task.variant` -> per pair, the change of the log-odds as a share of the task's own contrast."""
+        for name, task in self.tasks.items() if not self.kept else ():
+            metric = task.metric()
+            clean, corrupted = model.score(task.clean, metric), model.score(task.corrupted, metric)
+            changed = run_variants(model, task.clean, metric, self.place, list(self.variants.values()))
+            shares = (changed - clean) / (clean - corrupted).mean()
+            self.kept.update({f"{name}.{how}": row.tolist() for how, row in zip(self.variants, shares, strict=True)})
+        return self.kept
+
+
+def other_tasks(model: Model, names: Sequence[str], own: Sequence[str]) -> dict[str, PreparedTask]:
+    """One pair per template of discover and tune of each of these tasks. Raises UsageError for the claim's own (which has its
+    templates, `own`), TaskError for one that the model does not do."""
+    found: dict[str, PreparedTask] = {}
+    for name in names:
+        pairs = [pair for split in ("discover", "tune") for pair in load_task(name, split, n_templates(name, split))]
+        if {pair.template for pair in pairs} & set(own):
+            raise bad_argument("option off_target", name, "tasks other than the claim's own")
+        task = prepare(pairs, model)
+        if len(task) < MIN_BOOTSTRAP:
+            raise TaskError(f"option off_target: {len(task)} of {len(pairs)} pairs of {name!r} can be used with {model.name};"
+                            f" allowed: {MIN_BOOTSTRAP} or more.")  # fmt: skip
+        clean, corrupted = (model.score(prompts, task.metric()) for prompts in (task.clean, task.corrupted))
+        low, _ = interval((clean - corrupted).numpy())
+        if float(clean.mean()) <= 0 or low is None or low <= 0:
+            raise TaskError(f"option off_target: {model.name} does not do the task {name!r} (log-odds {clean.mean():.2f}, after"
+                            f" corrupted prompts {corrupted.mean():.2f}). Name tasks that it does: assay tasks.")  # fmt: skip
+        found[name] = task
     return found
 
 

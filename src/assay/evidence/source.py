@@ -3,7 +3,7 @@
 1. A source gives the items of a split: pairs of a task, or labelled texts of a concept. It is recorded
    in the claim and found again from that record (`source_of`).
 2. Bundled tasks and concepts have templates and words of their own per split; n items are drawn by seed.
-3. A file is split by connected groups of template, text and word (`assay.data.splits`), so nothing is seen twice. It
+3. A file is split by connected groups of template, text (near copies too) and word, so nothing is seen twice. It
    is recorded by its name and content, without folders, and looked for again (`assay.data.whereabouts`).
 4. The texts of every split are hashed into the plan when it is locked, before the model has seen any of
    them; they are hashed again when they are read.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from assay.data.concept_files import is_concept_file, read_concept
-from assay.data.concepts import CONCEPTS, concept_path, load_concept, n_frames
+from assay.data.concepts import CONCEPTS, concept_path, divide_examples, load_concept, n_frames
 from assay.data.splits import SPLITS, Division, clusters, divide, leaks, marks, split_items, spread
 from assay.data.tasks import TASKS, load_task, n_templates, read_task
 from assay.data.whereabouts import file_of, file_record
@@ -233,7 +233,7 @@ def _divided_task(path: Path, changed: int, size: int) -> Division[Pair]:
 
 @lru_cache(maxsize=4)
 def _divided_concept(path: Path, changed: int, size: int) -> Division[Example]:
-    return divide(read_concept(path))
+    return divide_examples(read_concept(path))
 
 
 @dataclass(frozen=True, eq=False)

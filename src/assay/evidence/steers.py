@@ -6,7 +6,8 @@
    every pair; effects are in units of the task's own contrast (clean minus corrupted).
 3. At the largest strength: the same norm along random directions from three pools (at least 99 while the units
    last), on a subset of pairs; the change of tokens that were as likely as answer and foil, which a change of
-   temperature would move alike; KL on ordinary texts; and, where one is given, a plain instruction.
+   temperature would move alike; KL on ordinary texts; other tasks, where they are named; and what a few solved prompts
+   or a plain instruction do instead.
 4. Adding nothing, and adding the difference to the corrupted run, go the same way as instrument checks.
 
 A direction that steers is a handle. It does not show that the model itself uses the direction (*uses*), that
@@ -25,46 +26,55 @@ from assay.data.metrics import Metric
 from assay.data.prepare import PreparedTask, prepare
 from assay.errors import bad_argument
 from assay.evidence.effects import (
-    Place,
+    Damage,
+    Elsewhere,
     control_rows,
     deal,
-    neutral_kl,
-    place_of,
-    pushed,
-    random_subspaces,
+    other_tasks,
+    per_pool,
     record_of,
-    run_variants,
     site_features,
     spread_over,
-    swapped,
-    tune_tokens,
-    unchanged,
 )  # fmt: skip
 from assay.evidence.features import feature_of
 from assay.evidence.gates.base import get_gate
 from assay.evidence.kinds import KINDS, Columns, Progress, made_of
 from assay.evidence.neutral import TEXTS
 from assay.model.model import Model
+from assay.probe.variants import (
+    Place,
+    place_of,
+    pushed,
+    random_subspaces,
+    run_variants,
+    swapped,
+    tune_tokens,
+    unchanged,
+)  # fmt: skip
 from assay.records import GatePlan, Pair, Plan
 
 Column = list[float | None]
-DRAWS_PER_POOL = 33  # 99 in all
+LEAST_PER_POOL = 33  # 99 in all
+SHOTS = 4
 MATCHED = 4  # control tokens on each side
 PROMPTS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, eq=False)
 class SteerSetup:
-    """What is fixed before sealed data are read. `instruction`: a plain text to compare with, or none."""
+    """What is fixed before sealed data are read. `instruction`: a plain text to compare with, or none; `shots`: tune prompts
+    with their answers, as token ids."""
 
     place: Place
     vector: Float[Tensor, " d"]
     strengths: tuple[float, ...]
     random: Mapping[str, Float[Tensor, " d"]]
-    neutral: Sequence[str]
+    damage: Damage
     metric: str
     control_pairs: int
     instruction: str = ""
+    shots: Sequence[int] = ()
+    elsewhere: Elsewhere | None = None
 
     @property
     def top(self) -> float:
@@ -107,13 +117,24 @@ class SteerInstrument:
 
     def prompted(self) -> Columns:
         """Log-odds when a plain instruction stands before the prompt; nothing without one."""
-        return self._once("prompted", self._prompted) if self.setup.instruction else {}
+        told = self.model.tokens(self.setup.instruction)[0] if self.setup.instruction else []
+        return self._once("prompted", lambda: self._behind("prompted", told))
+
+    def shown(self) -> Columns:
+        """Log-odds when solved prompts of tune stand before the prompt; nothing where they do not fit the model."""
+        return self._once("few_shot", lambda: self._behind("few_shot", self.setup.shots))
+
+    def elsewhere(self) -> Columns:
+        """The grid, and at the largest strengths of both signs the change of every other task that was named."""
+        found = {} if self.setup.elsewhere is None else self.setup.elsewhere.of(self.model)
+        return {**self.grid(), **{f"off.{name}": deal(values, self.task.templates) for name, values in found.items()}}
 
     def added(self, everything: bool) -> Columns:
         """Log-odds when nothing is added, or the whole difference to the corrupted run."""
         name = "everything" if everything else "nothing"
         variant = swapped if everything else unchanged
-        return self._once(name, lambda: {f"added.{name}": self._variants([variant], self._metric)[0]})
+        others = self.task.corrupted if everything else None
+        return self._once(name, lambda: {f"added.{name}": self._variants([variant], self._metric, others)[0]})
 
     # how each is measured ------------------------------------------------------------------------
 
@@ -129,9 +150,8 @@ class SteerInstrument:
     def _score(self, prompts: Sequence[list[int]], metric: Metric | None = None) -> Column:
         return self.model.score(list(prompts), metric or self._metric).tolist()
 
-    def _variants(self, variants: Sequence[Any], metric: Metric) -> list[Column]:
-        place, task = self.setup.place, self.task
-        return run_variants(self.model, task.clean, metric, place, variants, task.corrupted).tolist()
+    def _variants(self, variants: Sequence[Any], metric: Metric, others: Any = None) -> list[Column]:
+        return run_variants(self.model, self.task.clean, metric, self.setup.place, variants, others).tolist()
 
     def _grid(self) -> Columns:
         found = self._variants([pushed(s * self.setup.vector) for s in self.setup.strengths], self._metric)
@@ -152,18 +172,31 @@ class SteerInstrument:
                 for name, values in zip(self.setup.random, scores.tolist(), strict=True)}  # fmt: skip
 
     def _damage(self) -> Columns:
-        ends = (max(self.setup.strengths), min(self.setup.strengths))
-        lost = [neutral_kl(self.model, self.setup.neutral, self.setup.place, pushed(s * self.setup.vector)) for s in ends]
-        return {"neutral.kl": deal([max(both) for both in zip(*lost, strict=True)], self.task.templates)}
+        return {"neutral.kl": deal(self.setup.damage.of(self.model), self.task.templates)}
 
-    def _prompted(self) -> Columns:
-        told, bos = self.model.tokens(self.setup.instruction)[0], self.model.prepend_bos and self.model.bos_id is not None
-        return {"prompted": self._score([[*told, *ids[1 if bos else 0 :]] for ids in self.task.clean])}
+    def _behind(self, name: str, first: Sequence[int]) -> Columns:
+        prompts = [[*first, *ids[begins(self.model) :]] for ids in self.task.clean]
+        longest = getattr(getattr(self.model.hf, "config", None), "max_position_embeddings", None)
+        fits = longest is None or max(map(len, prompts)) <= longest
+        return {name: self._score(prompts)} if first and fits else {}
 
 
 def column_of(strength: float) -> str:
     """The column that holds the log-odds at a strength."""
     return f"steered.{strength:+g}"
+
+
+def begins(model: Model) -> int:
+    """How many tokens begin every prompt."""
+    return int(model.prepend_bos and model.bos_id is not None)
+
+
+def few_shots(model: Model, tune: PreparedTask) -> list[int]:
+    """Tune prompts of different templates, each with its answer, one a line: token ids of what stands before a prompt."""
+    line = list(model.tokenizer("\n", add_special_tokens=False)["input_ids"])  # nothing, where lines are not read
+    rows = list({template: row for row, template in enumerate(tune.templates)}.values())[:SHOTS]
+    ids = [token for row in rows for token in (*tune.clean[row][begins(model) :], tune.answers[row][0], *line)]
+    return [*tune.clean[rows[0]][: begins(model)], *ids]
 
 
 def matched_tokens(model: Model, task: PreparedTask) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
@@ -222,12 +255,16 @@ class Steers:
         place = place_of(model, feature.site, settings["positions"])
         _, centred = tune_tokens(model, [*tune.clean, *tune.corrupted], place)
         vector = feature.direction(centred.shape[1])
-        draws = max(DRAWS_PER_POOL, settings["draws"])
-        drawn = random_subspaces(centred, vector[None], draws, settings["seed"])
+        drawn = random_subspaces(centred, vector[None], max(LEAST_PER_POOL, per_pool(settings["draws"])), settings["seed"])
         options = settings["options"]
         neutral = list(options.get("neutral", TEXTS))
-        setup = SteerSetup(place, vector, tuple(subject["strengths"]), {name: basis[0] for name, basis in drawn.items()},
-                           neutral, plan.metric, settings["control_pairs"], str(options.get("instruction", "")))  # fmt: skip
+        grid = tuple(subject["strengths"])
+        ends = {f"{strength:+g}": pushed(strength * vector) for strength in (max(grid), min(grid))}
+        damage = Damage(neutral, place, list(ends.values()))
+        tasks = other_tasks(model, options.get("off_target", ()), tune.templates)
+        setup = SteerSetup(place, vector, grid, {name: basis[0] for name, basis in drawn.items()}, damage, plan.metric,
+                           settings["control_pairs"], str(options.get("instruction", "")), few_shots(model, tune),
+                           Elsewhere(tasks, place, ends) if tasks else None)  # fmt: skip
         return setup, {"random": record_of(drawn), "neutral": len(neutral)}
 
     def measure(

@@ -23,31 +23,36 @@ from torch import Tensor
 
 from assay.data.prepare import PreparedTask, prepare
 from assay.evidence.effects import (
-    Centre,
-    Place,
-    Variant,
+    Damage,
+    Elsewhere,
     control_rows,
     deal,
-    erasure,
-    interchange,
-    matched_gains,
-    neutral_kl,
-    orthonormal,
-    place_of,
-    random_subspaces,
+    other_tasks,
+    per_pool,
     record_of,
-    run_variants,
     site_features,
     spread_over,
-    swapped,
-    tune_tokens,
-    unchanged,
 )  # fmt: skip
 from assay.evidence.features import Feature, feature_of
 from assay.evidence.gates.base import get_gate
 from assay.evidence.kinds import KINDS, Columns, Progress
 from assay.evidence.neutral import TEXTS
 from assay.model.model import Model
+from assay.probe.variants import (
+    Centre,
+    Place,
+    Variant,
+    erasure,
+    interchange,
+    matched_gains,
+    orthonormal,
+    place_of,
+    random_subspaces,
+    run_variants,
+    swapped,
+    tune_tokens,
+    unchanged,
+)  # fmt: skip
 from assay.records import GatePlan, Pair, Plan
 
 Column = list[float | None]
@@ -61,13 +66,11 @@ class ErasureSetup:
     basis: Float[Tensor, "rank d"]
     centre: Centre
     controls: Mapping[str, tuple[Tensor, float]]
-    neutral: Sequence[str]
+    damage: Damage
     metric: str
     control_pairs: int
+    elsewhere: Elsewhere | None = None
 
-    def erased(self, basis: Tensor, gain: float = 1.0) -> Variant:
-        """The variant that erases a subspace."""
-        return erasure(basis, self.centre, gain, last=self.place.positions == "last")
 
 
 class ErasureInstrument:
@@ -90,37 +93,50 @@ class ErasureInstrument:
     def erased(self, how: str) -> Column:
         """Clean prompts with the component at its mean (`mean`) or at its corrupted value (`resample`)."""
         basis = self.setup.basis
-        return self._run(f"erased.{how}", self.setup.erased(basis) if how == "mean" else interchange(basis))
+        mean = erased(basis, self.setup.centre, self.setup.place)
+        return self._run({"erased.mean": mean, "erased.resample": interchange(basis)}, f"erased.{how}")
 
     def exchanged(self, everything: bool) -> Column:
         """Clean prompts with the whole activation, or nothing, at its corrupted value."""
-        return self._run(f"exchanged.{everything}", swapped if everything else unchanged)
+        return self._run({"exchanged.True": swapped, "exchanged.False": unchanged}, f"exchanged.{everything}")
 
     def controls(self) -> Columns:
         """Every random subspace erased, on the first few pairs of every template."""
         rows = control_rows(self.task.templates, self.setup.control_pairs)
         task = self.task.select(rows)
-        variants = [self.setup.erased(basis, gain) for basis, gain in self.setup.controls.values()]
+        setup = self.setup
+        variants = [erased(basis, setup.centre, setup.place, gain) for basis, gain in setup.controls.values()]
         scores = run_variants(self.model, task.clean, task.metric(self.setup.metric), self.setup.place, variants)
         return {f"random.erased.{name}": spread_over(rows, values, len(self.task))
                 for name, values in zip(self.setup.controls, scores.tolist(), strict=True)}  # fmt: skip
 
     def damage(self) -> Column:
         """KL on ordinary texts under the erasure."""
-        lost = neutral_kl(self.model, self.setup.neutral, self.setup.place, self.setup.erased(self.setup.basis))
-        return deal(lost, self.task.templates)
+        return deal(self.setup.damage.of(self.model), self.task.templates)
+
+    def elsewhere(self) -> Columns:
+        """The drop under the erasure, and the change of every other task that was named."""
+        found = {} if self.setup.elsewhere is None else self.setup.elsewhere.of(self.model)
+        return {"erased.mean": self.erased("mean"),
+                **{f"off.{name}": deal(values, self.task.templates) for name, values in found.items()}}  # fmt: skip
 
     def _plain(self, name: str, prompts: Sequence[list[int]]) -> Column:
         if name not in self._kept:
             self._kept[name] = self.model.score(list(prompts), self.task.metric(self.setup.metric)).tolist()
         return self._kept[name]
 
-    def _run(self, name: str, variant: Variant) -> Column:
+    def _run(self, together: Mapping[str, Variant], name: str) -> Column:
+        """One of some variants that are measured together: they share what is captured."""
         if name not in self._kept:
-            metric = self.task.metric(self.setup.metric)
-            scores = run_variants(self.model, self.task.clean, metric, self.setup.place, [variant], self.task.corrupted)
-            self._kept[name] = scores[0].tolist()
+            scores = run_variants(self.model, self.task.clean, self.task.metric(self.setup.metric), self.setup.place,
+                                  list(together.values()), self.task.corrupted)  # fmt: skip
+            self._kept.update(zip(together, scores.tolist(), strict=True))
         return self._kept[name]
+
+
+def erased(basis: Float[Tensor, "rank d"], centre: Centre, place: Place, gain: float = 1.0) -> Variant:
+    """The variant that erases a subspace."""
+    return erasure(basis, centre, gain, last=place.positions == "last")
 
 
 class Uses:
@@ -156,11 +172,14 @@ class Uses:
         place = place_of(model, features[0].site, settings["positions"])
         centre, centred = tune_tokens(model, [*tune.clean, *tune.corrupted], place)
         basis = orthonormal([feature.direction(centred.shape[1]) for feature in features])
-        drawn = random_subspaces(centred, basis, settings["draws"], settings["seed"])
+        drawn = random_subspaces(centred, basis, per_pool(settings["draws"]), settings["seed"])
         gains = matched_gains(drawn, basis, centred)
         neutral = list(settings["options"].get("neutral", TEXTS))
-        setup = ErasureSetup(place, basis, centre, {name: (drawn[name], gain) for name, gain in gains.items()}, neutral,
-                             plan.metric, settings["control_pairs"])  # fmt: skip
+        damage = Damage(neutral, place, [erased(basis, centre, place)])
+        tasks = other_tasks(model, settings["options"].get("off_target", ()), tune.templates)
+        setup = ErasureSetup(place, basis, centre, {name: (drawn[name], gain) for name, gain in gains.items()}, damage,
+                             plan.metric, settings["control_pairs"],
+                             Elsewhere(tasks, place, {"erased": erased(basis, centre, place)}) if tasks else None)  # fmt: skip
         record = {"random": record_of({name: drawn[name] for name in gains}),
                   "gains": {name: float(f"{gain:.3g}") for name, gain in gains.items()}, "neutral": len(neutral)}  # fmt: skip
         return setup, record

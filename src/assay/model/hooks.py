@@ -1,8 +1,8 @@
 """Turn captures and edits into hooks for one forward pass, and take them away again.
 
 1. Each site is translated into actions at module inputs or outputs (`points.py` says where).
-2. Actions at one place run in order: stash what derived sites need, apply edits, then capture, so a
-   capture sees the edited value.
+2. Actions at one place run in order: stash what derived sites and conditions need, apply edits, then
+   capture, so a capture sees the edited value.
 3. After the last place that anybody reads, the pass stops (`StopPass`).
 4. Whatever happens, all hooks and all replaced forwards are gone afterwards.
 """
@@ -10,12 +10,13 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from assay.errors import SiteError
 from assay.model.edits import Edit, Frame, apply_edit
 from assay.model.heads import HeadMaths
 from assay.model.kernel import KernelWatch
@@ -111,6 +112,8 @@ class _Compiler:
 
     def _edit(self, edit: Edit) -> None:
         site, point = edit.site, self._point(edit.site)
+        if edit.condition is not None and edit.condition.site != site:
+            self._stash_condition(edit)
         if site.name == "resid_mid":
             self._edit_mid(edit)
         elif site.name == "attn_out" and site.index is not None:
@@ -121,13 +124,34 @@ class _Compiler:
         else:
             self._at(point, lambda raw: self._edited(edit, point, raw))
 
+    def _apply(self, x: Tensor, edit: Edit) -> Tensor:
+        """The edit, with what its condition reads."""
+        seen = None
+        if edit.condition is not None and edit.condition.site != edit.site:
+            seen = self.plan.stash.pop(_condition_key(edit), None)
+            if seen is None:
+                raise SiteError(f"edit at {edit.site}: its condition reads {edit.condition.site}, which is not computed"
+                                " before it; allowed: the same site or an earlier one.")  # fmt: skip
+        return apply_edit(x, edit, self.plan.frame, seen)
+
+    def _stash_condition(self, edit: Edit) -> None:
+        assert edit.condition is not None
+        site = edit.condition.site
+        point = self._point(site)
+
+        def keep(raw: Tensor) -> None:
+            value = point.read(raw, len(self.plan.frame.rows))
+            self.plan.stash[_condition_key(edit)] = value if site.index is None else value[:, :, site.index]
+
+        self._at(point, keep)
+
     def _edited(self, edit: Edit, point: Point, raw: Tensor) -> Tensor:
         batch = len(self.plan.frame.rows)
         full = point.read(raw, batch)
         if edit.site.index is None or edit.site.name == "path":
-            return point.write(raw, apply_edit(full, edit, self.plan.frame), batch)
+            return point.write(raw, self._apply(full, edit), batch)
         changed = full.clone()
-        changed[:, :, edit.site.index] = apply_edit(full[:, :, edit.site.index], edit, self.plan.frame)
+        changed[:, :, edit.site.index] = self._apply(full[:, :, edit.site.index], edit)
         return point.write(raw, changed, batch)
 
     def _edit_contribution(self, edit: Edit, point: Point, raw: Tensor) -> Tensor:
@@ -135,9 +159,7 @@ class _Compiler:
         assert edit.site.layer is not None and edit.site.index is not None
         total = point.read(raw, len(self.plan.frame.rows))
         share = self.maths.shares(edit.site.layer, self.plan.stash, [edit.site.index])[:, :, 0]
-        return point.write(
-            raw, total + (apply_edit(share, edit, self.plan.frame) - share), len(self.plan.frame.rows)
-        )
+        return point.write(raw, total + (self._apply(share, edit) - share), len(self.plan.frame.rows))
 
     def _edit_mid(self, edit: Edit) -> None:
         """resid_mid: attention's contribution changes by what the sum has to change."""
@@ -151,7 +173,7 @@ class _Compiler:
             batch = len(self.plan.frame.rows)
             added = out.read(raw, batch)
             mid = self.plan.stash["pre", layer] + added
-            return out.write(raw, added + (apply_edit(mid, edit, self.plan.frame) - mid), batch)
+            return out.write(raw, added + (self._apply(mid, edit) - mid), batch)
 
         self._at(out, change)
 
@@ -249,6 +271,10 @@ class _Compiler:
         return handles
 
 
+def _condition_key(edit: Edit) -> tuple[str, int]:
+    return "condition", id(edit)
+
+
 def _chain(actions: Iterable[Action], x: Tensor) -> Tensor | None:
     changed: Tensor | None = None
     for action in actions:
@@ -264,7 +290,7 @@ def _edited_pattern(pattern: Tensor, edit: Edit, frame: Frame) -> Tensor:
     if keys != pattern.shape[-1]:
         pad = (0, max(0, pattern.shape[-1] - keys))
         value = torch.nn.functional.pad(edit.value, pad)[..., : pattern.shape[-1]]
-        edit = Edit(edit.site, edit.op, value, edit.positions, edit.rows, edit.phase, edit.direction)
+        edit = replace(edit, value=value)
     if edit.site.index is None:
         return apply_edit(x, edit, frame).transpose(1, 2)
     out = x.clone()

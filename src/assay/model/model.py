@@ -193,10 +193,12 @@ class Model:
         positions: Positions = "all",
         edits: Sequence[Edit] = (),
         device: str = "cpu",
+        resume: Checkpoint | None = None,
         progress: Progress | None = None,
     ) -> Activations:
         """Activations at sites. Stops after the last site; owned copies on `device`.
 
+        `resume` skips the blocks before the first site and edit; it must come from the same prompts.
         Raises SiteError for an address this model does not have, and why.
         """
         wanted = self.sites(sites)
@@ -205,9 +207,9 @@ class Model:
             logits = "last" if isinstance(positions, str) and positions == "last" else "all"
             if logits == "last" and len(wanted) > 1:
                 logits = "all"
-        request = self._request(prompts, wanted, edits, positions, logits)
+        request = self._request(prompts, wanted, edits, positions, logits, resume)
         if logits == "last":
-            request = Request(request.tokens, request.captures, request.edits, [0], logits)
+            request = replace(request, positions=[0])
         return self.engine.capture(request, device, progress)
 
     def logits(

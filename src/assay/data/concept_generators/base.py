@@ -19,10 +19,11 @@ That a score follows a concept on such sentences does not show what it does in r
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from itertools import count, islice
+from typing import Any, Protocol
 
 from assay.errors import bad_argument
 from assay.records import Example, digest
@@ -40,6 +41,31 @@ class Word:
     text: str
     role: str
     entity: str
+
+
+class AnyConcept(Protocol):
+    """What is registered in `CONCEPTS`: labelled texts by split, made here or read from a package."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def splits(self) -> tuple[str, ...]: ...
+
+    def n_templates(self, split: str) -> int:
+        """How many clusters a split has."""
+        ...
+
+    def examples(self, split: str = "discover", n: int = 60, seed: int = 0) -> list[Example]:
+        """n examples of a split, the same ones for the same n and seed."""
+        ...
+
+    def everything(self, split: str) -> list[Example]:
+        """All examples of a split."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -61,23 +87,32 @@ class Concept:
 
     def examples(self, split: str = "discover", n: int = 60, seed: int = 0) -> list[Example]:
         """n different examples. Raises UsageError for an unknown split, or when n is too many."""
-        frames, words = self.frames[self._known(split)], self.words[split]
+        found = list(islice(self._drawn(self._known(split), seed), n))
+        if len(found) < n:
+            raise bad_argument("n", n, f"at most {len(found)} (different examples of {self.name}, split {split})")
+        return found
+
+    def everything(self, split: str) -> list[Example]:
+        """All examples that keep the pattern of step 2."""
+        return list(self._drawn(self._known(split), 0))
+
+    def _drawn(self, split: str, seed: int) -> Iterator[Example]:
+        """Different examples until a frame has no word of the role whose turn it is."""
+        frames, words = self.frames[split], self.words[split]
         roles = [role for role in PATTERN if any(word.role == role for word in words)]
         order = {word: digest([self.name, split, seed, word.text]) for word in words}
         used: Counter[Word] = Counter()
         taken: set[tuple[int, Word]] = set()
-        found = []
-        for number in range(n):
+        for number in count():
             turn, place = divmod(number, len(frames))
             role = roles[(turn + place) % len(roles)]
             free = [word for word in words if word.role == role and (place, word) not in taken]
             if not free:
-                raise bad_argument("n", n, f"at most {number} (different examples of {self.name}, split {split})")
+                return
             word = min(free, key=lambda word: (used[word], order[word]))
             used[word] += 1
             taken.add((place, word))
-            found.append(example_of(frames[place], word))
-        return found
+            yield example_of(frames[place], word)
 
     def _known(self, split: str) -> str:
         if split not in self.frames:
@@ -85,7 +120,7 @@ class Concept:
         return split
 
 
-CONCEPTS: Registry[Concept] = Registry("concept")
+CONCEPTS: Registry[AnyConcept] = Registry("concept")
 
 
 def example_of(frame: str, word: Word) -> Example:
@@ -99,7 +134,9 @@ def bundled(name: str, title: str, read: Callable[[Mapping[str, Any]], list[Word
     """Register a concept whose frames and words are in bundled/<name>.json; `read` makes one split's words."""
     data = json.loads((files("assay.data") / "bundled" / f"{name}.json").read_text("utf-8"))
     words = {split: read(table) for split, table in data["words"].items()}
-    return CONCEPTS.add(name, Concept(name, title, data["frames"], words))
+    concept = Concept(name, title, data["frames"], words)
+    CONCEPTS.add(name, concept)
+    return concept
 
 
 def plain_words(table: Mapping[str, Any]) -> list[Word]:

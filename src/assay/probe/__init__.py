@@ -1,0 +1,1 @@
+"""Probing: where in a model is a property readable, and is that better than chance or words alone."""

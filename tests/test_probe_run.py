@@ -1,0 +1,325 @@
+"""Probing from texts to a report: what is read, what is chosen by what, what is refused; on a model where the truth is written.
+
+In `probe_world` a property of a word early in the text is written at the last token by layer 0. So it can be read at the last
+token from resid_post.0 on, in words that were never met, and neither at `embed`, nor from words, nor in an untrained twin.
+"""
+
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from assay.data.prepare_concept import prepare_concept
+from assay.errors import TaskError, UsageError
+from assay.probe import read as reading
+from assay.probe.baselines import control_labels, groups_of, memorisable, surface_features
+from assay.probe.measure import OPTIMISM, difference_of, optimism_flags
+from assay.probe.read import position_names, read_all, texts_within
+from assay.probe.run import ProbePlan, choose, measure, probe
+from assay.probe.scores import Estimate
+from assay.records import Example
+from assay.testing.probe_worlds import part, probe_world
+
+PLAN = ProbePlan(positions=("last",), encoder="none", n=80)
+TEXTS = [Example("the cat sat on a mat", 1, "a", position=4), Example("one two three", 0, "b"),
+         Example("we saw the old house by the sea", 1, "c", position=11), Example("no", 0, "d")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world():
+    return probe_world("used")
+
+
+@pytest.fixture(scope="module")
+def splits(world):
+    return {split: list(items) for split, items in world.texts["mood"].splits.items()}
+
+
+@pytest.fixture(scope="module")
+def report(world, splits):
+    return probe(world.model, splits, PLAN)
+
+
+# reading -----------------------------------------------------------------------------------------
+
+
+def raw(model, ids, module):
+    """What a module gives for one text, by a plain hook: (token, d)."""
+    kept = []
+    hook = module.register_forward_hook(lambda _, args, out: kept.append((out[0] if isinstance(out, tuple) else out).detach()))
+    try:
+        with torch.no_grad():
+            model.hf(input_ids=torch.tensor([ids]))
+    finally:
+        hook.remove()
+    return kept[0].reshape(len(ids), -1).numpy()
+
+
+def test_every_position_is_what_plain_hooks_give_one_text_at_a_time(glass):
+    longer = [example for example in TEXTS if len(example.text) > 2]
+    prepared = prepare_concept(longer, glass)
+    places = ("concept", "last", "-2", "mean", "max")
+    found = read_all(glass, prepared, ["embed", "resid_post.1"], places)
+    tokens = read_all(glass, prepared, ["resid_post.1"], ("attention",)).X["resid_post.1"]["attention"]
+    for site, module in (("embed", glass.hf.model.embed_tokens), ("resid_post.1", glass.hf.model.layers[1])):
+        for row, ids in enumerate(prepared.tokens):
+            whole = raw(glass, ids, module)
+            expected = {"concept": whole[prepared.at[row]], "last": whole[-1], "-2": whole[-2], "mean": whole[1:].mean(0),
+                        "max": whole[1:].max(0)}  # fmt: skip
+            for place in places:
+                assert np.allclose(found.X[site][place][row], expected[place], atol=1e-4), (site, place, row)
+            if site != "embed":
+                assert np.allclose(tokens[row], whole, atol=1e-4)
+
+
+def test_all_sites_and_positions_come_from_one_pass_over_the_tokens(glass, monkeypatch):
+    prepared = prepare_concept(TEXTS, glass)
+    seen = []
+    original = glass.walk
+    monkeypatch.setattr(glass, "walk", lambda tokens, *a, **k: (seen.extend(tokens), original(tokens, *a, **k))[1])
+    read_all(glass, prepared, "resid_post.*,embed,mlp_out.*", ("concept", "mean"))
+    assert sorted(map(tuple, seen)) == sorted(map(tuple, prepared.tokens))
+
+
+def test_parts_that_were_finished_are_not_read_again(glass, monkeypatch):
+    monkeypatch.setattr(reading, "PART", 1)
+    prepared, kept = prepare_concept(TEXTS, glass), {}
+
+    class Store:
+        def get(self, part):
+            return kept.get(part)
+
+        def put(self, part, values):
+            kept[part] = dict(values)
+
+    def stop(n):
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        read_all(glass, prepared, "resid_post.*", ("concept", "max"), Store(), stop)
+    passes, original = [], glass.walk
+    monkeypatch.setattr(glass, "walk", lambda *a, **k: (passes.append(1), original(*a, **k))[1])
+    again = read_all(glass, prepared, "resid_post.*", ("concept", "max"), Store())
+    whole = read_all(glass, prepared, "resid_post.*", ("concept", "max"))
+    assert len(passes) == 2 + 4
+    for site in whole.sites:
+        for place in whole.positions:
+            assert np.array_equal(again.X[site][place], whole.X[site][place])
+
+
+@pytest.mark.parametrize("asked, said", [(["middle"], "concept, last"), (["2"], "concept, last"), ([], "concept, last")])
+def test_unknown_positions_are_named(asked, said):
+    with pytest.raises(UsageError, match=said):
+        position_names(asked)
+
+
+def test_positions_have_one_spelling():
+    assert position_names(["-1", "last", "-03", "mean"]) == ("last", "-3", "mean")
+
+
+def test_a_position_that_some_text_lacks_is_refused_with_the_text(glass):
+    with pytest.raises(UsageError, match="'no' has"):
+        read_all(glass, prepare_concept(TEXTS, glass), "resid_post.0", ("-9",))
+
+
+def test_texts_beyond_the_context_are_dropped_and_counted(glass):
+    prepared = prepare_concept(TEXTS, glass)
+    lengths = list(map(len, prepared.tokens))
+    left, lost = texts_within(prepared, max(lengths) - 1), lengths.count(max(lengths))
+    assert len(left) == 4 - lost and sum(left.dropped.values()) == lost > 0 and texts_within(prepared, 10_000) is prepared
+
+
+# groups and baselines ----------------------------------------------------------------------------
+
+
+def test_groups_are_components_or_words_where_everything_is_crossed():
+    nested = [Example(f"{word} {n}", n % 2, f"t{word}", (word,)) for word in "abcdefgh" for n in range(2)]
+    assert len(set(groups_of(nested))) == 8
+    words = list(enumerate("stuvwxyz"))
+    crossed = [Example(f"{frame} {word}", number % 2, frame, (word,)) for frame in "ABC" for number, word in words]
+    assert set(groups_of(crossed)) == {f"e:{word}" for word in "stuvwxyz"}
+    others = [Example(f"text {n}", n % 2, f"g{n}") for n in range(10)]
+    same = [Example("one text", 1, "x"), *others, Example("one text", 1, "y")]
+    assert groups_of(same)[0] == groups_of(same)[-1]
+
+
+def test_a_control_label_stays_with_its_word():
+    examples = [Example("a dog ran", 1, "t"), Example("the dog.", 0, "u"), Example("my dog ran", 1, "t", position=3)]
+    assert [memorisable(each) for each in examples] == ["ran", "dog", "dog"]
+    labels = control_labels(examples, 5)
+    assert labels[1] == labels[2]
+    assert {tuple(control_labels(examples, seed)[1:].tolist()) for seed in range(40)} == {(0, 0), (1, 1)}
+
+
+def test_surface_features_see_no_words():
+    one, two = surface_features(["The good cat ran!", "The poor dog sat!"])
+    assert np.array_equal(one, two) and not np.array_equal(one, surface_features(["the good cat ran"])[0])
+
+
+# the report --------------------------------------------------------------------------------------
+
+
+def test_a_property_that_is_written_is_found_where_it_is_written(report):
+    assert report.best.startswith("resid_post.") and report.chosen.confirm.value > 0.95
+    assert report.chosen.margin.low > 0.1
+    by_site = {score.site: score for score in report.scores}
+    assert by_site["embed"].confirm.value == 0.5  # the last token is the same in all texts
+    assert all(by_site[f"resid_post.{layer}"].confirm.value > 0.9 for layer in range(3))
+
+
+def test_baselines_that_cannot_know_do_not(report):
+    numbers = report.json()["baselines"]
+    assert numbers["majority"] == numbers["embedding_layer"] == 0.5 and numbers["sentence_embedding"] is None
+    assert report.baseline("sentence_embedding").note == "not measured: not asked for"
+    for name in ("length_punctuation", "bag_of_words", "untrained", "shuffled", "control_task"):
+        assert numbers[name] < 0.8, name
+    assert report.selectivity > 0.2
+    assert report.code_length["best"]["gain"] > 0.3 > report.code_length["untrained"]["gain"]
+
+
+def test_the_json_has_the_keys_that_scripts_rely_on(report):
+    record = report.json()
+    assert {"site", "best", "scores", "baselines"} <= set(record)
+    assert record["site"] == "embed,resid_post.*" and record["best"] in {score["site"] for score in record["scores"]}
+    for score in record["scores"]:
+        assert {"site", "auroc", "low", "high"} <= set(score) and score["low"] <= score["auroc"] <= score["high"]
+    assert set(record["baselines"]) == {"majority", "length_punctuation", "bag_of_words", "sentence_embedding",
+                                        "embedding_layer", "untrained", "shuffled", "control_task"}  # fmt: skip
+    assert record["rows"]["confirm"]["rows"] == 112 and {"ece", "brier", "abstention", "bins"} <= set(record["calibration"])
+
+
+def test_confirm_numbers_are_those_of_the_one_probe_fitted_before(world, splits, report):
+    """Against scikit-learn on what is read at the chosen site, all of it again by hand."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.preprocessing import StandardScaler
+
+    seen = prepare_concept([*splits["discover"], *splits["tune"]], world.model)
+    held = prepare_concept(splits["confirm"], world.model)
+    x, y = (read_all(world.model, part, [report.best], ("last",)).X[report.best]["last"].astype(float) for part in (seen, held))
+    scaler = StandardScaler().fit(x)
+    fitted = LogisticRegression(C=report.chosen.C, tol=1e-8, max_iter=10_000).fit(scaler.transform(x), seen.labels)
+    expected = roc_auc_score(held.labels, fitted.decision_function(scaler.transform(y)))
+    assert report.chosen.confirm.value == pytest.approx(expected, abs=1e-3)
+    cosine = np.dot(report.reading.direction, fitted.coef_[0] / scaler.scale_)
+    assert cosine / np.linalg.norm(report.reading.direction) / np.linalg.norm(fitted.coef_[0] / scaler.scale_) > 0.999
+
+
+def test_confirm_has_no_say_in_what_is_chosen(world, splits, report):
+    """With the labels of confirm dealt out anew everything chosen stays, and only confirm goes to chance."""
+    rng = random.Random(3)
+    drawn = [each.label for each in splits["confirm"]]
+    rng.shuffle(drawn)
+    wrong = [replace(each, label=label) for each, label in zip(splits["confirm"], drawn, strict=True)]
+    other = probe(world.model, {**splits, "confirm": wrong}, PLAN)
+    assert (other.best, other.position, other.chosen.C) == (report.best, report.position, report.chosen.C)
+    assert [score.tune for score in other.scores] == [score.tune for score in report.scores]
+    assert abs(other.chosen.confirm.value - 0.5) < 0.2 and other.chosen.ood == report.chosen.ood
+    assert OPTIMISM in {flag.name for flag in other.flags} and OPTIMISM not in {flag.name for flag in report.flags}
+
+
+def test_a_leak_between_fitting_and_confirm_is_refused(world, splits):
+    chosen = choose(world.model, {"tune": splits["tune"]}, replace(PLAN, untrained=False))
+    leaking = [*splits["confirm"], replace(splits["tune"][0], text=splits["confirm"][0].text + " ask", entities=())]
+    with pytest.raises(TaskError, match="confirm shares 1 template with discover or tune"):
+        measure(world.model, chosen, {"confirm": leaking})
+    with pytest.raises(TaskError, match="entity"):
+        measure(world.model, chosen, {"confirm": [*splits["confirm"], replace(splits["tune"][0], template="z", text="f1 ask")]})
+
+
+@pytest.mark.parametrize("kind, least", [("mean_difference", 0.95), ("lda", 0.95), ("k_sparse", 0.8), ("mlp", 0.9)])
+def test_other_probes_find_it_too(world, splits, kind, least):
+    plan = replace(PLAN, probe=kind, sites="resid_post.0", untrained=False, k=12)
+    found = probe(world.model, splits, plan)
+    assert found.best == "resid_post.0" and found.chosen.confirm.value > least
+    if kind == "mean_difference":
+        direction = found.reading.direction
+        assert direction @ part("mood").numpy() / np.linalg.norm(direction) > 0.9
+    assert (found.reading.direction is None) == (kind == "mlp")
+
+
+def test_attention_pools_over_tokens(world, splits):
+    few = {split: items[:80] for split, items in splits.items()}
+    plan = replace(PLAN, probe="attention", positions=("attention",), sites="resid_post.0", untrained=False)
+    found = probe(world.model, few, plan)
+    assert found.best == "resid_post.0" and found.chosen.confirm.value > 0.8 and found.code_length == {}
+
+
+def test_several_positions_make_a_map_and_the_best_is_one_of_them(world, splits):
+    found = probe(world.model, splits, replace(PLAN, positions=("-2", "mean", "last"), sites="resid_post.0:2", untrained=False))
+    assert len(found.scores) == 6 and {score.position for score in found.scores} == {"-2", "mean", "last"}
+    top = max(found.scores, key=lambda score: score.tune.value)
+    assert (found.best, found.position) == (top.site, top.position)
+
+
+def test_what_is_kept_is_used_again(world, splits, monkeypatch):
+    stores = {}
+
+    class Store(dict):
+        def put(self, part, values):
+            self[part] = values
+
+    keep = lambda key: stores.setdefault(key, Store())  # noqa: E731
+    first = probe(world.model, splits, replace(PLAN, sites="resid_post.0"), keep=keep)
+    assert len(stores) == 4  # seen and sealed, of the model and of its twin
+    passes = []
+    monkeypatch.setattr(type(world.model), "walk", lambda *a, **k: passes.append(1))
+    assert probe(world.model, splits, replace(PLAN, sites="resid_post.0"), keep=keep).json() == first.json() and not passes
+
+
+# optimism ----------------------------------------------------------------------------------------
+
+
+def estimate(value, reach):
+    return Estimate(value, value - reach, value + reach, 100, 20, "")
+
+
+@pytest.mark.parametrize("tune, confirm, flagged", [((0.8, 0.1), (0.5, 0.1), True), ((0.8, 0.1), (0.74, 0.1), False),
+                                                    ((0.8, 0.1), (0.9, 0.1), False)])  # fmt: skip
+def test_optimism_is_flagged_where_it_is_more_than_noise(report, tune, confirm, flagged):
+    gap = difference_of(estimate(*tune), estimate(*confirm))
+    assert gap.high - gap.value == pytest.approx(math.hypot(tune[1], confirm[1]))
+
+    class Chosen:
+        best = type("Best", (), {"site": "resid_post.1", "tune": estimate(*tune)})
+        candidates = (1, 2, 3)
+
+    assert bool(optimism_flags(Chosen, estimate(*confirm))) is flagged  # type: ignore[arg-type]
+
+
+# mistakes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"probe": "forest"}, "mean_difference"), ({"probe": "attention"}, "attention"), ({"folds": 1}, "2 on"),
+    ({"positions": ("attention",)}, "attention"), ({"encoder": "bert"}, "minilm"), ({"Cs": (0.0,)}, "above 0"),
+    ({"n": 0}, "1 on"), ({"alpha": 1.0}, "between"),
+])  # fmt: skip
+def test_wrong_plans_are_named(change, said):
+    with pytest.raises(UsageError, match=said):
+        replace(PLAN, **change).check()
+
+
+def test_three_groups_a_split_are_enough_to_run_and_are_flagged(world, splits):
+    few = {split: [each for each in items if int(each.template.split()[1]) < 3] for split, items in splits.items()}
+    found = probe(world.model, {split: few[split] for split in ("tune", "confirm")}, replace(PLAN, sites="resid_post.0"))
+    assert "few_groups" in {flag.name for flag in found.flags} and found.chosen.ood is None
+    assert found.rows["confirm"]["rows"] == 24 and found.rows["confirm"]["members"] == 12
+    assert found.chosen.confirm.value > 0.7
+
+
+def test_missing_splits_are_named(world, splits):
+    with pytest.raises(TaskError, match="tune"):
+        probe(world.model, {"confirm": splits["confirm"]}, PLAN)
+    with pytest.raises(TaskError, match="confirm"):
+        probe(world.model, {"tune": splits["tune"]}, replace(PLAN, sites="resid_post.0", untrained=False))
+
+
+def test_one_label_in_tune_is_refused(world, splits):
+    one = [each for each in splits["tune"] if each.label]
+    with pytest.raises(TaskError, match="label 0"):
+        choose(world.model, {"discover": splits["discover"], "tune": one}, PLAN)
