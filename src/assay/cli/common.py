@@ -134,16 +134,16 @@ def check_json_target(target: str | None) -> None:
 
 def write_json(record: Any, target: str) -> None:
     """Write beside, then rename. NaN and infinity become null."""
-    text = json.dumps(_finite(record), indent=1, allow_nan=False)
+    text = json.dumps(finite(record), indent=1, allow_nan=False)
     if target == "-":
         click.echo(text)
     else:
         write_file(Path(target), text.encode())
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,1 @@
+"""Steering and repair: directions, doses, side effects; changed weights and what else they changed."""
