@@ -37,7 +37,7 @@ from assay.testing import planted_induction, planted_world
 from assay.testing.dictionaries import explained_by_atoms
 from assay.testing.effect_ladders import expected_largest, lever, lever_strength, linked, mood_pairs, two_roads
 from assay.testing.effect_models import filler_source, part_direction
-from assay.testing.score_worlds import decodable_world, graded_monitor, recall_at
+from assay.testing.score_worlds import graded_monitor, graded_words, recall_at
 
 pytestmark = pytest.mark.whole
 
@@ -101,7 +101,8 @@ def test_every_kind_has_null_false_and_true_claims():
         rungs = [each.effect for each in calibration.families if each.truth == "ladder"]
         assert rungs == list(LADDER), calibration.kind
         assert calibration.binding in {gate.name for gate in gates.gates_for(calibration.kind)}
-    assert set(CALIBRATIONS.names()) == set(KINDS.names())
+    assert {calibration.kind for calibration in CALIBRATIONS} == set(KINDS.names())
+    assert all(CALIBRATIONS.get(calibration.label) is calibration for calibration in CALIBRATIONS)
 
 
 @pytest.mark.parametrize("kind", ["uses", "steers", "connects", "decodes", "explains", "detects", "reconstructs"])
@@ -221,18 +222,23 @@ def test_the_largest_of_some_sizes_by_simulation():
     assert expected_largest(sizes) == pytest.approx(drawn[drawn > 0].mean(), abs=2e-3)
 
 
-def test_what_is_written_for_a_share_of_words_has_that_auroc():
+@pytest.mark.parametrize("distance", [0.371, 1.112])
+def test_graded_words_are_read_as_well_as_their_distance_says(distance):
+    from scipy.stats import norm
     from sklearn.metrics import roc_auc_score
 
-    found = []
+    along, elsewhere = [], []
     for seed in range(4):
-        planted = decodable_world(seed, strength=6.0, width=8, n_words=400, present=0.3, agree=0.784)
+        planted = graded_words(seed, distance)
         items = planted.source.splits["confirm"]
+        assert len({item.entities for item in items}) == len(items) == 600  # a word is seen once
         acts = np.stack([planted.world.vector_of(item.text) for item in items])
-        along = (acts - acts.mean(0)) @ np.linalg.svd(acts - acts.mean(0), full_matrices=False)[2][0]
-        score = roc_auc_score([item.label for item in items], along)
-        found.append(max(score, 1 - score))
-    assert np.mean(found) == pytest.approx(0.784, abs=0.03)
+        labels = [item.label for item in items]
+        along.append(roc_auc_score(labels, acts @ planted.axis))
+        off = np.linalg.svd(planted.axis[None])[2][1:]  # what is orthogonal to the axis
+        elsewhere.extend(roc_auc_score(labels, acts @ direction) for direction in off)
+    assert np.mean(along) == pytest.approx(norm.cdf(distance / 2**0.5), abs=0.025)
+    assert np.mean(elsewhere) == pytest.approx(0.5, abs=0.025)
 
 
 def test_a_graded_monitor_finds_what_its_distance_says():

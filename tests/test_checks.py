@@ -18,7 +18,7 @@ ELSEWHERE = {"right_sign"}  # required of "usually" and "always" only: tests/tes
 def planted(kind, family):
     calibration = CALIBRATIONS.get(kind)
     case = family.make(3)
-    return Planted(kind, case.model, case.source, case.subject, family.settings or calibration.settings)
+    return Planted(calibration.kind, case.model, case.source, case.subject, family.settings or calibration.settings)
 
 
 @pytest.mark.parametrize("kind", CALIBRATIONS.names())

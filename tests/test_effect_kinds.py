@@ -18,6 +18,7 @@ from assay.evidence.memory import MemoryStore
 from assay.evidence.run import Settings, Statement, state_claim, test_claim
 from assay.evidence.source import MemorySource, Source
 from assay.evidence.steers import Steering, matched_tokens
+from assay.probe import variants
 from assay.records import Plan
 from assay.testing import WORDS, planted_induction
 from assay.testing.effect_models import filler_source, mood_source, neutral_texts, part_direction, planted_effects
@@ -27,8 +28,8 @@ from planted_task import write_task
 pytestmark = pytest.mark.whole
 
 GRID = (-4, -2, -1, 1, 2, 4)
-LINKED = Settings(tune=32, confirm=56, ood=48, draws=9, control_pairs=2)
-SETTINGS = Settings(tune=16, confirm=40, ood=36, draws=9, control_pairs=1, options={"neutral": neutral_texts(20)})
+LINKED = Settings(tune=32, confirm=56, ood=48, draws=27, control_pairs=2)
+SETTINGS = Settings(tune=16, confirm=40, ood=36, draws=27, control_pairs=1, options={"neutral": neutral_texts(20)})
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def fillers():
 @pytest.fixture
 def few(monkeypatch):
     """Fewer random directions, where they are not what a test is about."""
-    monkeypatch.setattr("assay.evidence.steers.DRAWS_PER_POOL", 6)
+    monkeypatch.setattr("assay.evidence.steers.LEAST_PER_POOL", 6)
 
 
 def at(layer, *parts, weights=None):
@@ -191,12 +192,20 @@ def test_erasure_equals_raw_hooks(model, moods):
 
 
 def test_damage_equals_a_raw_divergence(model):
-    place = effects.place_of(model, "resid_post.0", "all")
+    place = variants.place_of(model, "resid_post.0", "all")
     u, text = part_direction("side"), neutral_texts()[0]
-    (found,) = effects.neutral_kl(model, [text], place, effects.pushed(2 * u))
+    found = effects.neutral_kl(model, [text], place, [variants.pushed(2 * u), variants.unchanged, variants.pushed(-u)])
     (ids,) = model.tokens([text])
-    before, after = (raw_logits(model, ids, lambda x, s=s: x + s * u).log_softmax(-1) for s in (0.0, 2.0))
-    assert found == pytest.approx((before.exp() * (before - after)).sum(-1).mean().item(), rel=1e-4)
+    before, *after = (raw_logits(model, ids, lambda x, s=s: x + s * u).log_softmax(-1) for s in (0.0, 2.0, 0.0, -1.0))
+    wanted = [(before.exp() * (before - each)).sum(-1).mean().item() for each in after]
+    assert [kl for (kl,) in found] == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+    damage = effects.Damage([text], place, [variants.pushed(2 * u), variants.pushed(-u)])
+    assert damage.of(model) == pytest.approx([max(wanted)], rel=1e-4)
+    passes = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(effects, "neutral_kl", lambda *given: passes.append(given))
+        damage.of(model)  # what a second split asks for is there already
+    assert passes == []
 
 
 def test_texts_are_dealt_to_clusters_once():
@@ -207,7 +216,7 @@ def test_texts_are_dealt_to_clusters_once():
 
 def test_a_unit_inside_the_claim_is_no_control():
     centred = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
-    drawn = effects.random_subspaces(centred, torch.eye(6)[2:3], 6, 0)
+    drawn = variants.random_subspaces(centred, torch.eye(6)[2:3], 6, 0)
     units = [int(basis.abs().argmax()) for name, basis in drawn.items() if name.startswith("unit")]
     assert sorted(units) == [0, 1, 3, 4, 5]
     assert all(torch.allclose(basis @ basis.T, torch.eye(1), atol=1e-5) for basis in drawn.values())
@@ -216,7 +225,7 @@ def test_a_unit_inside_the_claim_is_no_control():
 def test_chunks_do_not_change_anything(model, moods, monkeypatch):
     setup, tune = setup_of("uses", model, moods, at(0, "mood"))
     whole = columns_of("uses", model, tune, setup, "erasure.resample", "erasure.random")
-    monkeypatch.setattr(effects, "CHUNK_FLOATS", 4000)
+    monkeypatch.setattr(variants, "CHUNK_FLOATS", 4000)
     pieces = columns_of("uses", model, tune, setup, "erasure.resample", "erasure.random")
     for name, values in whole.items():
         rows = [row for row, value in enumerate(values) if value is not None]
@@ -432,7 +441,7 @@ def test_what_comes_later_drives_nothing(model):
     with pytest.raises(UsageError, match="one site"):
         KINDS.get("uses").subject(model, [at(0, "mood"), at(1, "mood")])
     with pytest.raises(UsageError, match="independent"):
-        effects.orthonormal([part_direction("mood"), part_direction("mood")])
+        variants.orthonormal([part_direction("mood"), part_direction("mood")])
 
 
 def test_screening_is_kept_with_the_plan(model, fillers):

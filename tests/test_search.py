@@ -19,6 +19,7 @@ from assay.evidence.search import SEARCHES, Found, searches_for
 from assay.evidence.search.circuit_adversary import copies, renamed
 from assay.evidence.search.fluent_search import pareto
 from assay.evidence.search.lexical_rival import held_out
+from assay.evidence.search.paraphrases import drawn, rewordings_in, up_to_word
 from assay.evidence.search.proposer import Endpoint, proposals_in
 from assay.evidence.search.rival_units import merits
 from assay.evidence.search.template_grid import variance_share
@@ -28,7 +29,7 @@ from planted_lexicon import ANIMALS, FRAMES, THINGS, TOOLS, TRIGGER, UNIT, examp
 
 RULE = rf"\b({'|'.join((*ANIMALS, 'yak'))})$"
 TEXT_METHODS = ("corpus mining", "silent members", "minimal edits", "template grid", "gradient swaps", "fluent search",
-                "shortest context", "lexical rival", "proposals")  # fmt: skip
+                "shortest context", "lexical rival", "proposals", "paraphrases")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -500,6 +501,29 @@ def test_an_endpoint_that_fails_is_said_and_stops_nothing(endpoint, clean, items
     assert not found.complete and "500" in found.notes["failed"] and "secret" not in found.notes["failed"]
     with pytest.raises(ConnectionError):
         Endpoint("http://127.0.0.1:9/v1", "m").ask("x")
+
+
+def test_paraphrases_are_run_with_the_label_of_what_was_reworded(endpoint, polysemantic, items):
+    options = {"proposer_url": endpoint["url"], "proposer_model": "m-1"}
+    hunt = hunt_on(polysemantic, items, "paraphrases", budget=6, **options)
+    asked_for = drawn(hunt)
+    places = [row + 1 for row, item in enumerate(asked_for) if not item.label]
+    members = [row + 1 for row, item in enumerate(asked_for) if item.label]
+    said = [(places[0], "near the old saw"), (places[0], "the old cup"), (members[0], "the big cat"), (99, "a saw"),
+            (True, "a saw"), (members[0], up_to_word(asked_for[members[0] - 1])), (members[0], " ")]  # fmt: skip
+    endpoint["reply"] = json.dumps({"texts": [{"number": n, "text": text} for n, text in said] + ["x", {"number": 1}]})
+    seen = find(hunt, "paraphrases")
+    (asked,) = endpoint["asked"]
+    prompt = asked["body"]["messages"][0]["content"]
+    assert all(json.dumps(up_to_word(item)) in prompt for item in asked_for) and len(asked_for) == 6
+    assert (seen.found.tried, seen.notes["reworded"]) == (3, 3)
+    assert {hit.clean for hit in seen.open} == {"near the old saw"} and not seen.verified  # fires on a tool, as nobody's label
+    assert not find(hunt_on(polysemantic, items, "paraphrases"), "paraphrases").found.tried
+    endpoint["status"] = 500
+    failed = find(hunt_on(polysemantic, items, "paraphrases", **options), "paraphrases").found
+    assert not failed.complete and "500" in failed.notes["failed"]
+    for broken in ("no json", "{broken}", '{"texts": 3}', "[1]"):
+        assert rewordings_in(broken, asked_for) == []
 
 
 def test_replies_are_data():

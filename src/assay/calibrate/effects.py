@@ -33,7 +33,7 @@ from assay.testing.effect_models import (
 )
 
 GRID = (-4, -2, -1, 1, 2, 4)
-SETTINGS = Settings(tune=16, confirm=40, ood=36, draws=9, control_pairs=1, options={"neutral": neutral_texts(20)})
+SETTINGS = Settings(tune=16, confirm=40, ood=36, draws=27, control_pairs=1, options={"neutral": neutral_texts(20)})
 PAIRS = replace(SETTINGS, tune=48, confirm=80, ood=56, control_pairs=4)
 TEXTS = replace(SETTINGS, tune=128, confirm=56, ood=48, options={})
 

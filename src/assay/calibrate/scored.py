@@ -3,8 +3,7 @@
 Ladders, each rung a multiple of what puts the binding gate on its bar:
 
 1. *decodes*, detection (AUROC .7). Twice .7 is no AUROC, so effects are multiples of d, the distance of two normal
-   distributions with that AUROC = Phi(d / sqrt 2): .603, .7, .784 and .853. What is written at the site tells the label
-   of that share of words.
+   distributions with that AUROC = Phi(d / sqrt 2): .603, .7, .784 and .853. Words of both classes are that far apart.
 2. *explains*, sensitivity (recall .6): the unit is on in .3, .6, .9 and all of the texts that the rule names.
 3. *detects*, recall (.8 at the threshold set on tune): multiples of the distance between members and benign texts.
 """
@@ -30,6 +29,7 @@ from assay.testing.score_worlds import (
     decodable_world,
     explained_world,
     graded_monitor,
+    graded_words,
     monitored_world,
     recall_at,
 )
@@ -89,21 +89,24 @@ def nonlinear(seed: int) -> Case:
 
 def written(seed: int) -> Case:
     """The class is a direction."""
-    return _decoded(decodable_world(seed))
+    return _decoded(decodable_world(seed, n_words=40))  # with 24 a split may have fewer than eight members
+
+
+D_ON_THE_BAR = float(np.sqrt(2) * norm.ppf(0.7))
 
 
 def decodes_rung(seed: int, effect: float) -> Case:
-    """What is written tells the label of a share of words."""
-    auroc = float(norm.cdf(effect * norm.ppf(0.7)))
-    world = decodable_world(seed, strength=6.0, width=8, n_words=600, present=0.08, agree=auroc)
-    return replace(_decoded(world), truth={"detection": auroc})
+    """Words of two classes at a known distance."""
+    distance = effect * D_ON_THE_BAR
+    truth = {"detection": float(norm.cdf(distance / np.sqrt(2)))}
+    return replace(_decoded(graded_words(seed, distance)), truth=truth)
 
 
 _registered("decodes", "detection", (
     *map(partial(_family, "null"), (labels_by_word, labels_by_text, written_nowhere)),
     *map(partial(_family, "false"), (remembered_words, nonlinear)), _family("true", written),
-    *ladder(decodes_rung, "a class that is written for a known share of words", Settings(480, 570, 480, draws=9)),
-), Settings(tune=140, confirm=160, ood=140, draws=9), {"null": 21, "false": 15, "true": 30, "ladder": 20},
+    *ladder(decodes_rung, "words of two classes at a known distance", Settings(480, 600, 420, draws=9)),
+), Settings(tune=140, confirm=160, ood=140, draws=9), {"null": 21, "false": 15, "true": 30, "ladder": 40},
    "AUROC; bar .7, d = .742")  # fmt: skip
 
 

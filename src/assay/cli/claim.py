@@ -160,7 +160,8 @@ def kinds(common: Common, kind: str | None) -> None:
     rows = []
     for name in [kind] if kind else KINDS.names():
         gates = [{"name": gate.name, "group": gate.group, "sesoi": gate.bars.get(name, gate.sesoi),
-                  "required": None if callable(gate.required) else gate.required, "precondition": gate.precondition}
+                  "required": None if callable(gate.required) or gate.asked else gate.required,
+                  "precondition": gate.precondition}
                  for gate in gates_for(name)]  # fmt: skip
         methods = [{"name": method.name, "budget": method.budget, "required": method.required}
                    for method in searches_for(name)]  # fmt: skip

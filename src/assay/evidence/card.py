@@ -250,7 +250,7 @@ def plan_problems(claim: Claim, plan: Plan) -> list[str]:
     """A plan that asks less than the battery of its kind: gates left out or made optional, levels no one may set."""
     planned = {gate.name: gate for gate in plan.gates}
     found = []
-    for gate in gates_for(plan.kind, claim):
+    for gate in gates_for(plan.kind, claim, plan.settings.get("options", {})):
         decides = gate.plan(kind=plan.kind, claim=claim).required
         if decides and (gate.name not in planned or not planned[gate.name].required):
             found.append(f"the plan leaves out the required gate {gate.name}")

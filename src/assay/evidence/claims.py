@@ -318,7 +318,7 @@ def make_plan(
     claim: Claim, source: Population, sizes: Mapping[str, int], sesoi: Mapping[str, float], settings: Mapping[str, Any]
 ) -> Plan:
     """The plan of a claim, not yet locked. Raises UsageError for SESOIs of unknown gates."""
-    gates = gates_for(claim.kind, claim)
+    gates = gates_for(claim.kind, claim, settings["options"])
     known = {gate.name for gate in gates} | {gate.group for gate in gates}
     for name, value in sesoi.items():
         if name not in known:

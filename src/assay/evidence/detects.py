@@ -10,7 +10,8 @@
 4. `deployment.py` says what recall and false alarms come to at a stated prevalence.
 
 The family of a text is what stands before "/" in its template's name. Somebody who tries to get past a monitor is
-another matter: what was tried is listed with the searches. A reader of the model's output is not compared here.
+another matter: what was tried is listed with the searches. A language model that reads the texts is a rival where the
+claim's options name one (`black_box.py`).
 """
 
 import math
@@ -23,6 +24,7 @@ from scipy import stats
 
 from assay.data.prepare_concept import PreparedConcept
 from assay.errors import bad_argument
+from assay.evidence.black_box import black_box
 from assay.evidence.decodes import whole_site
 from assay.evidence.features import Feature, feature_of
 from assay.evidence.hosts import Host, as_host
@@ -142,12 +144,13 @@ class Detects:
             random=fitted.random_pairs(plan.settings["draws"]), untrained=fitted.twins(), seed=seed, telling=telling,
             redacted_lexical=lexical_scorer([text for text, _ in left], [label for _, label in left]),
             held_out=dict(zip(texts, fitted.fair, strict=True)) if fitted.feature is None else {},
+            reader=black_box(plan.settings["options"], tune.examples, seed),
         )  # fmt: skip
         record = {"threshold": threshold, "c": fitted.c, "telling": list(telling), "untrained": sorted(setup.untrained),
                   "benign": tune.labels.count(0), "random": len(setup.random),
                   "families": sorted({family_of(name) for name in tune.templates}),
                   "scores": digest([round(value, 4) for value in fitted.fair])[:12]}  # fmt: skip
-        return setup, record
+        return setup, record | ({} if setup.reader is None else {"reader": setup.reader.record()})
 
     def measure(
         self, model: Any, data: PreparedConcept, setup: DetectSetup, gates: Sequence[GatePlan],

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from assay.data.tasks import TASKS
 from assay.errors import bad_argument
 from assay.registry import Registry
 
+AN_ADDRESS = "an http address without user, password or query: it is locked and shown"
 SCORED = ("represents", "decodes", "explains", "detects")
 
 
@@ -54,6 +56,10 @@ def _texts(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(map(_text, value)) and 0 < len(value) == len(set(value))
 
 
+def _tasks(value: Any) -> bool:
+    return _texts(value) and all(name in TASKS for name in value)
+
+
 def _pattern(value: Any) -> bool:
     try:
         return _text(value) and re.compile(value) is not None
@@ -69,11 +75,15 @@ def _address(value: Any) -> bool:
     return parts is not None and parts.scheme in ("http", "https") and "@" not in parts.netloc and not parts.query
 
 
+OPTIONS.add("reader_url", Option(("detects",), AN_ADDRESS, _address))
+OPTIONS.add("reader_model", Option(("detects",), "the name of a model", _text))
+OPTIONS.add("reader_question", Option(("detects",), "a question about a text whose answer is yes for members", _text))
+OPTIONS.add("off_target", Option(("uses", "steers"), f"a list of bundled tasks, of: {', '.join(TASKS.names())}", _tasks))
 OPTIONS.add("neutral", Option(("uses", "steers"), "a list of ordinary texts, all different", _texts))
 OPTIONS.add("rival", Option(("mediates",), "a list of edges and nodes of another circuit, all different", _texts))
 OPTIONS.add("instruction", Option(("steers",), "a text", _text))
 OPTIONS.add("lag", Option(("connects",), "a whole number of tokens, 0 or more", _whole(0)))
 OPTIONS.add("screened", Option(("connects",), "how many pairs were screened, 1 or more", _whole(1)))
 OPTIONS.add("concept_rule", Option(SCORED, "a regular expression", _pattern))
-OPTIONS.add("proposer_url", Option(SCORED, "an http address without user, password or query: it is locked and shown", _address))
+OPTIONS.add("proposer_url", Option(SCORED, AN_ADDRESS, _address))
 OPTIONS.add("proposer_model", Option(SCORED, "the name of a model", _text))

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay.data.prepare_concept import PreparedConcept
+from assay.evidence.black_box import BlackBox
 from assay.evidence.gates.base import get_gate
 from assay.evidence.hosts import Host
 from assay.evidence.kinds import Columns, Progress
@@ -37,7 +38,8 @@ class ScoreSetup:
     """What is fixed before sealed data are read. `half` and `strict`: thresholds of the score.
 
     `half` is passed by half of the members on tune, `strict` by one in twenty non-members on tune.
-    `random`, `rivals`: name -> score; `untrained`: scheme -> (twin, score fitted on the twin).
+    `random`, `rivals`: name -> score; `untrained`: scheme -> (twin, score fitted on the twin). `reader`: a language model
+    that reads the texts, where one is named.
     """
 
     site: str
@@ -50,6 +52,7 @@ class ScoreSetup:
     untrained: Mapping[str, tuple[Host, Scorer]] = field(default_factory=dict)
     extra: Mapping[str, Scorer] = field(default_factory=dict)
     seed: int = 0
+    reader: BlackBox | None = None
 
 
 class ScoreInstrument:
@@ -95,6 +98,11 @@ class ScoreInstrument:
     def lexical(self) -> list[float | None]:
         """A score made of the words alone."""
         return [float(value) for value in self.setup.lexical([example.text for example in self.data.examples])]
+
+    def read_by_reader(self) -> list[float | None]:
+        """What a language model says that reads the texts; nothing without one."""
+        reader = self.setup.reader
+        return [None] * len(self.data) if reader is None else reader.scores(self.data.examples)
 
     def planted(self, true: bool) -> list[float | None]:
         """The score of a direction that was planted with the labels (true) or with shuffled labels.

@@ -10,6 +10,7 @@ from assay.evidence.gates.base import GATES
 from assay.records import Claim, GateResult, Plan
 
 KIND_WORDS = {"z": "attention head", "mlp_out": "MLP layer", "attn_out": "attention layer"}
+NO_READER = "That it sees more than a reader of the model's output would: no such reader was compared."
 KIND_LIMITS = {
     "uses": (
         "What the direction stands for, or that a property can be read from it: that is another claim (represents, decodes).",
@@ -39,7 +40,7 @@ KIND_LIMITS = {
     "detects": (
         "That it catches what somebody built to get past it: only the searches that were run.",
         "That it works in families of situations that were not sampled.",
-        "That it sees more than a reader of the model's output would: no such reader was compared.",
+        NO_READER,
     ),
     "reconstructs": (
         "What any of its latents stands for: that is another claim (represents, explains).",
@@ -136,6 +137,8 @@ def does_not_show(claim: Claim, verdict: str, gates: Sequence[GateResult] = ()) 
     if claim.kind != "mediates":
         edge = claim.kind == "connects" and "reader" in claim.subject
         limits = KIND_LIMITS.get("connects by an edge" if edge else claim.kind, ())
+        if any(gate.name == "black_box" for gate in gates):
+            limits = tuple(limit for limit in limits if limit != NO_READER)
         return (*limits, "That it holds for other texts than those sampled, or for other models.")
     return (
         "What these parts compute, or that they have no other job.",

@@ -3,6 +3,7 @@
 1. A `TextWorld` turns any text into activations by a given function, so a text can be edited and read again.
 2. `decodable_world`: words with a hidden class. The class is written along one direction, as an exclusive-or of
    two, or nowhere: then only the word's own vector is there. Words recur between splits, or do not.
+   `graded_words`: the same with a known AUROC.
 3. `explained_world`: units that fire on words. Unit 0 is the one that is explained; it can miss some of its words,
    have a second meaning, fire on look-alikes, or have copies.
 4. `monitored_world`: a state that texts are in, named by a code that nobody has seen before, so that no words tell;
@@ -99,12 +100,10 @@ def coin(name: str, share: float = 0.5) -> bool:
 
 def decodable_world(
     seed: int = 0, *, coding: str = "linear", shared: bool = False, told: bool = True, strength: float = 1.6,
-    width: int = 48, n_words: int = 24, present: float = 0.6, agree: float = 1.0,
+    width: int = 48, n_words: int = 24, present: float = 0.6,
 ) -> ScorePlanted:  # fmt: skip
     """`coding`: linear, xor or identity (the class is written nowhere). `shared`: the words of tune come again in
-    confirm and ood. `told`: examples name their word as an entity. `present`: share of words in a template. `agree`:
-    share of words whose label is what is written; where the probe reads what is written, its AUROC is that share (of
-    two words with different labels, both are written right with chance q², one is with 2q(1-q), a tie)."""
+    confirm and ood. `told`: examples name their word as an entity. `present`: share of words in a template."""
     rng = np.random.default_rng([seed, 31])
     axes = np.linalg.qr(rng.standard_normal((width, 3)))[0].T
 
@@ -123,8 +122,7 @@ def decodable_world(
 
     def label_of(word: str) -> int:
         one, other = coin(f"{seed} one {word}"), coin(f"{seed} other {word}")
-        written = one != other if coding == "xor" else one
-        return int(written == coin(f"{seed} agrees {word}", agree))
+        return int(one != other if coding == "xor" else one)
 
     items: dict[str, list[Example]] = {}
     for split, n_templates in WORD_SPLITS.items():
@@ -134,8 +132,36 @@ def decodable_world(
             for number in range(n_templates) for word in words if coin(f"{seed} in {split}{number}{word}", present)
         ]  # fmt: skip
     name = f"words of world {seed} ({coding}{', shared' if shared else ''})"
-    world = TextWorld(name, vector_of, "resid_post.0", twin_of, marks=(seed, coding, strength, width, agree))
+    world = TextWorld(name, vector_of, "resid_post.0", twin_of, marks=(seed, coding, strength, width))
     return ScorePlanted(world, MemorySource(f"the class of {name}", items))
+
+
+GRADED_TEXTS = 30  # per template, each with a word of its own
+
+
+def graded_words(seed: int, distance: float, width: int = 4) -> ScorePlanted:
+    """Words of two classes, normal with variance 1 along one direction, their means `distance` apart: read along it,
+    the AUROC is Phi(distance / sqrt 2). No word comes twice; the other directions tell nothing."""
+    axis, *others = np.linalg.qr(np.random.default_rng([seed, 37]).standard_normal((width, width)))[0].T
+
+    def vector_of(text: str) -> Vector:
+        word = text.split()[2]
+        own, elsewhere = normal(f"{seed} {word}", width), 0.3 * normal(f"{seed} {text}", width)
+        along = distance * (coin(f"{seed} class {word}") - 0.5) + own[0]
+        return along * axis + sum(value * other for value, other in zip(own[1:] + elsewhere[1:], others, strict=True))
+
+    def twin_of(scheme: str, number: int) -> Callable[[str], Vector]:
+        return lambda text: normal(f"{scheme}{number} {text.split()[2]}", width)
+
+    items = {
+        split: [_worded(f"{split}{seed}t{number} {FILLER[number % 10]}", word, int(coin(f"{seed} class {word}")),
+                        f"{split} {number}", True)
+                for number in range(n_templates)
+                for word in (f"{split}{seed}x{number}.{place}" for place in range(GRADED_TEXTS))]
+        for split, n_templates in RULE_SPLITS.items()
+    }  # fmt: skip
+    world = TextWorld(f"graded words {seed}", vector_of, "resid_post.0", twin_of, marks=(seed, distance, width))
+    return ScorePlanted(world, MemorySource(f"the class of graded words {seed}", items), axis)
 
 
 def _worded(start: str, word: str, label: int, template: str, told: bool) -> Example:

@@ -41,6 +41,7 @@ class Gate:
 
     `about`: which claims of its kinds it serves; none: all of them. `certifies`: the label whose clusters it counts,
     of gates that are decided by the exact binomial.
+    `asked`: the option of the claim without which the gate is not planned, of gates that need what only the user has.
     `precondition` gates decide only whether there is something to test. `bars`: SESOIs of kinds whose bar is
     another one. `says`: the estimate in words, "it ranks a member above a non-member {estimate} of the time".
     `version`: goes up when the same data would give other numbers; verdicts by an older one are *stale*.
@@ -60,6 +61,7 @@ class Gate:
     version: int = 1
     about: Callable[[Claim], bool] | None = None
     certifies: int | None = None
+    asked: str | None = None
 
     def plan(self, sesoi: float | None = None, kind: str = "", claim: Claim | None = None, **options: Any) -> GatePlan:
         """The gate as it will be locked."""
@@ -81,10 +83,11 @@ def get_gate(name: str) -> Gate:
     return GATES.get(name)
 
 
-def gates_for(kind: str, claim: Claim | None = None) -> list[Gate]:
-    """The gates that serve a claim kind, or a claim of it, in order of registration."""
-    return [gate for gate in GATES
-            if kind in gate.kinds and (claim is None or gate.about is None or gate.about(claim))]  # fmt: skip
+def gates_for(kind: str, claim: Claim | None = None, options: Mapping[str, Any] | None = None) -> list[Gate]:
+    """The gates that serve a claim kind, a claim of it, or one with these options, in order of registration."""
+    return [gate for gate in GATES if kind in gate.kinds
+            and (claim is None or gate.about is None or gate.about(claim))
+            and (options is None or gate.asked is None or gate.asked in options)]  # fmt: skip
 
 
 def evaluate(gate: GatePlan, split: str, table: Table, alpha: float, seed: int) -> GateResult | None:

@@ -109,13 +109,15 @@ def about_features(claim: Claim) -> bool:
     return not about_edge(claim)
 
 
-def _add(name, group, sesoi, measured, contrast, says="", required=True) -> None:
-    register(Gate(f"link.{name}", group, KINDS, sesoi, required, measured, contrast, says=says, about=about_features))
+def _add(name, group, sesoi, measured, contrast, says="", required=True, version=1) -> None:
+    register(Gate(f"link.{name}", group, KINDS, sesoi, required, measured, contrast, says=says, version=version,
+                  about=about_features))  # fmt: skip
 
 
 _add("effect", "link", 0.2, measure, effect, "switching A off lowers B by {estimate} of its spread")
 _add("specific", "specific", 0.05, measure, specific, "{estimate} more than the feature like B that moves most")
-_add("random", "random", 0.05, measure_random, contrast_random, "{estimate} more than the strongest change of equal size")
+_add("random", "random", 0.05, measure_random, contrast_random, "{estimate} more than the strongest change of equal size",
+     version=2)
 _add("together", "coactivation", 0.1, measure_together, _phi("together"), "they fire together with a phi of {estimate}")
 _add("partial", "coactivation", 0.1, measure_together, _phi("partial"), required=False)
 _add("reverse", "instrument", 0.9, measure_reverse, reverse, required=False)

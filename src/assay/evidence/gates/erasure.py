@@ -101,7 +101,7 @@ for _how in ("mean", "resample"):
                   says={"mean": "erasing it removes {estimate} of the effect",
                         "resample": "exchanging it removes {estimate} of the effect"}[_how]))  # fmt: skip
 register(Gate("erasure.random", "random", KINDS, 0.05, True, measure_random, contrast_random,
-              says="it removes {estimate} more than the strongest random change of equal size"))  # fmt: skip
+              says="it removes {estimate} more than the strongest random change of equal size", version=2))  # fmt: skip
 register(Gate("erasure.damage", "damage", KINDS, 0.9, True, measure_damage, contrast_damage,
               says="ordinary text is {estimate} untouched by erasing it"))  # fmt: skip
 register(Gate("erasure.nothing", "instrument", KINDS, 0.9, False, measure_nothing, contrast_nothing))

@@ -12,7 +12,9 @@ With y(s) the log-odds of answer against foil at strength s, and span the mean o
 6. `steering.reversal`: share of pairs whose slope has the claimed sign; some directions move half of the
    prompts the wrong way under a good mean (Tan et al. 2024).
 7. `steering.damage`: 1 - sqrt(2 KL on ordinary text) / change; both are sizes in nats.
-8. `steering.prompt` (reported): the change minus that of a plain instruction.
+8. `steering.prompt` (reported): the change minus that of a plain instruction. `steering.few_shot` (reported): the change
+   minus that of four solved prompts of tune, put before the prompt. Where prompting does as well, the direction is not the
+   best handle (AxBench, Wu et al. 2025).
 9. `steering.nothing`, `steering.everything`: adding nothing, and adding the difference to the corrupted run.
 """
 
@@ -139,6 +141,17 @@ def prompt(table: Table, gate: GatePlan) -> Contrast:
     return Contrast(difference(risen(table), told), notes={"by_instruction": mean(told)})
 
 
+def measure_shots(instrument, gate: GatePlan) -> Columns:
+    """Log-odds behind solved prompts."""
+    return {**measure(instrument, gate), **instrument.shown()}
+
+
+def shots(table: Table, gate: GatePlan) -> Contrast:
+    """Change by steering minus change by solved prompts."""
+    told = difference(column(table, "few_shot"), column(table, "clean"), span(table))
+    return Contrast(difference(risen(table), told), notes={"by_examples": mean(told)})
+
+
 def measure_nothing(instrument, gate: GatePlan) -> Columns:
     """Nothing is added."""
     return {"clean": instrument.clean, "corrupted": instrument.corrupted, **instrument.added(False)}
@@ -166,8 +179,8 @@ def _near(table: Table, name: str, target: str) -> Contrast:
     return Contrast([None if value is None else 1 - abs(value) for value in apart])
 
 
-def _add(name, group, sesoi, measured, contrast, says="", required=True) -> None:
-    register(Gate(f"steering.{name}", group, KINDS, sesoi, required, measured, contrast, says=says))
+def _add(name, group, sesoi, measured, contrast, says="", required=True, version=1) -> None:
+    register(Gate(f"steering.{name}", group, KINDS, sesoi, required, measured, contrast, says=says, version=version))
 
 
 _add("dose", "dose", 0.2, measure, dose, "at full strength it moves the log-odds by {estimate} of the task's own contrast")
@@ -175,8 +188,10 @@ _add("sign", "sign", 0.05, measure, sign, "the weaker of its two senses moves th
 _add("reversal", "reversal", 0.8, measure, reversal, "it moves {estimate} of prompts the right way")
 _add("damage", "damage", 0.8, measure_damage, damage, "ordinary text is {estimate} untouched, measured by the effect")
 _add("monotone", "dose", 0.5, measure, monotone, "its dose-response has a rank correlation of {estimate}")
-_add("random", "random", 0.05, measure_random, contrast_random, "it beats the strongest random direction by {estimate}")
+_add("random", "random", 0.05, measure_random, contrast_random, "it beats the strongest random direction by {estimate}",
+     version=2)
 _add("relative", "relative", 0.05, measure_relative, relative, "it moves answers {estimate} more than equally likely words")
 _add("prompt", "baseline", 0.0, measure_prompt, prompt, "it moves the log-odds {estimate} more than an instruction", False)
+_add("few_shot", "baseline", 0.0, measure_shots, shots, "it moves the log-odds {estimate} more than four solved prompts", False)
 _add("nothing", "instrument", 0.9, measure_nothing, nothing, required=False)
 _add("everything", "instrument", 0.9, measure_everything, everything, required=False)

@@ -14,58 +14,21 @@ Text by a language model is never evidence. A proposer that explains and judges 
 import json
 import os
 import re
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
-from assay.errors import NeedsExtra
+from assay.evidence.endpoint import Endpoint
 from assay.evidence.hunting.labels import as_claimed, concept_rule
 from assay.evidence.hunting.reading import LONGEST, Reader, nothing, reader_of
 from assay.evidence.hunting.showing import Candidate, fails, show
 from assay.evidence.search.base import Found, Hunt, SearchMethod, register_search
 from assay.evidence.search.corpus_mining import KINDS, SHOWN
 
-SECONDS = 60.0
-LARGEST_REPLY = 1 << 20
 LONGEST_TEXT = 2000
 ASK = """A feature of a language model is claimed to stand for a concept: {statement}
 Write {n} short texts that could break the claim. Half of them should look like the concept in their words but not
 have it in their meaning; the other half should have it in unusual words or languages. Each text must end at the
 word where it is decided whether the concept is there.
 Answer with JSON only: {{"texts": [{{"text": "...", "member": true}}, ...]}}"""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """Where to ask. The key is sent and never kept."""
-
-    url: str
-    model: str
-    key: str = ""
-
-    @property
-    def address(self) -> str:
-        """The address without user names, passwords and queries: only this is asked, kept and shown."""
-        parts = urlsplit(self.url)
-        host = parts.netloc.rsplit("@", 1)[-1]
-        return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
-
-    def ask(self, prompt: str) -> str:
-        """The reply to one prompt. Raises NeedsExtra, ConnectionError for an endpoint that does not answer."""
-        try:
-            import httpx2
-        except ImportError as missing:
-            raise NeedsExtra("Asking a language model for counterexamples", "explainers") from missing
-        body = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "temperature": 0}
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        try:
-            reply = httpx2.post(f"{self.address}/chat/completions", json=body, headers=headers, timeout=SECONDS)
-            reply.raise_for_status()
-            if len(reply.content) > LARGEST_REPLY:
-                raise ConnectionError(f"a reply of {len(reply.content)} bytes; allowed: {LARGEST_REPLY}")
-            return str(reply.json()["choices"][0]["message"]["content"])
-        except (httpx2.HTTPError, KeyError, IndexError, TypeError, ValueError) as problem:
-            raise ConnectionError(f"{self.address}: {type(problem).__name__}: {problem}") from problem
 
 
 def endpoint_of(hunt: Hunt) -> Endpoint | None:
