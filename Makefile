@@ -46,10 +46,10 @@ bench: models .venv-bench/.ready
 	touch .venv-bench/.ready
 
 peers: .venv-peers/.ready
-	OMP_NUM_THREADS=1 .venv-peers/bin/pytest -o addopts= -q tests/with_peers/check_peers.py
+	OMP_NUM_THREADS=1 .venv-peers/bin/pytest -o addopts= -q tests/with_peers/check_peers.py tests/with_peers/check_circuits.py
 
 .venv-peers/.ready: pyproject.toml constraints.txt tests/with_peers/constraints.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -c tests/with_peers/constraints.txt -e '.[peers]'
-	.venv-peers/bin/pip install --quiet --disable-pip-version-check --no-deps dictionary-learning==0.1.0
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check --no-deps dictionary-learning==0.1.0 circuitkit==0.2.0
 	touch .venv-peers/.ready

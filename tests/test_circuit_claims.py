@@ -1,9 +1,15 @@
 """Claims about circuits of edges, on planted models: what is true passes, what is not does not."""
 
-import pytest
+from dataclasses import replace
 
+import pytest
+import torch
+
+from assay.atlas.attributions import KeptScores
+from assay.circuits.exact import exact_edges
 from assay.circuits.find import FindPlan, find_circuit
 from assay.circuits.graph import graph_of
+from assay.circuits.guards import DoubledBos
 from assay.data.prepare import prepare
 from assay.errors import UsageError
 from assay.evidence.edges_instrument import EdgeInstrument, is_circuit, mask_of, other_circuits, parts_of
@@ -11,6 +17,7 @@ from assay.evidence.mediates import Mediates
 from assay.evidence.memory import MemoryStore
 from assay.evidence.run import Settings, state_claim, test_claim
 from assay.evidence.source import MemorySource
+from assay.testing.edge_truth import TRUTHS
 from assay.testing.induction import planted_induction, repeated_pairs
 
 TRUE = ["embed->v.1.0", "embed->v.1.1", "z.1.0->logits", "z.1.1->logits"]
@@ -130,3 +137,38 @@ def test_the_search_finds_the_planted_circuit(model, source):
 def test_plans_that_cannot_be_carried_out_are_refused(plan, message):
     with pytest.raises(UsageError, match=message):
         plan.check()
+
+
+@pytest.mark.parametrize("method", ["eap", "eap-ig"])
+def test_what_a_sum_over_positions_hides_is_said(method, tmp_path):
+    truth = TRUTHS.get("opposite")
+    planted = truth.model()
+    found = find_circuit(planted, truth.task(planted, seed=0), truth.task(planted, seed=1), FindPlan(method, verify=0))
+    assert set(found.parts) == set(truth.edges)
+    (said,) = [warning for warning in found.warnings if "cancel over positions" in warning]
+    assert said.startswith("1 edges outside") and truth.cancels[0] in said
+    kept = KeptScores(tmp_path, "a" * 40)
+    kept.put(found.attribution)
+    again = kept.get(found.graph)
+    assert again is not None and again.sizes is not None and found.attribution.sizes is not None
+    assert torch.equal(again.sizes, found.attribution.sizes)
+    exact = exact_edges(planted, truth.task(planted, seed=0), truth.cancels, "noise")
+    assert float(exact.abs().mean()) < 0.05 * float(again.sizes[again.names.index(truth.cancels[0])])
+
+
+def test_where_nothing_cancels_nothing_is_said():
+    truth = TRUTHS.get("induction-4")
+    planted = truth.model()
+    found = find_circuit(planted, truth.task(planted, seed=0), truth.task(planted, seed=1), FindPlan("eap", verify=0))
+    assert not [warning for warning in found.warnings if "cancel" in warning]
+
+
+@pytest.mark.parametrize("subject", ["z.1.0", TRUE])
+def test_a_claim_about_prompts_that_begin_with_bos_twice_is_refused(subject, source):
+    planted = planted_induction()
+    planted.prepend_bos, planted.bos_id = True, planted.tokenizer.convert_tokens_to_ids("w0")
+    doubled = {split: [replace(pair, clean=f"w0 {pair.clean}", corrupted=f"w0 {pair.corrupted}")
+                       for pair in source.items(split, n, 0)]
+               for split, n in (("tune", 16), ("confirm", 40), ("ood", 36))}  # fmt: skip
+    with pytest.raises(DoubledBos, match="begins with BOS twice"):
+        state_claim(MemoryStore(), planted, MemorySource("doubled", doubled), subject, settings=SETTINGS)

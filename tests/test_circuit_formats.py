@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from assay.circuits.formats import (
+    MIB_MODELS,
     SHARES,
     Circuit,
     Measured,
     Ungrouped,
     circuit_json,
     mib_circuits,
+    mib_mismatch,
     read_circuit,
     read_eap,
     read_mib,
@@ -159,6 +161,17 @@ def test_there_and_back(suffix, kv, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", WRITE)
+def test_an_edge_without_a_score_has_none_of_the_first_places_in_a_peers_top_n(suffix, tmp_path):
+    circuit = made()
+    circuit.scores[~circuit.mask] = math.nan
+    edges = PEER[suffix](WRITE[suffix](tmp_path / f"c{suffix}", circuit)).edges
+    assert sum(flag for _, flag in edges.values()) == Ungrouped(circuit.graph).count(circuit.mask)
+    assert all(math.isfinite(score) and (flag or score == 0) for score, flag in edges.values())
+    again = read_eap(tmp_path / f"c{suffix}", circuit.graph)
+    assert torch.equal(again.scores.isnan(), circuit.scores.isnan() | ~circuit.graph.exists)
+
+
+@pytest.mark.parametrize("suffix", WRITE)
 def test_without_a_model_the_files_own_graph_is_taken(suffix, tmp_path):
     circuit = made(kv=2)
     again = read_eap(WRITE[suffix](tmp_path / f"c{suffix}", circuit))
@@ -217,6 +230,7 @@ BROKEN = {
     "score": (lambda d: d["edges"]["input->m0"].update(score="high"), "key 'edges.input->m0.score': got 'high'"),
     "infinite": (lambda d: d["edges"]["input->m0"].update(score=math.inf), "key 'edges.input->m0.score': got inf"),
     "flag": (lambda d: d["edges"]["input->m0"].pop("in_graph"), "key 'edges.input->m0.in_graph': got None"),
+    "scored": (lambda d: d["edges"]["input->m0"].update(scored="no"), "key 'edges.input->m0.scored': got 'no'"),
     "edges": (lambda d: d.update(edges=[]), r"key 'edges': got \[\]; allowed: an object"),
 }
 
@@ -247,6 +261,7 @@ BROKEN_PT = {
     "order": (lambda d: d["dst_nodes"].reverse(), "key 'dst_nodes': got \"'logits' in place of 'a0.h0<q>'\""),
     "names": (lambda d: d["src_nodes"].pop(), "key 'src_nodes': got '21 names'"),
     "flags": (lambda d: d.update(edges_in_graph=d["edges_in_graph"].float()), "key 'edges_in_graph': got 'torch.float32'"),
+    "scored": (lambda d: d.update(edges_scored=1), "key 'edges_scored': got 1; allowed: a tensor of shape"),
     "no edges": (lambda d: d["edges_in_graph"].fill_(True), "key 'edges_in_graph': got '.* cells that are no edges'"),
     "infinite": (lambda d: d["edges_scores"].fill_(math.inf), "key 'edges_scores': got 'infinite values'"),
     "sparse": (lambda d: d.update(edges_scores=d["edges_scores"].to_sparse()), "key 'edges_scores'"),
@@ -376,8 +391,43 @@ def test_folders_that_are_no_submission_are_refused(tmp_path):
     with pytest.raises(UsageError, match="8 files"):
         read_mib(folder, circuit.graph)
     circuit.scores[circuit.graph.edge("embed->logits")] = math.nan
-    with pytest.raises(UsageError, match="1 edges without a score"):
+    with pytest.raises(UsageError, match="1 edges without a score.*--all-scores"):
         mib_circuits(circuit, "abs")
+    with pytest.raises(UsageError, match="1 edges without a score.*--all-scores"):
+        write_mib(tmp_path / "c", circuit, task="ioi", model="gpt2")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_folder_holds_one_submission(tmp_path):
+    """Their evaluator takes what is in a folder, whatever it is called."""
+    circuit = made()
+    folder = write_mib(tmp_path, circuit, task="ioi", model="gpt2")
+    write_mib(tmp_path, circuit, task="ioi", model="gpt2")
+    for more in ({"suffix": ".pt"}, {"select": "abs"}):
+        with pytest.raises(UsageError, match="with importances.json'; allowed: a folder without other files"):
+            write_mib(tmp_path, circuit, task="ioi", model="gpt2", **more)
+    assert [path.name for path in folder.iterdir()] == ["importances.json"]
+
+
+def test_importances_may_be_those_of_nodes_alone(tmp_path):
+    circuit = made(nodes=torch.randn(22))
+    assert circuit.nodes is not None
+    circuit.scores.fill_(math.nan)
+    entry = read_mib(write_mib(tmp_path, circuit, task="ioi", model="gpt2"), circuit.graph)
+    assert entry.importances is not None and entry.importances.nodes is not None
+    torch.testing.assert_close(entry.importances.nodes, circuit.nodes)
+    circuit.nodes[4] = math.nan
+    with pytest.raises(UsageError, match="1 nodes without a score"):
+        write_mib(tmp_path / "b", circuit, task="ioi", model="gpt2")
+
+
+def test_models_of_mib_have_the_edges_that_mib_counts():
+    counts = {"gpt2": 32491, "qwen2.5": 179749, "gemma2": 74218, "llama3": 1592881, "interpbench": 1108}
+    assert {name: Ungrouped(make_graph(heads, heads, [False] * layers)).n_edges
+            for name, (layers, heads) in MIB_MODELS.items()} == counts  # fmt: skip
+    assert mib_mismatch(make_graph(14, 2, [False] * 24), "qwen2.5") is None
+    assert mib_mismatch(made().graph, "gpt2") == (
+        "gpt2 of MIB has 12 layers of 12 heads, this circuit's model 3 of 6: their evaluator will not run it")
 
 
 # GraphML and Assay's own -------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from assay.circuits.formats import read_mib
 from assay.testing import planted_induction
 from planted_task import write_task
 from test_cli import run
@@ -102,6 +103,23 @@ def test_other_tools_files_come_back_and_can_be_claimed(folder, found):
     for form in ("eap-pt", "graphml"):
         target = f"out.{form}" if form == "graphml" else "out.pt"
         assert run("circuit", "export", found["files"][0], target, "--format", form, *COMMON, cwd=folder).returncode == 0
+
+
+def test_a_submission_needs_all_scores_and_says_what_does_not_fit(folder, found):
+    more = ("--n", "16", "--tune", "16", "--confirm", "48", "--ood", "36", "--draws", "4", "--all-scores", "--out", "all")
+    done = run("circuit", "find", "model", "--file", "task.jsonl", *more, *COMMON, cwd=folder)
+    kept = json.loads(done.stdout)["files"][0]
+    record = json.loads((folder / kept).read_text())
+    assert len(record["edges"]) + len(record["other_edges"]) == record["graph"]["n_edges"] > len(record["edges"])
+    words = ("--format", "mib", "--task", "ioi", "--model", "gpt2")
+    out = run("circuit", "export", kept, "nine", *words, "--select", "abs", "--atlas", "atlas", cwd=folder)
+    assert out.returncode == 0 and "gpt2 of MIB has 12 layers of 12 heads" in out.stderr
+    entry = read_mib(folder / "nine" / "ioi_gpt2")
+    assert len(entry.circuits) == 9 and int(entry.circuits[-1].mask.sum()) > int(entry.circuits[0].mask.sum())
+    del record["other_edges"]
+    (folder / "few.json").write_text(json.dumps(record))
+    refused = run("circuit", "export", "few.json", "none", *words, "--atlas", "atlas", cwd=folder)
+    assert refused.returncode == 2 and "--all-scores" in refused.stderr and not (folder / "none").exists()
 
 
 @pytest.mark.parametrize("words, said", [

@@ -17,7 +17,7 @@ from assay.errors import TaskError, UsageError
 from assay.probe import read as reading
 from assay.probe.baselines import control_labels, groups_of, memorisable, surface_features
 from assay.probe.measure import OPTIMISM, difference_of, optimism_flags
-from assay.probe.read import position_names, read_all, texts_within
+from assay.probe.read import position_names, read_all
 from assay.probe.run import ProbePlan, choose, measure, probe
 from assay.probe.scores import Estimate
 from assay.records import Example
@@ -126,11 +126,11 @@ def test_a_position_that_some_text_lacks_is_refused_with_the_text(glass):
         read_all(glass, prepare_concept(TEXTS, glass), "resid_post.0", ("-9",))
 
 
-def test_texts_beyond_the_context_are_dropped_and_counted(glass):
-    prepared = prepare_concept(TEXTS, glass)
-    lengths = list(map(len, prepared.tokens))
-    left, lost = texts_within(prepared, max(lengths) - 1), lengths.count(max(lengths))
-    assert len(left) == 4 - lost and sum(left.dropped.values()) == lost > 0 and texts_within(prepared, 10_000) is prepared
+def test_texts_beyond_the_context_are_dropped_and_counted(glass, monkeypatch):
+    lengths = list(map(len, prepare_concept(TEXTS, glass).tokens))
+    monkeypatch.setattr(glass.hf.config, "max_position_embeddings", max(lengths) - 1)
+    left, lost = prepare_concept(TEXTS, glass), lengths.count(max(lengths))
+    assert len(left) == 4 - lost and left.dropped == {f"longer than the model's {max(lengths) - 1} tokens": lost}
 
 
 # groups and baselines ----------------------------------------------------------------------------

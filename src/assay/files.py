@@ -21,6 +21,9 @@ def write_file(path: Path, content: bytes) -> None:
         os.umask(mask)
         os.chmod(name, 0o666 & ~mask)  # mkstemp's own mode would hide the file from everybody else
         os.replace(name, path)
+    except OSError as error:
+        os.unlink(name)
+        raise StoreError(f"{path}: cannot be written ({error.strerror}). Choose another place.") from error
     except BaseException:
         os.unlink(name)
         raise

@@ -34,7 +34,10 @@ LOG, HEAD, LOCK = "audit.jsonl", "audit.head", ".audit.lock"
 GENESIS = "0" * 64
 SHORTEST = 8  # letters and digits of a reason
 PATIENCE = 30.0  # seconds to wait for another writer
-KEYS = ("index", "time", "who", "role", "action", "why", "body", "previous")
+RETRIES = 20  # readings of a log that is being written to
+KINDS = {"index": int, "time": str, "who": str, "role": str, "action": str, "why": str, "body": dict, "previous": str,
+         "hash": str}  # fmt: skip
+KEYS = tuple(KINDS)[:-1]
 LOST = "an interrupted entry was dropped"
 Entry = dict[str, Any]
 
@@ -115,9 +118,22 @@ def entries(folder: str | Path) -> Iterator[Entry]:
 
 
 def verify(folder: str | Path) -> list[str]:
-    """What is wrong with the audit log, one sentence each; an empty list when nothing is. Reads it once, line by line."""
+    """What is wrong with the audit log, one sentence each; an empty list when nothing is. Reads it line by line.
+
+    A log that others write to meanwhile is read again until its head is the one it began with.
+    """
+    problems: list[str] = []
+    for _ in range(RETRIES):
+        head = _head(Path(folder))
+        problems = _problems(folder, head)
+        if not problems or _head(Path(folder)) == head:
+            break
+    return problems
+
+
+def _problems(folder: str | Path, head: Mapping[str, Any] | None) -> list[str]:
+    """What is wrong, given the head as it was before the log is read."""
     problems, previous, count = [], GENESIS, 0
-    head = _head(Path(folder))
     at_head = GENESIS
     for entry in entries(folder):
         if entry["index"] != count:
@@ -190,9 +206,10 @@ def _end(path: Path) -> tuple[Entry | None, bytes]:
 def _entry(path: Path, line: bytes, number: int | None) -> Entry:
     try:
         entry = json.loads(line)
-        if not {*KEYS, "hash"} <= set(entry) or type(entry["index"]) is not int:
+        if not isinstance(entry, dict) or any(type(entry.get(name)) is not kind for name, kind in KINDS.items()):
             raise ValueError("it has not the fields of an entry")
-    except (ValueError, TypeError) as error:
+        _hash(entry)  # numbers that are none have no hash
+    except (ValueError, TypeError, RecursionError) as error:
         where = "the last line" if number is None else f"line {number + 1}"
         raise TamperedError(f"audit log {path}: {where} is no entry ({error}). Restore it from a copy.") from error
     return entry

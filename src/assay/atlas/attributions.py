@@ -34,7 +34,7 @@ class KeptScores:
             ends = {name.removeprefix("ends."): value for name, value in held.items() if name.startswith("ends.")}
             clean, corrupted, steps, residual = (np.array(held[name].numpy()) for name in ARRAYS)
             found = Attribution(about["plan"], graph, held["values"], clean, corrupted, steps, residual, held["cancelled"],
-                                about["templates"], ends)  # fmt: skip
+                                about["templates"], ends, sizes=held.get("sizes"))  # fmt: skip
             return found if held["values"].shape[1] == len(found.names) else None
         except (OSError, SafetensorError, KeyError, ValueError, TypeError):
             return None
@@ -43,6 +43,7 @@ class KeptScores:
         """Keep finished scores."""
         tensors = {"values": found.values.contiguous(), "cancelled": found.cancelled.contiguous(),
                    **{name: torch.from_numpy(np.ascontiguousarray(getattr(found, name))) for name in ARRAYS},
+                   **({} if found.sizes is None else {"sizes": found.sizes.contiguous()}),
                    **{f"ends.{name}": value.contiguous() for name, value in found.ends.items()}}  # fmt: skip
         about = {"plan": found.plan, "templates": found.templates}
         write_file(self.path, save(tensors, {"about": json.dumps(about)}))

@@ -117,14 +117,16 @@ class Database:
         if held is None:
             db = self._connect(read_only)
             try:
-                yield db
+                with _interrupts():
+                    yield db
             finally:
                 db.close()
             return
         if held.db is None or (held.read_only and not read_only):
             held.close()
             held.db, held.read_only = self._connect(read_only), read_only
-        yield held.db
+        with _interrupts():
+            yield held.db
 
     def _connect(self, read_only: bool) -> Connection:
         deadline = time.monotonic() + self.patience
@@ -158,6 +160,17 @@ class Database:
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"atlas {self.path}: {HEAD} is not readable ({error}).") from error
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """Ctrl-C during a query reaches Python as DuckDB's own error; here it is KeyboardInterrupt again."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) == "Query interrupted":
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _first_line(error: Exception) -> str:

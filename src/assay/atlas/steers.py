@@ -14,10 +14,11 @@ from assay.records import digest
 
 
 class KeptSteering:
-    """Measurements of one run, in the atlas directory. `found`: how many were there already."""
+    """Measurements of one run, in the atlas directory. `found`: how many an earlier run had left."""
 
     def __init__(self, atlas: Path, key: str) -> None:
         self.folder, self.found = atlas / "kept" / f"steer-{key[:32]}", 0
+        self._met: set[str] = set()
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What was kept under a name, or what `make` gives, kept."""
@@ -25,10 +26,12 @@ class KeptSteering:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             if record["name"] == name:
-                self.found += 1
+                self.found += name not in self._met
+                self._met.add(name)
                 return record["value"]
         except (OSError, ValueError, KeyError, TypeError):
             pass
         value = make()
         write_file(path, json.dumps({"name": name, "value": value}).encode())
+        self._met.add(name)
         return value

@@ -52,7 +52,8 @@ class Family:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How one claim kind is put to the test. `quick`, `full`: claims per family of each truth."""
+    """How one claim kind is put to the test. `quick`, `full`: claims per family of each truth. `name`: where a kind has
+    more than one, as claims about other things have gates of their own; as it is registered."""
 
     kind: str
     binding: str
@@ -61,6 +62,12 @@ class Calibration:
     full: Mapping[str, int]
     quick: Mapping[str, int]
     note: str = ""
+    name: str = ""
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return self.name or self.kind
 
     def count(self, family: Family, full: bool) -> int:
         """Claims of a family in a run."""

@@ -38,7 +38,7 @@ def calibrate(
     for calibration in chosen:
         plan = [(family, seed + place) for family in calibration.families
                 for place in range(calibration.count(family, full) if n is None else n)]  # fmt: skip
-        found[calibration.kind] = rates(calibration, list(outcomes(calibration, plan, keep, report)))
+        found[calibration.label] = rates(calibration, list(outcomes(calibration, plan, keep, report)))
     return {"kinds": found, "rule_version": RULE_VERSION, "version": _version(), "code": code_digest()[:16],
             "mode": "full" if full else "quick", "seed": seed}  # fmt: skip
 
@@ -51,7 +51,7 @@ def outcomes(
     file: TextIO | None = None
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-        path = keep / f"{calibration.kind}-{code_digest()[:16]}.jsonl"
+        path = keep / f"{calibration.label}-{code_digest()[:16]}.jsonl"
         done = {(outcome.family, outcome.seed): outcome for outcome in _kept(path)}
         file = path.open("a")
         if file.tell():
@@ -66,7 +66,7 @@ def outcomes(
                         file.write(json.dumps(plain(outcome)) + "\n")
                         file.flush()
                 if report:
-                    report(f"{calibration.kind}, {family.name}", place + 1, len(plan))
+                    report(f"{calibration.label}, {family.name}", place + 1, len(plan))
                 yield outcome
     finally:
         if file is not None:

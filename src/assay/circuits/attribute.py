@@ -88,7 +88,7 @@ class Attribution:
     `by_position`: the same (pair, cell), of the writers' tokens of one class only; they add up to `values`.
     `ends`: the same estimate at the clean and at the corrupted run alone (pair, cell), where both were made.
     `cancelled` (cell,): 1 - |sum| / sum of |score| over positions and pairs, at one run with gradients: the clean one,
-    that of `eap`, or the middle one of a fixed number of steps.
+    that of `eap`, or the middle one of a fixed number of steps. `sizes` (cell,): that sum of |score|, a mean over pairs.
     """
 
     plan: dict[str, Any]
@@ -102,6 +102,7 @@ class Attribution:
     templates: list[str]
     ends: dict[str, Float[Tensor, "pair cell"]] = field(default_factory=dict)
     by_position: dict[str, Float[Tensor, "pair cell"]] = field(default_factory=dict)
+    sizes: Float[Tensor, " cell"] | None = None
 
     @property
     def scores(self) -> Float[Tensor, " cell"]:
@@ -423,7 +424,7 @@ class _Run:
         by_class = {} if self.class_of is None else {name: parts[:, number] for number, name in enumerate(self.classes)}
         plan = {"model": self.model.name, **asdict(self.plan)}
         return Attribution(plan, self.graph, parts.sum(1), self.clean, self.corrupted, self.steps, self.residual,
-                           cancelled.clamp(0, 1), self.task.templates, ends, by_class)  # fmt: skip
+                           cancelled.clamp(0, 1), self.task.templates, ends, by_class, absolute / len(self.task))  # fmt: skip
 
 
 def _classes(task: PreparedTask) -> tuple[list[str], list[dict[int, int]]]:

@@ -37,7 +37,8 @@ METHODS = ("eap-ig", "eap", "atp", "exact", "information-flow", "relevance")
 EDGE_GRID = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 NODE_GRID = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96)
 VERIFY_PAIRS = 8
-VERSION = 1  # of the scores: goes up when the same plan would give other numbers
+CANCELS, SHOWN = 0.1, 3  # of its size; how many are named
+VERSION = 2  # of the scores: goes up when the same plan would give other numbers
 MOST_EXACT = 20_000  # (pair, edge) values
 Step = Callable[[str, int, int], None]
 Mask = Bool[Tensor, "writer reader"]
@@ -157,7 +158,8 @@ def find_circuit(
     parts, rival = _named(graph, found, mask, scores, plan)
     stability = _stability(found, int(mask.sum()) if plan.level == "edge" else len(parts), plan)
     return FoundCircuit(plan, graph, scores, mask, parts, chosen, curves, controls, rival, found, verified, stability,
-                        (*found.warnings, *warnings, *_doubts(curves, chosen, controls, verified)))  # fmt: skip
+                        (*found.warnings, *warnings, *_doubts(curves, chosen, controls, verified),
+                         *_cancelling(found, mask, plan)))  # fmt: skip
 
 
 def first_pairs(found: Attribution, n: int) -> Attribution:
@@ -213,7 +215,7 @@ def _exact(model: Model, task: PreparedTask, plan: FindPlan) -> Attribution:
         exact = exact_nodes(model, task, graph.writers, "noise", plan.metric)
         values = torch.cat([exact, torch.full((len(task), len(nodes_of(graph)) - n), float("nan"))], 1)
     return replace(frame, values=values.float(), plan={**frame.plan, "method": "exact"}, residual=np.full(len(task), np.nan),
-                   cancelled=torch.zeros_like(frame.cancelled), ends={})  # fmt: skip
+                   cancelled=torch.zeros_like(frame.cancelled), ends={}, sizes=None)  # fmt: skip
 
 
 def _matrix(found: Attribution, plan: FindPlan) -> Tensor:
@@ -322,3 +324,21 @@ def _doubts(
     if verified is not None and verified.disagree:
         out.append(f"{len(verified.disagree)} of the top edges matter in one direction of patching only (AND or OR gates)")
     return out
+
+
+def _cancelling(found: Attribution, mask: Mask, plan: FindPlan) -> list[str]:
+    """Edges or nodes that were left out since what they do at one position undoes what they do at another: a sum over
+    positions below a tenth of their size, which is at least half of the score of the circuit's middle one."""
+    if found.sizes is None or plan.grad_drop:
+        return []
+    cells = found.graph.cells
+    inside = mask[cells[:, 0], cells[:, 1]] if plan.level == "edge" else mask.any(1)
+    values, sizes = found.values[:, : len(inside)], found.sizes[: len(inside)]
+    large = sizes >= values.mean(0).abs()[inside].median() / 2
+    hidden = (large & ~inside & (values.abs().mean(0) < CANCELS * sizes)).nonzero()[:, 0]
+    if not len(hidden):
+        return []
+    first = hidden[sizes[hidden].argsort(descending=True, stable=True)][:SHOWN].tolist()
+    names = ", ".join(found.names[number] for number in first)
+    return [f"{len(hidden)} {plan.level}s outside of the circuit are about as large as its own and cancel over positions:"
+            f" {names}{', ..' if len(hidden) > SHOWN else ''}. A sum over positions does not show them"]  # fmt: skip

@@ -5,12 +5,14 @@
 2. EAP-IG (hannamw/EAP-IG, eap/graph.py) has the same sources, `input`, `aL.hH`, `mL`, but a key and a value input for
    every query head. So on writing, a key or value edge of a group of n heads becomes n edges, each with 1/n of the score
    and the same membership; on reading, scores are added up and an edge is in the circuit where any of the n is. Where
-   the n disagree, a note says so. NaN: not scored.
+   the n disagree, a note says so. An edge without a score is written as 0, which is what their loaders give it, and marked
+   (`"scored": false`, or a tensor `edges_scored`, which they pass over): NaN would be the first that their top-n takes.
 3. Sign. Their score is (corrupted - clean) . gradient of what the tool was given. Given a loss, as MIB does, positive means
    what it means here, that the edge `carries` the behaviour; given the metric itself, that it `opposes` it. Files written
    here say which; `sign` says it of files that do not, and one that contradicts the file is an error.
 4. MIB: a folder TASK_MODEL with one file of importances, or nine circuits of at most .1 .. 50% of the edges, counted in
-   their graph, where an edge into a key or value of a group counts n times.
+   their graph, where an edge into a key or value of a group counts n times. Their evaluator takes one file in the folder
+   for importances, of every edge or of every node, and several for the nine, whatever they are called.
 5. GraphML: writers and readers as nodes. Edges of kind `stream` carry scores; those of kind `inside` join the readers of a
    head or MLP with what it writes, so that paths can be followed.
 
@@ -50,8 +52,10 @@ GROUPED = ("keys and values of grouped heads: every query head of the group has 
            " membership of the whole; shares add up to the group's score")  # fmt: skip
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 MIB_TASKS = ("ioi", "mcqa", "arithmetic-addition", "arithmetic-subtraction", "arc-easy", "arc-challenge")
-MIB_MODELS = ("interpbench", "gpt2", "qwen2.5", "gemma2", "llama3")
+# layers and heads of its models
+MIB_MODELS = {"interpbench": (6, 4), "gpt2": (12, 12), "qwen2.5": (24, 14), "gemma2": (26, 8), "llama3": (32, 32)}
 IMPORTANCES = "importances"
+ALL_SCORES = "A search keeps them with: assay circuit find .. --all-scores"
 READERS = {"q": "query", "k": "key", "v": "value", "mlp_in": "mlp input", "logits": "logits"}
 WRITERS = {"embed": "embedding", "z": "head", "mlp_out": "mlp"}
 
@@ -313,13 +317,15 @@ class Ungrouped:
 def write_eap_json(path: str | Path, circuit: Circuit) -> Path:
     """An EAP-IG graph as JSON. Needs `d_model`; a model with parallel blocks in some layers only cannot be written."""
     theirs, cfg = Ungrouped(circuit.graph), _cfg(circuit)
-    scores, kept = theirs.spread(circuit.scores).tolist(), circuit.mask[:, theirs.column].tolist()
+    scores, kept = theirs.spread(circuit.scores), circuit.mask[:, theirs.column].tolist()
+    known, shown = (~scores.isnan()).tolist(), scores.nan_to_num(nan=0.0).tolist()
     members = zip(theirs.sources, circuit.writers.tolist(), strict=True)
     named: dict[str, dict[str, Any]] = {name: {"in_graph": flag} for name, flag in members}
     if circuit.nodes is not None:
         for name, score in zip(theirs.sources, circuit.nodes.tolist(), strict=True):
             named[name]["score"] = score
-    edges = {f"{theirs.sources[s]}{ARROW}{theirs.targets[t]}": {"score": scores[s][t], "in_graph": kept[s][t]}
+    edges = {f"{theirs.sources[s]}{ARROW}{theirs.targets[t]}":
+             {"score": shown[s][t], "in_graph": kept[s][t], **({} if known[s][t] else {"scored": False})}
              for s, t in theirs.exists.nonzero().tolist()}  # fmt: skip
     data = {"cfg": cfg, "nodes": {**named, "logits": {"in_graph": True}}, "edges": edges, "assay": _about(circuit)}
     return _write(path, json.dumps(data).encode())
@@ -328,9 +334,10 @@ def write_eap_json(path: str | Path, circuit: Circuit) -> Path:
 def write_eap_pt(path: str | Path, circuit: Circuit) -> Path:
     """The same as tensors in a .pt file."""
     theirs = Ungrouped(circuit.graph)
+    scores = theirs.spread(circuit.scores).masked_fill(~theirs.exists, 0.0)
     data: dict[str, Any] = {
         "cfg": _cfg(circuit), "src_nodes": theirs.sources, "dst_nodes": theirs.targets,
-        "edges_scores": theirs.spread(circuit.scores).masked_fill(~theirs.exists, 0.0).contiguous(),
+        "edges_scores": scores.nan_to_num(nan=0.0).contiguous(), "edges_scored": ~scores.isnan() & theirs.exists,
         "edges_in_graph": circuit.mask[:, theirs.column].contiguous(), "nodes_in_graph": circuit.writers.clone(),
         "assay": _about(circuit),
     }  # fmt: skip
@@ -415,7 +422,8 @@ def _json_edges(
             raise file.wrong(key, name, "a source that comes before its target in this model")
         row = file.object(row, key)
         kept[cell] = file.flag(row, "in_graph", key)
-        scores[cell] = file.score(row.get("score"), f"{key}.score")
+        if "scored" not in row or file.flag(row, "scored", key):
+            scores[cell] = file.score(row.get("score"), f"{key}.score")
     if len(named) < theirs.n_edges:
         notes.append(f"{theirs.n_edges - len(named)} of {theirs.n_edges} edges are not in the file:"
                      " not scored, not in the circuit")  # fmt: skip
@@ -433,6 +441,8 @@ def _read_pt(file: "_File", graph: Graph | None, sign: str | None) -> Circuit:
             raise file.wrong(key, _difference(data[key], names), allowed)
     shape, n = tuple(theirs.exists.shape), len(theirs.sources)
     scores = file.tensor(data, "edges_scores", shape).float()
+    if "edges_scored" in data:
+        scores = scores.masked_fill(~file.tensor(data, "edges_scored", shape, torch.bool), math.nan)
     kept = file.tensor(data, "edges_in_graph", shape, torch.bool)
     if strange := int((kept & ~theirs.exists).sum()):
         raise file.wrong("edges_in_graph", f"{strange} cells that are no edges", "edges of this graph")
@@ -528,17 +538,48 @@ class MibEntry:
 def write_mib(
     folder: str | Path, circuit: Circuit, *, task: str, model: str, select: str | None = None, suffix: str = ".json"
 ) -> Path:
-    """The folder TASK_MODEL of a submission: one file of importances, or nine circuits chosen by `select`."""
+    """The folder TASK_MODEL of a submission: one file of importances, or nine circuits chosen by `select`.
+
+    Raises UsageError for edges without a score (importances may also be those of nodes alone, each with a score), and
+    for a folder that holds other files, which their evaluator would read with these.
+    """
     target = Path(folder) / mib_name(task, model)
     if suffix not in (".json", ".pt"):
         raise bad_argument("suffix", suffix, ".json or .pt")
-    write = write_eap_json if suffix == ".json" else write_eap_pt
     if select is None:
-        write(target / f"{IMPORTANCES}{suffix}", circuit)
-        return target
-    for share, mask in zip(SHARES, mib_circuits(circuit, select), strict=True):
-        write(target / f"circuit_{100 * share:g}{suffix}", replace(circuit, mask=mask, members=None))
+        _importances(circuit)
+        found = {f"{IMPORTANCES}{suffix}": circuit}
+    else:
+        found = {f"circuit_{100 * share:g}{suffix}": replace(circuit, mask=mask, members=None)
+                 for share, mask in zip(SHARES, mib_circuits(circuit, select), strict=True)}  # fmt: skip
+    if others := sorted({path.name for path in target.glob("*")} - set(found)):
+        raise bad_argument("folder", f"{target} with {', '.join(others[:3])}", "a folder without other files",
+                           "Their evaluator reads all there is in it: write to another, or remove them.")  # fmt: skip
+    for name, each in found.items():
+        (write_eap_json if suffix == ".json" else write_eap_pt)(target / name, each)
     return target
+
+
+def mib_mismatch(graph: Graph, model: str) -> str | None:
+    """What keeps MIB's evaluator from running a circuit of this graph as one of `model`, in words."""
+    layers, heads = MIB_MODELS[model]
+    if (graph.n_layers, graph.n_heads) == (layers, heads):
+        return None
+    return (f"{model} of MIB has {layers} layers of {heads} heads, this circuit's model {graph.n_layers} of {graph.n_heads}:"
+            " their evaluator will not run it")  # fmt: skip
+
+
+def _importances(circuit: Circuit) -> None:
+    scored = ~circuit.scores.isnan() & circuit.graph.exists
+    by_node = not bool(scored.any()) and circuit.nodes is not None
+    lacking = int(circuit.nodes.isnan().sum()) if by_node and circuit.nodes is not None else _unscored(circuit)
+    if lacking:
+        kind = "nodes" if by_node else "edges"
+        raise bad_argument("scores", f"{lacking} {kind} without a score", f"a score for every one of the {kind}", ALL_SCORES)
+
+
+def _unscored(circuit: Circuit) -> int:
+    return int((circuit.scores.isnan() & circuit.graph.exists).sum())
 
 
 def mib_circuits(circuit: Circuit, select: str) -> list[Mask]:
@@ -547,8 +588,8 @@ def mib_circuits(circuit: Circuit, select: str) -> list[Mask]:
         raise bad_argument("select", select, "abs or signed")
     theirs, cells = Ungrouped(circuit.graph), circuit.graph.cells
     values = circuit.scores[cells[:, 0], cells[:, 1]]
-    if bool(values.isnan().any()):
-        raise bad_argument("scores", f"{int(values.isnan().sum())} edges without a score", "a score for every edge")
+    if lacking := _unscored(circuit):
+        raise bad_argument("scores", f"{lacking} edges without a score", "a score for every one of the edges", ALL_SCORES)
     order = cells[(values.abs() if select == "abs" else values).argsort(descending=True, stable=True)]
     cost = theirs.heads[order[:, 1]].cumsum(0)
     out = []

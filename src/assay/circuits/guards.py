@@ -60,8 +60,8 @@ def check_task(model: Model, task: PreparedTask, metric: str) -> None:
             [i for i in n if len(task.clean[i]) != len(task.corrupted[i])],
             "Make pairs of equal length; see: assay tasks")  # fmt: skip
     both = [(i, ids) for i in n for ids in (task.clean[i], task.corrupted[i])]
-    ends = [i for i in n if task.clean[i][-1] in (*task.answers[i], *task.foils[i])
-            and (task.clean[i][-1] not in task.clean[i][:-1] or _is_word(model, task.clean[i][-1]))]  # fmt: skip
+    ends = [i for i, ids in both if ids[-1] in (*task.answers[i], *task.foils[i])
+            and (ids[-1] not in ids[:-1] or _is_word(model, ids[-1]))]  # fmt: skip
     _refuse(AnswerInPrompt, "the prompt already ends with its answer or foil", ends, "Cut the prompts before the answer.")
     pad = getattr(model.tokenizer, "pad_token_id", None)
     if pad is not None and pad not in (model.bos_id, getattr(model.tokenizer, "eos_token_id", None)):

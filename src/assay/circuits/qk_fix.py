@@ -126,11 +126,13 @@ class _Fix:
     def into(self, found: Attribution) -> Attribution:
         """The attribution with its queries and keys exchanged for these."""
         number = {site: place for place, site in enumerate(nodes_of(self.graph))}
-        values, cancelled = found.values.clone(), found.cancelled.clone()
+        assert found.sizes is not None
+        values, cancelled, sizes = found.values.clone(), found.cancelled.clone(), found.sizes.clone()
         for name in "qk":
             n_heads = self.values[name].shape[-1]
             cells = [number[Site(name, layer, head)] for layer in range(self.model.n_layers) for head in range(n_heads)]
             each, absolute = self.values[name].flatten(1), self.absolute[name].flatten()
             values[:, cells] = each
+            sizes[cells] = absolute / len(each)
             cancelled[cells] = (1 - each.sum(0).abs() / absolute.clamp_min(1e-30)).clamp(0, 1)
-        return replace(found, plan={**found.plan, "method": METHOD}, values=values, cancelled=cancelled)
+        return replace(found, plan={**found.plan, "method": METHOD}, values=values, cancelled=cancelled, sizes=sizes)

@@ -338,4 +338,4 @@ class _Run:
         plan = {"model": self.model.name, **asdict(self.plan)}
         steps = np.ones(len(self.task), dtype=int)
         return Attribution(plan, self.graph, self.values, self.clean, self.corrupted, steps, self.residual,
-                           cancelled.clamp(0, 1), self.task.templates)  # fmt: skip
+                           cancelled.clamp(0, 1), self.task.templates, sizes=self.absolute / len(self.task))  # fmt: skip

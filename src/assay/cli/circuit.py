@@ -39,6 +39,7 @@ circuit.add_command(coactive)
 @click.option("--ood", default=40, show_default=True, help="Pairs of further templates it will be tested on.")
 @click.option("--draws", default=19, show_default=True, help="Random circuits the claim will be compared with.")
 @click.option("--corruption", default=None, help="Of a bundled task; see: assay tasks")
+@click.option("--all-scores", is_flag=True, help="Keep scores of edges outside of the circuit too; a MIB folder needs them.")
 @click.option("--out", metavar="DIR", help="Circuit and pictures go here instead of ATLAS/circuits.")
 @model_options
 @common_options
@@ -90,7 +91,7 @@ def find(
     from assay.evidence.cautions import warnings_of
 
     made = replace(made, plan={**made.plan, "claim": stated.id})
-    paths = [write_circuit(folder / f"{stem}.json", made), *paths]
+    paths = [write_circuit(folder / f"{stem}.json", made, others=given["all_scores"]), *paths]
     warnings = [*found.warnings, *warnings_of(locked)]
     for warning in warnings:
         common.note(f"warning: {warning}")
@@ -363,15 +364,23 @@ def _shown(held: Any) -> str:
 @click.option("--format", "form", default="eap-json", show_default=True, help=", ".join(FORMATS[1:]))
 @click.option("--task", default=None, help="Name of the task in MIB folders. Default: the circuit's.")
 @click.option("--model", "model_name", default=None, help="Name of the model in MIB folders. Default: the circuit's.")
+@click.option("--select", default=None, help="Of MIB: nine circuits by abs or signed score. Default: one file of importances.")
 @common_options
-def export(common: Common, path: str, target: str, form: str, task: str | None, model_name: str | None) -> None:
+def export(
+    common: Common, path: str, target: str, form: str, task: str | None, model_name: str | None, select: str | None
+) -> None:
     """Write CIRCUIT as a file of another tool: EAP-IG JSON or .pt, a MIB submission folder, GraphML."""
     from assay.circuits import formats
 
     held = formats.read_circuit(path)
     writers = {"eap-json": formats.write_eap_json, "eap-pt": formats.write_eap_pt, "graphml": formats.write_graphml}
+    if select is not None and form != "mib":
+        raise bad_argument("--select", select, "nothing but with --format mib")
     if form == "mib":
-        written = formats.write_mib(target, held, task=task or held.task, model=model_name or held.model)
+        name = model_name or held.model
+        written = formats.write_mib(target, held, task=task or held.task, model=name, select=select)
+        if mismatch := formats.mib_mismatch(held.graph, name):
+            common.note(f"note: {mismatch}")
     elif form in writers:
         written = writers[form](target, held)
     else:

@@ -1,5 +1,6 @@
 """`assay probe MODEL CONCEPT`."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from assay.errors import TaskError, bad_argument
 
 EXIT_NOT_AS_REQUIRED = 1
 CLAIMED = {"linear": "linear", "mean_difference": "mean", "mlp": "mlp"}  # probes that claims are about; others: linear
+NO_DIRECTION = ("mlp", "attention")
 USES_SIZES = {"tune": 24, "confirm": 80, "ood": 40}
 USES_DRAWS = 19  # random directions that the claim is compared with
 
@@ -52,13 +54,17 @@ def probe(
     from assay.atlas.store import Atlas
     from assay.evidence.claims import record_look
     from assay.evidence.source import ConceptSource
+    from assay.probe.measure import check_sealed
     from assay.probe.run import choose, measure
 
+    _check_asked(common, given)
     source = ConceptSource(_one_source(concept, concept_file))
     plan, splits = _plan(common, given), _splits(common, source, given["n"])
     task = None if given["causal"] is None else _task(given["causal"], common.seed)
     model = common.load(name, dtype, prepend_bos)
     plan = replace(plan, sites=_sites(given["sites"], given["path"], model))
+    if task is not None:
+        _check_causal(model, plan, task)
     seen, sealed = ({split: splits[split] for split in half if split in splits}
                     for half in (("discover", "tune"), ("confirm", "ood")))  # fmt: skip
     keep = lambda key: KeptActivations(common.atlas, key)  # noqa: E731
@@ -66,6 +72,7 @@ def probe(
         chosen = choose(model, seen, plan, source.name, advance, keep)
     store = Atlas(common.atlas)
     record_look(store, model.digest, f"probe {source.name} {plan.probe}", [each for part in seen.values() for each in part])
+    check_sealed(model, chosen, sealed)
     claim = _claim(common, store, model, source, chosen, sealed, given["claimed"])
     looked = f"probe map {source.name} {plan.probe}"
     record_look(store, model.digest, looked, [each for part in sealed.values() for each in part])
@@ -80,6 +87,36 @@ def probe(
 
 
 # what is asked for -------------------------------------------------------------------------------
+
+
+def _check_asked(common: Common, given: Mapping[str, Any]) -> None:
+    """Refuse before any work what could only be refused at its end."""
+    if given["require"] and not given["claimed"]:
+        raise bad_argument("--require", "with --no-claim", "a run that states a claim")
+    kind = given["kind"] or "linear"
+    if given["causal"] is not None and (given["path"] or kind in NO_DIRECTION):
+        got = "with --dictionary" if given["path"] else f"with --probe {kind}"
+        raise bad_argument("--causal", got, "a probe that reads one direction of a site of the model, such as linear")
+    for option, folder in (("--atlas", common.atlas), ("--out", given["out"])):
+        if folder is not None:
+            _check_folder(option, Path(folder))
+
+
+def _check_folder(option: str, folder: Path) -> None:
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise bad_argument(option, str(folder), "a folder that can be written")
+
+
+def _check_causal(model: Any, plan: Any, task: Any) -> None:
+    """--causal changes whole vectors, on pairs that the model can read. Raises UsageError for other sites, TaskError."""
+    from assay.data.prepare import prepare
+    from assay.probe.variants import place_of
+
+    for split in ("tune", "confirm"):
+        prepare(task.items(split, USES_SIZES[split], plan.seed), model)
+    for site in model.sites(plan.sites) if plan.sites else ():
+        place_of(model, str(site), "all")
 
 
 def _one_source(concept: str | None, concept_file: str | None) -> str:
@@ -121,7 +158,7 @@ def _splits(common: Common, source: Any, n: int) -> dict[str, list[Any]]:
 def _sites(sites: Sequence[str], path: str | None, model: Any) -> Any:
     """The sites of the plan: those given, or the latents of a dictionary; None for the default."""
     if path is None:
-        return ",".join(sites) or None
+        return ",".join(sites) if sites else None
     from assay.features.formats import load_dictionary
     from assay.features.opened import open_latents
 

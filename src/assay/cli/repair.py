@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 METHODS = ("project-out", "scale-heads", "mean-ablate-heads", "scale-neurons", "mean-ablate-neurons", "rank-one")
 RESIDUAL = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 REQUIRED = {"repaired": ("repaired",), "price": ("repaired", "repaired at a price")}
-TEXT, CONTEXT = "wikipedia", 128
+TEXT, CONTEXT, STEPS = "wikipedia", 128, 12
 EVERYTHING = 1 << 30
 EXIT_NOT_AS_REQUIRED, EXIT_TAMPERED = 1, 3
 
@@ -45,7 +45,7 @@ def repair() -> None:
 @click.option("--layer", "layers", metavar="L,..", help="rank-one: where to write; project-out: only there.")
 @click.option("--strength", "strengths", multiple=True, type=float, help="rank-one: may be given again. Default: 0.5, 1.")
 @click.option("--subject", metavar="LABEL", help="rank-one: the label that marks the subject, or end.")
-@click.option("--steps", default=12, show_default=True, type=click.IntRange(1), help="rank-one: of the search for values.")
+@click.option("--steps", type=click.IntRange(1), help=f"rank-one: of the search for values. Default: {STEPS}.")
 @click.option("--neighbours", metavar="FILE", help="A task file of what should stay as it is.")
 @click.option("--text", "corpus", default=TEXT, show_default=True, help="Ordinary text that edits are made from.")
 @click.option("--tokens", default=6144, show_default=True, type=click.IntRange(256), help="Of it.")
@@ -67,7 +67,9 @@ def run(
     """
     from assay.permissions import require
 
-    grant = require("modify" if out else "intervene", reason=reason, granted=allow)
+    if out is not None and not out.strip():
+        raise bad_argument("--out", out, "a new directory", "Leave it out for a dry run.")
+    grant = require("intervene" if out is None else "modify", reason=reason, granted=allow)
     source = task_source(fault, fault_file)
     folder = None if out is None else Path(out)
     if folder is not None:
@@ -125,23 +127,26 @@ class _Job:
         given = self.options
         units = tuple(part.strip() for part in (given["units"] or "").split(",") if part.strip())
         direction = given["direction"]
-        if direction is not None and given["method"] != "project-out":
-            raise bad_argument("--direction", direction, "none for --method " + given["method"])
+        for flag, value, method in (
+            ("--direction", direction, "project-out"), ("--strength", given["strengths"] or None, "rank-one"),
+            ("--subject", given["subject"], "rank-one"), ("--steps", given["steps"], "rank-one"),
+        ):  # fmt: skip
+            if value is not None and given["method"] != method:
+                raise bad_argument(flag, value, f"none for --method {given['method']}")
         return RepairPlan(
             method=given["method"], units=units, factors=tuple(given["factors"]), layers=_layers(given["layers"], model),
             direction=None if direction is None else _direction(direction, model), subject=given["subject"],
-            strengths=tuple(given["strengths"]) or (0.5, 1.0), values=ValuePlan(steps=given["steps"]),
+            strengths=tuple(given["strengths"]) or (0.5, 1.0), values=ValuePlan(steps=given["steps"] or STEPS),
             seed=self.common.seed,
         )  # fmt: skip
 
     def repair(self, model: "Model") -> "RepairReport":
         """Make, choose, judge; what is read of sealed splits is in the ledger before."""
-        from assay.steer.repair import check_plan, repair, require_shared_subjects
+        from assay.steer.repair import check_plan, repair, require_usable
 
         plan = self.plan(model)
         check_plan(model, plan)
-        if plan.method == "rank-one":
-            require_shared_subjects(self.fault, plan)
+        require_usable(model, self.fault, plan)
         self._look(model)
         with self.common.progress("repairing") as advance:
             return repair(model, self.fault, plan, lambda: self._texts(model), advance)
@@ -192,8 +197,16 @@ def _layers(spelled: str | None, model: "Model") -> tuple[int, ...] | None:
 def _direction(file: str, model: "Model") -> Any:
     """The vector of a saved direction. Raises UsageError for one that is none of the residual stream."""
     from assay.sites import parse_site
-    from assay.steer.files import load_direction
+    from assay.steer.files import is_direction, load_direction
 
+    if Path(file).is_file() and not is_direction(file):
+        raise bad_argument("--direction", file, "a file that assay steer .. --save FILE, or steer.files.save_direction, wrote")
+    direction = load_direction(file)
+    if direction.model_digest != model.digest:
+        made = direction.source.get("model") or "a model it does not name"
+        raise bad_argument("--direction", f"one made on {made}, weights {direction.model_digest[:12]}",
+                           f"one made on {model.name} as it is loaded here, weights {model.digest[:12]}",
+                           "Directions of another model, revision or dtype are not taken.")  # fmt: skip
     direction = load_direction(file, model)
     if parse_site(direction.site).name not in RESIDUAL:
         raise bad_argument("--direction", f"one at {direction.site}", f"one at {', '.join(RESIDUAL)}",
@@ -266,8 +279,10 @@ def _log_view(record: dict[str, Any]) -> Any:
     shown = Table("", "when", "who", "role", "what", "why", "entry", box=None, pad_edge=False)
     for one in record["newest"]:
         body = one["body"]
-        what = one["action"] + (f": {body['fault']}, {body['method']}, {body['verdict']}" if "verdict" in body else "")
+        told = ", ".join(str(body[key]) for key in ("fault", "method", "verdict") if key in body)
+        what = one["action"] + (f": {told}" if told else "")
         cells = (str(one["index"]), one["time"][:19], one["who"], one["role"], what, one["why"], one["hash"][:12])
         shown.add_row(*(Text(visible(cell, 80)) for cell in cells))
-    state = "the chain holds" if record["whole"] else "; ".join(record["problems"])
+    whole = "the chain holds" if record["entries"] else "there is no log in this atlas"
+    state = whole if record["whole"] else "; ".join(record["problems"])
     return Group(*([shown] if record["newest"] else []), Text(f"{record['entries']} entries; {state}"))

@@ -1,5 +1,6 @@
 """`assay steer MODEL`."""
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +20,7 @@ QUICK_GRID = (0.1, 0.2, 0.4)
 CLAIM_SHARES = (-1.0, -0.5, 0.5, 1.0)  # of the chosen strength
 ACCEPTED = ("model", "tokenizer", "site")
 ROLES = ("read", "intervene", "modify")
+FARTHEST = 100.0  # a dose beyond it makes numbers that are not finite
 
 
 @click.command()
@@ -100,7 +102,8 @@ def steer(common: Common, name: str, dtype: str, prepend_bos: bool | None, **giv
     with common.progress("steering") as advance:
         report = confirm(model, chosen, behaviour, plan, advance, kept)
     if kept.found:
-        common.note(f"{kept.found} finished measurements were kept in the atlas by an earlier run.")
+        many = "measurement was" if kept.found == 1 else "measurements were"
+        common.note(f"{kept.found} finished {many} kept in the atlas by an earlier run.")
     record = {**report.json(), "claim": claim, "notes": notes, "plan": _plan_record(plan, sizes), "passport": model.passport()}
     record["saved"] = str(save_direction(chosen.direction, given["save"])) if given["save"] else None
     record["files"] = _files(report, record, Path(given["out"]) if given["out"] else common.atlas / "figures", name)
@@ -122,6 +125,9 @@ def _asked(given: Mapping[str, Any]) -> Asked:
         raise bad_argument("--threshold", given["threshold"], "with --condition FILE")
     if given["save"] and not given["save"].lower().endswith(".safetensors"):
         raise bad_argument("--save", given["save"], "a .safetensors file")
+    for option in ("save", "out"):
+        if given[option] and not _can_be_made(Path(given[option]), a_folder=option == "out"):
+            raise bad_argument(f"--{option}", given[option], "a place that can be written")
     asked = Asked(given["file"], given["feature"], given["concept"], given["method"], given["at"], given["site"],
                   given["dictionary"], tuple(each for each in given["allow"] if each in ACCEPTED))  # fmt: skip
     asked.check()
@@ -129,6 +135,16 @@ def _asked(given: Mapping[str, Any]) -> Asked:
         if given[option] is not None and not Path(given[option]).is_file():
             raise bad_argument("--direction" if option == "file" else "--condition", given[option], "a file that exists")
     return asked
+
+
+def _can_be_made(path: Path, a_folder: bool) -> bool:
+    """Whether a file or folder can be written there, as far as the folders that are there tell."""
+    if path.exists() and path.is_dir() != a_folder:
+        return False
+    here = path.resolve()
+    while not here.exists():
+        here = here.parent
+    return os.access(here, os.W_OK) and (here.is_dir() or here == path.resolve())
 
 
 def _plan(common: Common, given: Mapping[str, Any]) -> Any:
@@ -143,7 +159,9 @@ def _plan(common: Common, given: Mapping[str, Any]) -> Any:
     doses = given["strengths"] or (QUICK_GRID if given["quick"] and given["mode"] != "project_out" else ())
     if 0.0 in doses:
         raise bad_argument("--strength", 0.0, "doses that are not 0: no steering is always measured beside them")
-    few: dict[str, Any] = {"openings": 4, "max_new_tokens": 16} if given["quick"] else {}
+    if far := [dose for dose in doses if abs(dose) > FARTHEST]:
+        raise bad_argument("--strength", far[0], f"at most {FARTHEST:g} times the residual norm")
+    few: dict[str, Any] = {"openings": 8, "max_new_tokens": 16} if given["quick"] else {}
     grid = tuple(sorted({sign * dose for dose in doses for sign in (1, -1)})) or None
     plan = SteerPlan(
         mode=given["mode"], positions=given["positions"], phase=given["phase"], strengths=grid, draws=given["draws"],

@@ -62,6 +62,7 @@ class PackagedConcept:
     licence: str
     groups: str
     near_misses: str
+    format: int = FORMAT  # raised where this reader alone changes
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -99,7 +100,7 @@ class PackagedConcept:
 
     @property
     def _folder(self) -> Path:
-        return cache_dir() / "concepts" / f"{self.name}-{FORMAT}"
+        return cache_dir() / "concepts" / f"{self.name}-{self.format}"
 
     @property
     def _pins(self) -> list[str]:
@@ -117,7 +118,7 @@ class PackagedConcept:
         division = READERS[self.name](files, work)
         rows = ({"split": split, **asdict(example)} for split in SPLITS for example in division.splits[split])
         write_file(folder / FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-        manifest = {"assay": "concept", "format": FORMAT, "name": self.name, "licence": self.licence,
+        manifest = {"assay": "concept", "format": self.format, "name": self.name, "licence": self.licence,
                     "source": [source.said for source in self.sources], "package_sha256": self._pins,
                     "dropped": division.dropped, "size": (folder / FILE).stat().st_size,
                     "sha256": file_sha256(folder / FILE)}  # fmt: skip
@@ -185,7 +186,7 @@ TABLE = {
                         "all with one first name", "women with a man's name in theirs"),
         PackagedConcept("truth", "true statements about capitals and cities", (GEONAMES,), "CC-BY 4.0, GeoNames (package: MIT)",
                         "a frame; countries and cities are on one side, too",
-                        "the country's own largest other city; a country beside it"),
+                        "the country's own largest other city; a country beside it", format=2),
         PackagedConcept("date_order", "the date named first is the earlier", (), "made by rule, free",
                         "a frame; years are on one side, too", "wrong order within one year"),
         PackagedConcept("code", "lines of Python, not prose; ood: C", (SAE_PROBES, BROWN), f"{MIXED}; Brown: {BROWN_LICENCE}",

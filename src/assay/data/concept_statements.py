@@ -3,7 +3,8 @@
 truth: 1. Countries of more than `PEOPLE` people, their capitals and their cities of more than `CITY` people come from the
    tables of GeoNames. A city whose name is also that of a city of `TOWN` people in another country is left out.
    2. Countries are dealt to splits by the hash of their names, and every split has frames of its own: no country, no
-   city and no frame is on two sides. The frame is the group; country and city are the entities.
+   city and no frame is on two sides. The frame is the group; country and city are the entities. No statement is called
+   false that puts a city in a country which has a town of that name.
    3. True: a country and its capital, or one of its cities. False: a city of a country of another continent. Near miss:
    the country's own largest city that is not its capital, or a country of the same continent, a neighbour if there is
    one in the split. Within a frame a city is used about as often in true as in plainly false statements.
@@ -87,6 +88,7 @@ class Country(NamedTuple):
     capital: str
     cities: tuple[str, ...]  # large ones that are not the capital, the largest first
     neighbours: frozenset[str]
+    towns: frozenset[str] = frozenset()  # its places of `TOWN` people or more
 
     @property
     def said(self) -> str:
@@ -125,7 +127,8 @@ def countries_of(countries: Sequence[Mapping[str, Any]], cities: Sequence[Mappin
                 or capital not in {city for _, city in own} or not _plain(capital)):  # fmt: skip
             continue
         beside = frozenset(named[code] for code in str(row["neighbours"]).split(",") if code in named)
-        found[name] = Country(name, row["continentcode"], capital, tuple(dict.fromkeys(large))[:CITIES], beside)
+        found[name] = Country(name, row["continentcode"], capital, tuple(dict.fromkeys(large))[:CITIES], beside,
+                              frozenset(city for _, city in own))  # fmt: skip
     return found
 
 
@@ -146,9 +149,10 @@ def _place_statements(frame: str, some: Sequence[Country]) -> Iterator[Example]:
     for country in _some(frame, some):
         city = min((country.capital, *country.cities), key=lambda city: _hash(frame, city))
         yield _statement(frame, country, city, 1)
-        if far := _other(frame, country, some, near=False):
+        elsewhere = [other for other in some if city not in other.towns]
+        if far := _other(frame, country, elsewhere, near=False):
             yield _statement(frame, far, city, 0, also=country)
-        if close := _other(frame, country, some, near=True):
+        if close := _other(frame, country, elsewhere, near=True):
             yield _statement(frame, close, city, 0, also=country, near=True)
 
 

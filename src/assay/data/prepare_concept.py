@@ -1,7 +1,8 @@
 """From labelled texts to token ids and the token that is read.
 
 An example with a character offset is read at the token that holds that character, any other at its last
-token. An example that is empty, or whose offset is in no token, is dropped and counted.
+token. An example that is empty, that is longer than the model's context, or whose offset is in no token, is dropped and
+counted.
 """
 
 from collections import Counter
@@ -74,9 +75,12 @@ def _prepare(examples: Sequence[Example], model: Any) -> PreparedConcept:
     at: list[int] = []
     readable = [example.text for example in examples if example.text]
     texts = iter(model.tokens(readable) if readable else [])
+    most = getattr(getattr(model.hf, "config", None), "max_position_embeddings", None) or 1 << 30
     for example in examples:
         try:
             ids = next(texts) if example.text else []
+            if len(ids) > most:
+                raise Unusable(f"longer than the model's {most} tokens")
             place = _place(example, ids, model)
         except Unusable as reason:
             dropped[str(reason)] += 1

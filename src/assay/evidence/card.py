@@ -87,14 +87,21 @@ def make_card(store: ClaimStore, claim_id: str) -> Card:
         "verdict": store.verdict(claim_id), "deviations": store.deviations(claim_id),
         "replications": store.replications(claim_id), "runs": store.runs(claim_id), "datasets": store.datasets(data),
         "ledger": {"entries": entries, "counts": store.tally()}, "stale": stale_reasons(store, claim),
-        "error_rates": error_rates(claim.kind),
+        "error_rates": error_rates(family(claim)),
     }  # fmt: skip
     card = plain(card)
     return {**card, "digest": digest(card)}
 
 
+def family(claim: Claim) -> str:
+    """The calibration that speaks about a claim: that of its kind, or of edges."""
+    from assay.evidence.edge_link import about_edge
+
+    return "connects-edges" if claim.kind == "connects" and about_edge(claim) else claim.kind
+
+
 def error_rates(kind: str) -> dict[str, Any] | None:
-    """How often this kind's battery errs: {"version", "null", "power"}; None when it was not calibrated."""
+    """How often this family's battery errs: {"version", "null", "power"}; None when it was not calibrated."""
     file = resources.files("assay.evidence") / RATES
     if not file.is_file():
         return None

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from assay.circuits.graph import ARROW, Edge
+from assay.circuits.guards import check_task
 from assay.data.prepare import PreparedTask, prepare
 from assay.errors import bad_argument
 from assay.evidence.circuits_instrument import Instrument, Setup, chunks, site_means, unit_key, width_of
@@ -184,7 +185,9 @@ class Mediates:
     def prepare(
         self, model: Model, plan: Plan, subject: Mapping[str, Any], tune: PreparedTask
     ) -> tuple[Setup, dict[str, Any]]:
-        """Units, controls and means as the plan says; and a record of the controls that were drawn."""
+        """Units, controls and means as the plan says; and a record of the controls that were drawn. Raises TaskError for
+        prompts that would make the numbers meaningless."""
+        check_task(model, tune, plan.metric)
         if is_circuit(subject["sites"]):
             return edge_setup(model, plan, subject, tune)
         units = units_of(model, subject["sites"])

@@ -58,7 +58,8 @@ class Rows:
 @dataclass(frozen=True, eq=False)
 class Fitted:
     """Something fitted on discover and tune. `held_out`: scores of those rows by fits that had not seen their group;
-    `score(rows)`: log odds of other rows. `direction`, `intercept`: where it is linear in the activations."""
+    `score(rows)`: log odds of other rows. `direction`, `intercept`: where it is linear in the activations. `rates`: whether
+    scores hold the log odds of the share of members that a fit has met; a threshold half-way between classes does not."""
 
     name: str
     held_out: Array
@@ -67,6 +68,7 @@ class Fitted:
     direction: Array | None = None
     intercept: float | None = None
     note: str = ""
+    rates: bool = True
 
 
 # groups ------------------------------------------------------------------------------------------
@@ -174,7 +176,7 @@ def _word_model(texts: Any, labels: NDArray[np.int64], C: float) -> Callable[[An
 def majority(rows: Rows) -> Fitted:
     """One answer for every text: the label that more rows have."""
     odds = 1.0 if rows.labels.mean() > 0.5 else -1.0
-    return Fitted("majority", np.full(len(rows), odds), lambda asked: np.full(len(asked), odds))
+    return Fitted("majority", np.full(len(rows), odds), lambda asked: np.full(len(asked), odds), rates=False)
 
 
 def _loss(scores: Array, labels: NDArray[np.int64]) -> Array:

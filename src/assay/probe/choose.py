@@ -23,7 +23,7 @@ from assay.probe import baselines as simple
 from assay.probe.baselines import Fitted, Rows
 from assay.probe.estimators import PROBES
 from assay.probe.path import CS, fit_path, folds_of
-from assay.probe.read import Kept, Read, position_names, read_all, read_key, texts_within
+from assay.probe.read import Kept, Read, position_names, read_all, read_key
 from assay.probe.records import BaselineScore
 from assay.probe.scores import Estimate, auroc
 from assay.records import Example
@@ -34,6 +34,7 @@ Keep = Callable[[str], Kept]
 Examples = Mapping[str, Sequence[Example]]
 DRAWS = 3  # of shuffled labels and of control tasks
 ENCODERS = ("minilm", "none")
+HALF_WAY = ("mean_difference", "pca")  # probes with a threshold between the class means, whatever the shares
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ class ProbePlan:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < (2 if name == "folds" else 1)):
                 raise bad_argument(name, value, "a whole number from 2 on" if name == "folds" else "a whole number from 1 on")
+        if not 0 <= self.seed < 1 << 32:
+            raise bad_argument("seed", self.seed, "a whole number from 0 to 4294967295")
         if not 0 < self.alpha < 1:
             raise bad_argument("alpha", self.alpha, "between 0 and 1")
 
@@ -126,7 +129,8 @@ def choose(
     tune = np.array([id(example) in of_tune for example in pool.prepared.examples])
     for label in (0, 1):
         if not (pool.labels[tune] == label).any():
-            raise TaskError(f"{name}: no usable example of tune has label {label}; a probe needs both.")
+            why = "".join(f" {n} left out: {reason}." for reason, n in pool.prepared.dropped.items())
+            raise TaskError(f"{name}: no usable example of tune has label {label}; a probe needs both.{why}")
     fitting = Fitting(pool, tune, plan, folds_of(pool.labels, pool.groups, plan.folds, plan.seed))
     places = position_names(plan.positions)
     candidates = fitting.candidates(sites, places, progress)
@@ -175,11 +179,7 @@ def rows_of(
 ) -> Rows:  # fmt: skip
     """Examples read at all sites, by the model and by its untrained twin, one pass each. The twin lives no longer than that;
     the same seed gives the same one."""
-    config = getattr(model.hf, "config", None)
-    most = getattr(config, "max_position_embeddings", None) or 1 << 30
-    prepared = texts_within(prepare_concept(examples, model), most)
-    if not len(prepared):
-        raise TaskError(f"{what}: no text is short enough for {model.name} ({most} tokens).")
+    prepared = prepare_concept(examples, model)
     read = _read(model, prepared, sites, plan, f"reading {what}", progress, keep)
     twin = None
     if plan.untrained:
@@ -273,10 +273,11 @@ class Fitting:
         """AUROC of tune rows by fits that had not seen their groups.
 
         What a fit knows of the shares of labels is taken off: folds with fewer members leave more of them to learn from, so
-        that fits which know nothing else would rank rows the wrong way round.
+        that fits which know nothing else would rank rows the wrong way round. Of fits that do not know them nothing is taken:
+        it would tell them the labels.
         """
         groups = [group for group, of_tune in zip(self.pool.groups, self.tune, strict=True) if of_tune]
-        scores = (fit.held_out - self.prior)[self.tune]
+        scores = level(fit, self.prior)[self.tune]
         return auroc(scores, self.pool.labels[self.tune], groups, seed=self.plan.seed)
 
     def draws(self, best: Candidate) -> dict[str, tuple[Fitted, ...]]:
@@ -317,7 +318,12 @@ class _Fit:
                 return self.decide(found)
             return found @ self.direction + self.intercept
 
-        return Fitted(kind, self.held_out, score, self.C, self.direction, self.intercept)
+        return Fitted(kind, self.held_out, score, self.C, self.direction, self.intercept, rates=kind not in HALF_WAY)
+
+
+def level(fit: Fitted, prior: Array) -> Array:
+    """Held-out scores that can be compared over folds: without the log odds `prior` of the shares that each fit has met."""
+    return fit.held_out - prior if fit.rates else fit.held_out
 
 
 def source_of(rows: Rows, twin: bool) -> Read:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.data.concept_flags import Flag, concept_flags
+from assay.data.prepare_concept import prepare_concept
 from assay.data.splits import leaks
 from assay.errors import TaskError
 from assay.features.opened import is_latent
@@ -21,9 +22,9 @@ from assay.model.model import Model
 from assay.probe import baselines as simple
 from assay.probe.baselines import Fitted, Rows
 from assay.probe.calibration import Calibrated, brier, conformal, ece, reliability
-from assay.probe.choose import Candidate, Examples, Keep, Progress, Selection, absent, acts, rows_of, source_of
+from assay.probe.choose import Candidate, Examples, Keep, Progress, Selection, absent, acts, level, rows_of, source_of
 from assay.probe.code_length import online_bits
-from assay.probe.read import position_names
+from assay.probe.read import check_offsets, position_names
 from assay.probe.records import BASELINES, BaselineScore, Calibration, ProbeReport, Reading, SiteScore
 from assay.probe.scarcity import curve
 from assay.probe.scores import Estimate, accuracy, auroc, auroc_difference, bootstrap_auroc
@@ -41,14 +42,12 @@ def measure(
 
     Raises TaskError for rows that share a template, a text or an entity with those used for fitting, or one label only.
     """
-    refuse_leaks(chosen, sealed)
-    if not sealed.get("confirm"):
-        raise TaskError(f"{chosen.name}: no example fell to the split confirm. A concept needs groups for every split.")
+    check_sealed(model, chosen, sealed)
     rows = rows_of(model, [each for split in ("confirm", "ood") for each in sealed.get(split, ())],
                  chosen.read_sites, chosen.plan, "confirm and ood", progress, keep)  # fmt: skip
     if progress:
         progress("measuring", 0, 1)
-    held = _Sealed(rows, sealed, chosen.plan.seed, chosen.name)
+    held = _Sealed(rows, sealed, chosen.plan.seed)
     scored = [_scored_baseline(held, fit, tune) for fit, tune in chosen.baselines]
     drawn = [_scored_draws(held, chosen, name, fits) for name, fits in chosen.draws.items()]
     shown = [*(score for score, _ in scored), *chosen.missing, *drawn]
@@ -70,6 +69,23 @@ def measure(
     )  # fmt: skip
 
 
+def check_sealed(model: Model, chosen: Selection, sealed: Examples) -> None:
+    """What `measure` would refuse, from the texts alone: whoever states a claim asks before confirm is spent on it.
+
+    Raises TaskError for rows that were used for fitting, and where the usable ones of confirm have one label; UsageError for
+    positions that some text does not have.
+    """
+    refuse_leaks(chosen, sealed)
+    if not sealed.get("confirm"):
+        raise TaskError(f"{chosen.name}: no example fell to the split confirm. A concept needs groups for every split.")
+    usable = prepare_concept(sealed["confirm"], model)
+    if len(set(usable.labels)) < 2:
+        why = "".join(f" {n} left out: {reason}." for reason, n in usable.dropped.items())
+        raise TaskError(f"{chosen.name}: the {len(usable)} usable examples of confirm have one label; a probe needs both.{why}")
+    for examples in filter(None, sealed.values()):
+        check_offsets(prepare_concept(examples, model), position_names(chosen.plan.positions))
+
+
 def refuse_leaks(chosen: Selection, sealed: Examples) -> None:
     """Raises TaskError where sealed rows share a template, text or entity with rows that were used for fitting."""
     seen = [example for examples in chosen.seen.values() for example in examples]
@@ -84,13 +100,11 @@ def refuse_leaks(chosen: Selection, sealed: Examples) -> None:
 class _Sealed:
     """Sealed rows and their splits."""
 
-    def __init__(self, rows: Rows, sealed: Examples, seed: int, name: str) -> None:
+    def __init__(self, rows: Rows, sealed: Examples, seed: int) -> None:
         self.rows, self.seed = rows, seed
         home = {id(example): split for split, examples in sealed.items() for example in examples}
         of = np.array([home[id(example)] for example in rows.prepared.examples])
         self.masks = {split: of == split for split in ("confirm", "ood") if (of == split).any()}
-        if len(set(self.labels("confirm").tolist())) < 2:
-            raise TaskError(f"{name}: the usable examples of confirm have one label; a probe needs both.")
 
     def labels(self, split: str) -> NDArray[np.int64]:
         return self.rows.labels[self.masks[split]] if split in self.masks else np.zeros(0, np.int64)
@@ -173,7 +187,7 @@ def _data_flags(held: _Sealed, chosen: Selection, sealed: Examples) -> tuple[Fla
     """What is wrong with the texts and labels themselves. The probe's scores help to find wrong labels, where it has one for
     every example."""
     splits = {**chosen.seen, **sealed}
-    by_row = {id(example): float(score) for rows, scores in ((chosen.pool, chosen.best.fitted.held_out - chosen.prior),
+    by_row = {id(example): float(score) for rows, scores in ((chosen.pool, level(chosen.best.fitted, chosen.prior)),
                                                              (held.rows, chosen.best.fitted.score(held.rows)))
               for example, score in zip(rows.prepared.examples, scores, strict=True)}  # fmt: skip
     whole = all(id(example) in by_row for examples in splits.values() for example in examples)

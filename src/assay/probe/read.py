@@ -89,7 +89,7 @@ def read_all(
     have, and where all of it would take more than 2 GiB.
     """
     wanted, places = storable(model, sites), position_names(positions)
-    _check_offsets(prepared, places)
+    check_offsets(prepared, places)
     lengths = np.array([len(ids) for ids in prepared.tokens])
     order = np.argsort(lengths, kind="stable")
     found: dict[str, list[Array]] = {}
@@ -110,7 +110,8 @@ def read_all(
                  for site in wanted})  # fmt: skip
 
 
-def _check_offsets(prepared: PreparedConcept, places: Sequence[str]) -> None:
+def check_offsets(prepared: PreparedConcept, places: Sequence[str]) -> None:
+    """Raises UsageError for positions counted from the end that some text does not have."""
     shortest = min(range(len(prepared)), key=lambda row: len(prepared.tokens[row]))
     for place in places:
         if place.startswith("-") and -int(place) > len(prepared.tokens[shortest]):
@@ -177,13 +178,3 @@ def _in_order(parts: list[Array], place: str, lengths: np.ndarray, back: np.ndar
 
 def _name(site: Site, place: str) -> str:
     return f"{site}@{place}"
-
-
-def texts_within(prepared: PreparedConcept, most: int) -> PreparedConcept:
-    """Without texts of more than so many tokens; they are counted as dropped."""
-    rows = [row for row, ids in enumerate(prepared.tokens) if len(ids) <= most]
-    if len(rows) == len(prepared):
-        return prepared
-    left = prepared.select(rows)
-    dropped = {**prepared.dropped, f"longer than the model's {most} tokens": len(prepared) - len(rows)}
-    return PreparedConcept(left.examples, left.tokens, left.at, dropped)

@@ -9,7 +9,10 @@
    bounds, exact binomial ones without groups.
 4. At an AUROC of 1 draws have no spread. m pairs of different groups can be made that share no group, and all are in
    order: the lower bound is the exact binomial one of m successes in m. So too at 0.
-5. Two scores of the same rows are compared on the same draws: bounds = difference -+ t s.
+5. Two scores of the same rows are compared on the same draws: bounds = difference -+ t s. Where one of them is 1 or 0, the
+   way to its bound of step 4 is added: bound = difference -+ sqrt((t s)^2 + way^2), on the side where it may lie.
+6. Where all rows of a label are in one group, draws do not say how other groups of that label would do: no bounds, but
+   those of step 4.
 """
 
 from collections.abc import Iterator, Sequence
@@ -58,6 +61,8 @@ def auroc(
     else:
         stars = [_weighted_auroc(data.scores[0], data.member, weights) for weights in data.draws(draws, seed)]
         spread, df, method = float(np.nanstd(np.concatenate(stars), ddof=1)), data.k - 1, "bootstrap over groups, logit t"
+    if pairs < 2 and value not in (0.0, 1.0):
+        return data.estimate(value, None, None, "a label in one group: no interval")
     low, high = _logit_bounds(value, spread, df, level, pairs)
     return data.estimate(value, low, high, method)
 
@@ -84,15 +89,19 @@ def auroc_difference(
 ) -> Estimate:  # fmt: skip
     """AUROC of `first` minus that of `second`, scores of the same rows. Without groups every row is its own."""
     data = _checked(labels, groups, first, second)
-    value = float(_rank_auroc(data.scores[0], data.member) - _rank_auroc(data.scores[1], data.member))
+    ones = [_rank_auroc(scores, data.member) for scores in data.scores]
+    value = ones[0] - ones[1]
     stars = [
         _weighted_auroc(data.scores[0], data.member, w) - _weighted_auroc(data.scores[1], data.member, w)
         for w in data.draws(draws, seed)
     ]
-    if data.k < 2:
-        return data.estimate(value, None, None, "one group: no interval")
+    if data.disjoint_pairs() < 2:
+        return data.estimate(value, None, None, "a label in one group: no interval")
     reach = float(stats.t.ppf((1 + level) / 2, data.k - 1) * np.nanstd(np.concatenate(stars), ddof=1))
-    return data.estimate(value, value - reach, value + reach, "bootstrap over groups, paired, t")
+    way = 1 - clopper_pearson(data.disjoint_pairs(), data.disjoint_pairs(), level)[0]  # from an AUROC of 1 to its bound
+    down, up = (np.hypot(way * (ones[0] == end), way * (ones[1] == 1 - end)) for end in (1.0, 0.0))
+    low, high = value - float(np.hypot(reach, down)), value + float(np.hypot(reach, up))
+    return data.estimate(value, max(low, -1.0), min(high, 1.0), "bootstrap over groups, paired, t")
 
 
 def mean_over_groups(values: ArrayLike, groups: Sequence[object], level: float = 0.95) -> Estimate:

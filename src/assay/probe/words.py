@@ -37,7 +37,8 @@ def _use(causal: Mapping[str, Any] | None) -> str:
     verdict = causal["verdict"]
     why = f" ({', '.join(verdict['reasons'])})" if verdict["verdict"] != "supported" and verdict["reasons"] else ""
     held = USES.get(verdict["verdict"], "Whether the model uses it (uses) could not be tested")
-    return f"{held}{why} for {causal['task']}: {causal['follow_up']['sentence']}"
+    told = ":" if verdict["verdict"] == "supported" else ". Followed up, which is a look and no test:"
+    return f"{held}{why} for {causal['task']}{told} {causal['follow_up']['sentence']}"
 
 
 def not_shown(claim: Mapping[str, Any], causal: Mapping[str, Any] | None) -> list[str]:

@@ -7,9 +7,7 @@ be read without colour. A figure shows what was measured; it does not decide any
 
 import io
 import math
-import os
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 
 from assay.errors import bad_argument
+from assay.files import write_file
 from assay.records import PatchResult, TaskSummary
 from assay.report.cells import (
     MISSING,
@@ -198,18 +197,12 @@ def accuracy_interval(task: TaskSummary) -> tuple[float, float]:
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a PNG or SVG, by suffix: beside the target first, then renamed. Raises UsageError."""
+    """Write a PNG or SVG, by suffix: beside the target first, then renamed. Raises UsageError, StoreError."""
     target = Path(path)
     if target.suffix.lower() not in SUFFIXES:
         raise bad_argument("figure path", str(path), " or ".join(SUFFIXES))
     content = figure_png(figure) if target.suffix.lower() == ".png" else figure_svg(figure).encode()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, target)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_file(target, content)
     return target
 
 

@@ -1,7 +1,8 @@
 """Write a changed model as a plain Hugging Face checkpoint, and prove that it is one.
 
 1. Weights, config, generation config and tokenizer are written by `save_pretrained` into a hidden folder beside the target.
-2. The folder is read back as any checkpoint is, in the same dtype, and must give the same logits on the same prompts.
+2. The folder is read back as any checkpoint is, in the same dtype, and must have the same weights, number for number, and
+   give the same logits on the same prompts.
 3. Only then, with its card beside the weights, is it renamed: a killed run leaves a hidden folder and no half model. The next
    export to the same place removes what killed ones left.
 
@@ -44,16 +45,17 @@ class Exported:
 
 def check_target(folder: Path) -> None:
     """UsageError for a place that is taken, StoreError for one that cannot be written. Before any long work."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"--out: {str(folder)!r} is there already and not empty; allowed: a new directory."
-                         " Nothing was changed.")  # fmt: skip
-    parent = folder.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
     try:
-        Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=parent)).rmdir()
-    except OSError as error:
-        why = f"{parent}: {error.strerror}"
+        target = folder.resolve()
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UsageError(f"--out: {str(folder)!r} is there already and not empty; allowed: a new directory."
+                             " Nothing was changed.")  # fmt: skip
+        parent = target.parent
+        while not parent.exists():
+            parent = parent.parent
+        Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=parent)).rmdir()
+    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError
+        why = getattr(error, "strerror", None) or error
         raise StoreError(f"--out: {str(folder)!r} cannot be made ({why}). Choose another place.") from error
 
 
@@ -63,7 +65,7 @@ def export(changed: Changed, folder: Path, cards: Cards) -> Exported:
     Raises ModelError when what is read back is not the model that was written; then nothing is left at `folder`.
     """
     check_target(folder)
-    model, target = changed.model, folder.absolute()
+    model, target = changed.model, folder.resolve()
     try:
         with _alone(target), tempfile.TemporaryDirectory(prefix=f".{target.name}.tmp-", dir=target.parent) as work:
             made = Path(work) / "model"
@@ -71,8 +73,8 @@ def export(changed: Changed, folder: Path, cards: Cards) -> Exported:
             facts = {key: value for key, value in vars(done).items() if key != "folder"}
             for name, text in cards(facts).items():
                 (made / name).write_text(text, encoding="utf-8")
-            for file in made.iterdir():
-                file.chmod(0o644)
+            for file in made.rglob("*"):
+                file.chmod(0o755 if file.is_dir() else 0o644)
             if target.exists():
                 target.rmdir()  # empty, see check_target
             os.replace(made, target)
@@ -107,13 +109,23 @@ def _written(model: Model, made: Path, target: Path) -> Exported:
     loaded = load_hf(made, dtype=model.dtype, device=model.device, prepend_bos=None,
                      attn_implementation=getattr(hf.config, "_attn_implementation", None))  # fmt: skip
     error = _difference(hf, loaded.hf, model.dims.d_vocab)
-    if not error <= tolerance(model.dtype):
-        raise ModelError(f"the checkpoint does not read back as the model that was written: logits differ by {error:.2g} of"
-                         f" their size. Nothing was left at {target}.")  # fmt: skip
+    other = _other_weights(hf, loaded.hf)
+    if other or not error <= tolerance(model.dtype):
+        named = f"{other} is another; " if other else ""
+        raise ModelError(f"the checkpoint does not read back as the model that was written: {named}logits differ by"
+                         f" {error:.2g} of their size. Nothing was left at {target}.")  # fmt: skip
     name = str(made)
     again = Model(loaded.hf, loaded.tokenizer, name, name, loaded.prepend_bos, loaded.bos_id)
-    size = sum(file.stat().st_size for file in made.iterdir())
+    size = sum(file.stat().st_size for file in made.rglob("*") if file.is_file())
     return Exported(target, again.digest, error, size, loaded.prepend_bos)
+
+
+def _other_weights(written: Any, read: Any) -> str:
+    """The first weight that is not read back number for number: in half precision logits alone would not show it."""
+    mine, other = (dict(hf.named_parameters()) for hf in (written, read))
+    names = [name for name in {**mine, **other} if name not in mine or name not in other]
+    names += [name for name in mine if name in other and not torch.equal(mine[name].cpu(), other[name].cpu())]
+    return names[0] if names else ""
 
 
 def _difference(written: Any, read: Any, d_vocab: int) -> float:

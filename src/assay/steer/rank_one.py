@@ -173,6 +173,8 @@ def subject_of(pair: Pair, label: str, side: int) -> tuple[str, int]:
     start = pair.labels[label][side]
     last = pair.labels.get(f"{label}_end", (start, start))[side]
     entity = next((name for name in pair.entities if text.startswith(name, start)), "")
+    while not entity and start and text[start - 1].isalnum() and text[start].isalnum():
+        start -= 1
     last = max(last, start + len(entity) - 1)
     while last + 1 < len(text) and (text[last + 1].isalnum()):
         last += 1

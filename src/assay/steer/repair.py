@@ -10,6 +10,7 @@
 What was not measured may have changed too: longer texts, other languages, chat, anything that no given task asks for.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -27,7 +28,7 @@ from assay.steer.repair_checks import Bars, Check, Fault, Progress, decide, judg
 from assay.steer.weights import Changed
 
 __all__ = ["METHODS", "Bars", "Candidate", "Check", "Fault", "RepairPlan", "RepairReport", "Trial", "check_plan", "choose",
-           "examples", "repair", "require_shared_subjects"]  # fmt: skip
+           "examples", "repair", "require_shared_subjects", "require_usable"]  # fmt: skip
 TRIAL_TEXTS, TRIAL_TOKENS = 16, 48  # of ordinary text, for choosing
 PREFIXES, PREFIX_TOKENS = 2, 8  # ordinary text before prompts where keys are read
 LAYER_SHARES = (0.15, 0.3, 0.45)  # of the depth: where facts are written unless layers are named
@@ -116,8 +117,7 @@ def _project_out(
     model: Model, plan: RepairPlan, pairs: Sequence[Pair], ordinary: Ordinary, report: Progress
 ) -> list[Candidate]:
     direction = plan.direction
-    if direction is None:
-        raise bad_argument("--direction", None, "a saved direction", "Make one with: assay steer MODEL .. --save FILE")
+    assert direction is not None  # check_plan
     shown = "all" if plan.layers is None else list(plan.layers)
     return [Candidate({"layers": shown}, lambda: weights.project_out(model, direction, plan.layers))]
 
@@ -191,6 +191,14 @@ def check_plan(model: Model, plan: RepairPlan) -> None:
             raise bad_argument("--units", got, f"{kind}.LAYER.NUMBER, one or more, for --method {plan.method}")
     if plan.factors and not plan.method.startswith("scale"):
         raise bad_argument("--factor", list(plan.factors), f"none for --method {plan.method}")
+    if plan.layers is not None and kind is not None:
+        raise bad_argument("--layer", list(plan.layers), f"none for --method {plan.method}", "Units name their layer.")
+    if plan.method == "project-out" and plan.direction is None:
+        raise bad_argument("--direction", None, "a saved direction", "Make one with: assay steer MODEL .. --save FILE")
+    if not all(map(math.isfinite, plan.factors)):
+        raise bad_argument("--factor", list(plan.factors), "finite numbers")
+    if not plan.strengths or not all(0 < strength < math.inf for strength in plan.strengths):
+        raise bad_argument("--strength", list(plan.strengths), "positive numbers")
     for layer in plan.layers or ():
         if not 0 <= layer < model.n_layers:
             raise bad_argument("--layer", layer, f"0 to {model.n_layers - 1}")
@@ -205,19 +213,22 @@ def choose(
 ) -> tuple[int, tuple[Trial, ...]]:  # fmt: skip
     """The best candidate on tune (its number), and all trials. Texts are token ids; without any, KL plays no part."""
     right, other = shares(model, tune)
-    trials = []
+    trials: list[Trial] = []
+    ranks: list[tuple[float, ...]] = []
     for number, candidate in enumerate(candidates):
         made = candidate.make()
         changed = made.model
         now, now_other = shares(changed, tune)
         lost = text_change(model, changed, texts)[0] if len(texts) else []
         mean = sum(lost) / len(lost) if lost else None
+        whole = mean is None or math.isfinite(mean)
         met = (now - right > bars.gain) + (abs(now_other - other) <= bars.same) + (mean is not None and mean <= bars.kl)
-        trials.append(Trial(dict(candidate.settings), right, now, other, now_other, mean, met if made.changes else 0))
+        trials.append(Trial(dict(candidate.settings), right, now, other, now_other, mean if whole else math.inf,
+                            met if made.changes and whole else 0))  # fmt: skip
+        ranks.append((whole, bool(made.changes), trials[-1].met, round(now, 6), -round(trials[-1].kl or 0.0, 4)))
         if report:
             report("trying on tune", number + 1, len(candidates))
-    best = max(range(len(trials)), key=lambda at: (trials[at].met, round(trials[at].right, 6), -(trials[at].kl or 0.0)))
-    return best, tuple(trials)
+    return ranks.index(max(ranks)), tuple(trials)
 
 
 # the whole ---------------------------------------------------------------------------------------
@@ -231,8 +242,7 @@ def repair(model: Model, fault: Fault, plan: RepairPlan, ordinary: Ordinary, pro
     """
     report: Progress = progress or (lambda words, done, total: None)
     check_plan(model, plan)
-    if plan.method == "rank-one":
-        require_shared_subjects(fault, plan)
+    require_usable(model, fault, plan)
     candidates = METHODS.get(plan.method)(model, plan, fault.splits["discover"], ordinary, report)
     best, trials = 0, ()
     if len(candidates) > 1:
@@ -248,6 +258,14 @@ def repair(model: Model, fault: Fault, plan: RepairPlan, ordinary: Ordinary, pro
     said = (said_in_full(model, fault.splits["confirm"]), said_in_full(changed.model, fault.splits["confirm"]))
     settings = dict(candidates[best].settings)
     return RepairReport(fault.name, plan, changed, settings, trials, checks, verdict, reasons, sentence, shown, said)
+
+
+def require_usable(model: Model, fault: Fault, plan: RepairPlan) -> None:
+    """TaskError for a fault that this model cannot be asked about, or about whose subjects nothing could be shown."""
+    for split in ("tune", "confirm"):
+        prepare(fault.splits[split], model)  # cuts prompts into tokens, and says why where none can be used
+    if plan.method == "rank-one":
+        require_shared_subjects(fault, plan)
 
 
 def require_shared_subjects(fault: Fault, plan: RepairPlan) -> None:

@@ -9,6 +9,7 @@
 A task that cannot be asked with the model's tokenizer is left out of the verdict, and listed.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,6 +17,7 @@ import torch
 
 from assay.data.metrics import kl
 from assay.data.prepare import NothingLeft, PreparedTask, prepare
+from assay.errors import ModelError
 from assay.model.model import Model
 from assay.records import Pair
 from assay.statistics import cluster_means, interval, summarise, tost
@@ -174,11 +176,20 @@ def _bar(bars: Bars, about: str) -> float:
 
 def _compare(found: _Set, before: Model, after: Model, abouts: Sequence[str], bars: Bars, seed: int) -> list[Check]:
     old, new = found.scores(before), found.scores(after)
+    _finite(found.name, old, new)
     right = [[float(score > 0) for score in scores] for scores in (old, new)]
     names = found.task.templates
     moved = summarise([b - a for a, b in zip(old, new, strict=True)], names, 0.0, bars.alpha, seed)
     return [replace(_share_check(found.name, about, right, names, bars, seed), dropped=found.task.dropped,
                     log_odds=(moved.estimate, moved.low, moved.high)) for about in abouts]  # fmt: skip
+
+
+def _finite(name: str, old: Sequence[float], new: Sequence[float]) -> None:
+    """Raises ModelError where a model gives infinite numbers, or none."""
+    for whose, values in (("the model", old), ("the changed model", new)):
+        if not all(map(math.isfinite, values)):
+            raise ModelError(f"{name}: {whose} gives numbers that are not finite. Take a smaller factor or strength, or load"
+                             " the model in float32. Nothing was written.")  # fmt: skip
 
 
 def _share_check(
@@ -202,6 +213,7 @@ def _share_check(
 
 def _text_check(before: Model, after: Model, texts: Sequence[str], bars: Bars, seed: int) -> Check:
     lost, loss = text_change(before, after, before.tokens(list(texts)))
+    _finite("ordinary text", [], [*lost, *loss])
     names = [f"{number:06d}" for number in range(len(lost))]
     told = summarise(lost, names, bars.kl, bars.alpha, seed)
     low, high = interval(loss, seed=seed)
@@ -218,6 +230,7 @@ def decide(checks: Sequence[Check], bars: Bars) -> tuple[str, tuple[str, ...], s
     needed = [check for check in checks if check.name == "fault, confirm"]
     asked = [check for check in checks if check.n or not check.name.startswith("task")]  # not of another language or tokenizer
     missed = [_why_not(check, bars) for check in needed if not check.passed] if needed else ["there is no fault on confirm"]
+    missed = list(dict.fromkeys(missed))  # gain and right may fail for one reason
     reasons = (*missed, *(_price(check) for check in asked if not check.passed and check not in needed))
     verdict = VERDICTS[2] if missed else VERDICTS[1] if reasons else VERDICTS[0]
     return verdict, reasons, _sentence(verdict, checks, reasons)
@@ -250,7 +263,8 @@ def _price(check: Check) -> str:
 
 def _points(check: Check) -> str:
     change = 100 * (check.change or 0.0)
-    span = "" if check.low is None or check.high is None else f", 95% {100 * check.low:+.0f} to {100 * check.high:+.0f}"
+    low, high = check.low, check.high
+    span = "" if low is None or high is None else f", 95% {100 * max(low, -1.0):+.0f} to {100 * min(high, 1.0):+.0f}"
     return f"{change:+.0f} points{span}"
 
 

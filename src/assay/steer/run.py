@@ -14,6 +14,7 @@
 hit is worth is for the claim to say: see `assay.evidence.steers`.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -329,13 +330,19 @@ def confirm(
     refusal = None if behaviour.requests is None else refusal_overlap(model, behaviour.requests, chosen.push, chosen.how)
     samples = _samples(model, chosen, next(iter(drawn.values())), behaviour.judge, plan, progress)
     point = curve.at(chosen.choice.strength)
-    outcome, reasons = judged_outcome(chosen.choice, point.effect, point.broken, controls)
+    outcome, reasons = judged_outcome(chosen.choice, point.effect, (*point.broken, *_behind(curve, point.strength)), controls)
     return SteerReport(
         model=model.name, behaviour=behaviour.name, direction=direction_record(chosen.direction), applied=_applied(chosen),
         norm=chosen.how.norm, strength=chosen.choice.strength, why=chosen.choice.why, effect=point.effect, tune=chosen.curve,
         confirm=curve, screened=chosen.screened, controls=controls, other_tasks=others, left_out=left, refusal=refusal,
         samples=samples, judge=None if behaviour.judge is None else behaviour.judge.record(), outcome=outcome, reasons=reasons,
     )  # fmt: skip
+
+
+def _behind(curve: Curve, strength: float) -> tuple[str, ...]:
+    """That a strength lies behind the curve's own cliff, if it does."""
+    cliff = curve.cliffs["+" if strength > 0 else "-"]
+    return () if cliff is None or abs(strength) <= abs(cliff) else (f"behind the cliff at {cliff:+g}",)
 
 
 def judged_outcome(
@@ -348,12 +355,18 @@ def judged_outcome(
         reasons.append(f"effect {effect.mean:+.2f} of the contrast: its interval begins at {least}; above {EFFECT:g} is asked")
     if controls.percentile < BEYOND:
         smaller = sum(abs(value) < abs(controls.effect) for value in controls.random.values())
-        reasons.append(f"{smaller} of {len(controls.random)} random directions have a smaller effect; the"
-                       f" percentile asked for is {100 * BEYOND:.0f}")  # fmt: skip
+        reasons.append(f"{smaller} of {len(controls.random)} random directions have a smaller effect; {_asked_of(controls)}")
     unsound = (*([] if choice.works else [f"on tune, {choice.why}"]), *broken)
     if reasons:
         return "no effect", (*reasons, *unsound)
     return ("incoherent", unsound) if unsound else ("hit", ())
+
+
+def _asked_of(controls: Controls) -> str:
+    """How many random directions must have a smaller effect."""
+    drawn = len(controls.random)
+    needed = math.ceil(BEYOND * (drawn + 1))
+    return f"at least {needed} must" if needed <= drawn else "fewer than 99 show nothing beyond the 99th percentile"
 
 
 def _controls(
@@ -389,12 +402,15 @@ def _effects(
 
 
 def _few(task: PreparedTask, n: int) -> PreparedTask:
-    """At most n pairs, templates in turn."""
-    seen: dict[str, int] = {}
-    turns = []
-    for template in task.templates:
-        turns.append(seen.get(template, 0))
-        seen[template] = turns[-1] + 1
+    """At most n pairs, templates in turn, each beginning one pair later than the one before: where every template lists its
+    kinds of pairs in the same order, all kinds are among the first."""
+    rows: dict[str, list[int]] = {}
+    for row, template in enumerate(task.templates):
+        rows.setdefault(template, []).append(row)
+    turns = [0] * len(task)
+    for number, own in enumerate(rows.values()):
+        for place, row in enumerate(own):
+            turns[row] = (place - number) % len(own)
     return task.select(np.argsort(turns, kind="stable")[:n].tolist())
 
 
