@@ -67,7 +67,7 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: what was finished is kept, and the same command goes on from there.", err=True)
+        click.echo("interrupted: nothing is half-written, and the same command goes on from what was finished.", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()
