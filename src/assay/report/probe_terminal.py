@@ -38,7 +38,8 @@ def _sites(report: ProbeReport) -> RenderableType:
         table.add_row(Text("►" if score is report.chosen else ""), Text(score.site), Text(score.position),
                       Text(f"{score.tune.value:.2f}"), Text(said(score.confirm)), Text("" if score.ood is None else
                       f"{score.ood.value:.2f}"), Text(said(score.margin, sign=True)))  # fmt: skip
-    words = f"AUROC; ► was chosen on tune, the others are a map; {len(report.scores) - len(kept)} cells are not shown"
+    hidden = len(report.scores) - len(kept)
+    words = "AUROC; ► was chosen on tune, the others are a map" + (f"; {hidden} cells are not shown" if hidden else "")
     return Group(table, Text(words, style="dim"))
 
 
