@@ -9,7 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from assay.errors import UsageError
+from assay.errors import StoreError, UsageError
 from assay.records import TaskSummary
 from assay.report.cells import RAMP, colour, grid, scale_of, top_cells, visible
 from assay.report.figures import (
@@ -128,7 +128,7 @@ def test_saving_is_atomic_and_only_png_and_svg(tmp_path, monkeypatch):
     target = tmp_path / "map.png"
     target.write_bytes(b"old")
     monkeypatch.setattr("os.replace", _fail)
-    with pytest.raises(OSError, match="disk"):
+    with pytest.raises(StoreError, match="disk"):
         save_figure(bar_table(tasks()), target)
     assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
     with pytest.raises(UsageError, match=r"\.png or \.svg"):

@@ -13,7 +13,7 @@ def write_file(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise StoreError(f"{path}: cannot be written ({error.strerror}). Choose another place.") from error
+        raise StoreError(f"{path}: cannot be written ({error.strerror or error}). Choose another place.") from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -23,7 +23,7 @@ def write_file(path: Path, content: bytes) -> None:
         os.replace(name, path)
     except OSError as error:
         os.unlink(name)
-        raise StoreError(f"{path}: cannot be written ({error.strerror}). Choose another place.") from error
+        raise StoreError(f"{path}: cannot be written ({error.strerror or error}). Choose another place.") from error
     except BaseException:
         os.unlink(name)
         raise
