@@ -67,13 +67,19 @@ def check_task(model: Model, task: PreparedTask, metric: str) -> None:
     if pad is not None and pad not in (model.bos_id, getattr(model.tokenizer, "eos_token_id", None)):
         _refuse(PadInPrompt, "the prompt holds a pad token as text", [i for i, ids in both if pad in ids],
                 "Give prompts without padding: batches are padded and masked for you.")  # fmt: skip
-    _refuse(DoubledBos, "the prompt begins with BOS twice",
-            [i for i, ids in both if model.bos_id is not None and ids[:2] == [model.bos_id] * 2],
-            "Take it out of the texts, or load the model with prepend_bos=False.")  # fmt: skip
+    check_bos(model, task)
     several = sum(count for note, count in task.notes.items() if note.startswith("scored on"))
     if several and metric in WHOLE_ANSWER:
         raise SeveralTokens(f"answers of several tokens ({several} pairs), and {metric} reads one token."
                             " Use logit_diff, which compares the first tokens that differ, or one-token answers.")  # fmt: skip
+
+
+def check_bos(model: Model, task: PreparedTask) -> None:
+    """Raises DoubledBos where a prompt begins with BOS twice."""
+    both = [(i, ids) for i in range(len(task)) for ids in (task.clean[i], task.corrupted[i])]
+    _refuse(DoubledBos, "the prompt begins with BOS twice",
+            [i for i, ids in both if model.bos_id is not None and ids[:2] == [model.bos_id] * 2],
+            "Take it out of the texts, or load the model with prepend_bos=False.")  # fmt: skip
 
 
 def check_metrics(metric: str, clean: np.ndarray, corrupted: np.ndarray) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from assay.circuits.graph import ARROW, Edge
-from assay.circuits.guards import check_task
+from assay.circuits.guards import check_bos
 from assay.data.prepare import PreparedTask, prepare
 from assay.errors import bad_argument
 from assay.evidence.circuits_instrument import Instrument, Setup, chunks, site_means, unit_key, width_of
@@ -187,7 +187,7 @@ class Mediates:
     ) -> tuple[Setup, dict[str, Any]]:
         """Units, controls and means as the plan says; and a record of the controls that were drawn. Raises TaskError for
         prompts that would make the numbers meaningless."""
-        check_task(model, tune, plan.metric)
+        check_bos(model, tune)
         if is_circuit(subject["sites"]):
             return edge_setup(model, plan, subject, tune)
         units = units_of(model, subject["sites"])

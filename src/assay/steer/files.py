@@ -197,4 +197,5 @@ def _other_model(direction: Direction, model: Model) -> str:
 
 
 def _refused(path: str | Path, why: str, name: str) -> UsageError:
-    return UsageError(f"direction {str(path)!r}: {why}. To use it all the same, say so: allow={name!r} (on the command line --allow {name}).")
+    return UsageError(f"direction {str(path)!r}: {why}. To use it all the same, say so: allow={name!r}"
+                      f" (on the command line --allow {name}).")
