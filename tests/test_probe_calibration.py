@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from assay.errors import UsageError
 from assay.probe.calibration import Calibrated, brier, conformal, ece, reliability
 from assay.probe.code_length import block_of, online_bits
-from assay.probe.control import control_labels, selectivity
+from assay.probe.control import control_labels
 from assay.probe.estimators import logistic
 from assay.probe.scarcity import curve
 from assay.probe.scores import _delong_error, _weighted_auroc, accuracy, auroc, auroc_difference, mean_over_groups
@@ -284,25 +284,6 @@ def test_scarcity_rises_with_groups_and_its_end_is_the_whole_fit():
     assert points == curve(X, y, np.arange(320) // 4, Xh, yh, np.arange(200) // 4, draws=200)
     with pytest.raises(UsageError, match="sizes: got"):
         curve(X, y, np.arange(320) // 4, Xh, yh, sizes=(1, 500))
-
-
-def test_selectivity_tells_memory_from_a_property():
-    """Words as orthogonal vectors can be learned by heart; an axis that carries the label is worth more than that."""
-    rng = np.random.default_rng(0)
-    words, held = np.repeat(np.arange(60), 5), np.repeat(np.arange(60), 3)
-    vectors, property_of = 2 * np.eye(60), rng.permutation(np.arange(60) % 2)
-    noise = [rng.standard_normal((len(of), 61)) * 0.5 for of in (words, held)]
-    names = [[f"w{w}" for w in of] for of in (words, held)]
-
-    def asked(axis):
-        X, Xh = (np.c_[vectors[of], axis * (property_of[of] - 0.5)] + n for of, n in zip((words, held), noise))
-        return selectivity(X, property_of[words], names[0], Xh, property_of[held], names[1], C=0.01)
-
-    memory, real = asked(0.0), asked(6.0)
-    assert memory.selectivity.low < 0.03 and memory.control > 0.6
-    assert real.selectivity.low > 0.05 and real.accuracy > 0.97 and real.rows == 180 and real.units == 60
-    apart = selectivity(vectors[words], property_of[words], names[0], vectors, property_of, [f"v{w}" for w in range(60)])
-    assert apart.selectivity is None and "both sides" in apart.why
 
 
 def test_control_labels_go_by_unit_and_draw():

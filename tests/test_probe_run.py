@@ -7,6 +7,7 @@ token from resid_post.0 on, in words that were never met, and neither at `embed`
 import math
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ import torch
 
 from assay.data.prepare_concept import prepare_concept
 from assay.errors import TaskError, UsageError
+from assay.probe import measure as measure_module
 from assay.probe import read as reading
-from assay.probe.baselines import control_labels, groups_of, memorisable, surface_features
+from assay.probe.baselines import groups_of, surface_features
+from assay.probe.control import control_labels
 from assay.probe.measure import OPTIMISM, difference_of, optimism_flags
 from assay.probe.read import position_names, read_all
 from assay.probe.run import ProbePlan, choose, measure, probe
@@ -147,14 +150,6 @@ def test_groups_are_components_or_words_where_everything_is_crossed():
     assert groups_of(same)[0] == groups_of(same)[-1]
 
 
-def test_a_control_label_stays_with_its_word():
-    examples = [Example("a dog ran", 1, "t"), Example("the dog.", 0, "u"), Example("my dog ran", 1, "t", position=3)]
-    assert [memorisable(each) for each in examples] == ["ran", "dog", "dog"]
-    labels = control_labels(examples, 5)
-    assert labels[1] == labels[2]
-    assert {tuple(control_labels(examples, seed)[1:].tolist()) for seed in range(40)} == {(0, 0), (1, 1)}
-
-
 def test_surface_features_see_no_words():
     one, two = surface_features(["The good cat ran!", "The poor dog sat!"])
     assert np.array_equal(one, two) and not np.array_equal(one, surface_features(["the good cat ran"])[0])
@@ -179,6 +174,30 @@ def test_baselines_that_cannot_know_do_not(report):
         assert numbers[name] < 0.8, name
     assert report.selectivity > 0.2
     assert report.code_length["best"]["gain"] > 0.3 > report.code_length["untrained"]["gain"]
+
+
+def test_memory_is_asked_for_on_words_that_were_met_and_by_the_labels_that_were_learned():
+    """Probes that know the control labels of the words they met by heart, and nothing else; draw 1 could not be fitted."""
+    words = [f"w{n % 40}" for n in range(120)]
+    examples = [Example(f"{n} {word}", n % 2, f"g{n}", (word,)) for n, word in enumerate(words)]
+    met, labels = set(words[:20]), np.array([example.label for example in examples])
+
+    def knows(draw):
+        by_heart = np.array([2 * label - 1 if word in met else 0 for word, label in zip(words, control_labels(words, draw, 7))])
+        return SimpleNamespace(score=lambda rows: by_heart)
+
+    held = SimpleNamespace(rows=SimpleNamespace(prepared=SimpleNamespace(examples=examples)), seed=0,
+                           masks={"confirm": np.ones(120, bool)}, labels=lambda _: labels,
+                           groups=lambda _: [example.template for example in examples])  # fmt: skip
+    chosen = SimpleNamespace(draws={"control_task": {0: knows(0), 2: knows(2)}}, plan=SimpleNamespace(seed=7),
+                             pool=SimpleNamespace(prepared=SimpleNamespace(examples=examples[:20])),
+                             best=SimpleNamespace(fitted=SimpleNamespace(score=lambda rows: labels.astype(float))))  # fmt: skip
+    control, selectivity = measure_module._control_task(held, chosen)
+    assert control.confirm.value == 1.0 and control.confirm.n == 60 and selectivity == 0.0
+    assert "60 of 120 rows" in control.note and "mean of 2 draws" in control.note
+    chosen.pool.prepared.examples = examples[:5]
+    control, _ = measure_module._control_task(held, chosen)
+    assert control.confirm.n == 120 and "only 15 of 120" in control.note
 
 
 def test_the_json_has_the_keys_that_scripts_rely_on(report):

@@ -27,17 +27,16 @@ from assay.evidence.memory import MemoryStore
 from assay.evidence.probes import (
     FitData,
     choose_c,
-    control_labels,
     fit_linear,
     fit_mean,
     held_out,
     online_bits,
-    unit_of,
 )
 from assay.evidence.redaction import redact, telling_words
 from assay.evidence.rules import rule_of
 from assay.evidence.run import Settings, Statement, state_claim, test_claim
 from assay.evidence.source import MemorySource
+from assay.probe.control import control_labels, unit_of
 from assay.records import Example
 from assay.statistics import certificate, summarise_exact
 from assay.testing.score_worlds import (
@@ -180,7 +179,7 @@ def test_regularisation_and_thresholds_come_from_units_held_out():
     words = [f"w{number // 6}" for number in range(180)]
     vectors = {word: rng.standard_normal(60) for word in words}
     acts = torch.tensor(np.stack([vectors[word] for word in words]) + 0.1 * rng.standard_normal((180, 60)))
-    labels = control_labels(words, 0, 0)
+    labels = control_labels(words, 0, 0).tolist()
     data = FitData(acts, labels, words)
     assert auroc(fit_linear(data, 1.0, 0)(acts), labels) == 1.0
     assert 0.25 < auroc(held_out(data, "linear", 1.0, 0), labels) < 0.75

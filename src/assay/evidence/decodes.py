@@ -29,12 +29,11 @@ from assay.evidence.probes import (
     FitData,
     check_labels,
     choose_c,
-    control_labels,
     held_out,
     online_bits,
-    unit_of,
 )
 from assay.evidence.scored import ScoreInstrument, Scorer, ScoreSetup, measure_with, thresholds
+from assay.probe.control import control_labels, unit_of
 from assay.records import Example, GatePlan, Plan
 from assay.sites import parse_site
 
@@ -156,7 +155,7 @@ def refitted_twins(
 
 def control_probes(data: FitData, probe: str, c: float, seed: int) -> dict[str, Scorer]:
     """draw -> the same probe fitted on random labels per unit; draws that give all units one label are left out."""
-    made = {draw: control_labels(data.units, draw, seed) for draw in range(CONTROL_TASKS)}
+    made = {draw: control_labels(data.units, draw, seed).tolist() for draw in range(CONTROL_TASKS)}
     usable = {str(draw): labels for draw, labels in made.items() if len(set(labels)) == 2}
     return {draw: PROBES[probe](data.relabelled(labels), c, seed) for draw, labels in usable.items()}
 

@@ -15,7 +15,6 @@ A probe that succeeds shows that the property can be read there, not that the mo
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +27,6 @@ from torch import Tensor
 
 from assay.errors import TaskError
 from assay.evidence.scored import Scorer
-from assay.records import Example
 
 Array = NDArray[np.float64]
 Rows = list[int]
@@ -37,7 +35,6 @@ DEFAULT_C = 1e-2  # where tune has too few units to choose
 FOLDS = 5
 CHOOSING_FOLDS = 3
 HIDDEN = 32
-WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,16 +58,6 @@ def check_labels(labels: Sequence[int]) -> None:
     """Raises TaskError unless both labels are there."""
     if len(set(labels)) < 2:
         raise TaskError("tune: every example has the same label; a probe needs members and non-members.")
-
-
-def unit_of(example: Example) -> str:
-    """What a probe could memorise: the entity; else the word that is read; else the last word; else the text."""
-    if example.entities:
-        return example.entities[0].lower()
-    words = list(WORD.finditer(example.text))
-    if example.position is not None:
-        words = [found for found in words if found.start() <= example.position < found.end()]
-    return words[-1].group().lower() if words else example.text
 
 
 # fitting -----------------------------------------------------------------------------------------
@@ -162,11 +149,6 @@ def held_out(data: FitData, probe: str, c: float, seed: int) -> list[float]:
 
 
 # control task and code length --------------------------------------------------------------------
-
-
-def control_labels(units: Sequence[str], draw: int, seed: int) -> list[int]:
-    """A random label per unit, the same wherever the unit occurs."""
-    return [hashlib.sha256(f"{seed}/{draw}/{unit}".encode()).digest()[0] % 2 for unit in units]
 
 
 def online_bits(tune: FitData, asked: FitData, c: float, blocks: int = 4) -> list[float]:

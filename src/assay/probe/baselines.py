@@ -13,8 +13,6 @@ All are fitted on the rows, the folds and the penalties that the probe has. Word
 meaning: where `bag_of_words` does as well, say "can be read off the words".
 """
 
-import hashlib
-import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,13 +24,13 @@ from numpy.typing import NDArray
 
 from assay.data.prepare_concept import PreparedConcept
 from assay.data.splits import CUT, Joined
+from assay.probe.control import WORD
 from assay.probe.path import fit_path
 from assay.probe.read import Read
 from assay.records import Example
 
 Array = NDArray[np.float64]
 CS = tuple(float(c) for c in np.logspace(-3, 3, 7))  # of text features
-WORD = re.compile(r"\w+(?:['’]\w+)*")
 TOKENS = r"(?u)\b\w+\b|[^\w\s]"
 MARKS = ".,;:!?\"'()-"
 
@@ -88,22 +86,6 @@ def groups_of(examples: Sequence[Example]) -> tuple[str, ...]:
         return tuple(names)
     crossed = all(example.entities for example in examples)
     return tuple(f"e:{each.entities[0]}" if crossed else f"t:{each.template}" for each in examples)
-
-
-def memorisable(example: Example) -> str:
-    """The word type of a control task: the entity, the word that is read, or the last word of the text."""
-    if example.entities:
-        return example.entities[0].lower()
-    words = list(WORD.finditer(example.text))
-    if example.position is not None:
-        words = [word for word in words if word.start() <= example.position < word.end()]
-    return words[-1].group().lower() if words else example.text
-
-
-def control_labels(examples: Sequence[Example], seed: int) -> NDArray[np.int64]:
-    """A random label per word type, the same wherever the word occurs."""
-    drawn = [hashlib.sha256(f"{seed}/{memorisable(example)}".encode()).digest()[0] % 2 for example in examples]
-    return np.array(drawn, np.int64)
 
 
 # readings of the text ----------------------------------------------------------------------------

@@ -47,7 +47,8 @@ from assay.data.prepare_concept import PreparedConcept
 from assay.errors import ShapeError, TaskError, bad_argument
 from assay.model.edits import Edit, clamp
 from assay.model.model import Model
-from assay.probe.baselines import control_labels, groups_of
+from assay.probe.baselines import groups_of
+from assay.probe.control import control_labels, unit_of
 from assay.probe.path import fit_path
 from assay.probe.read import read_all
 from assay.probe.scores import Estimate, auroc
@@ -405,8 +406,9 @@ class _Study:
         """Other directions by name: pool and number."""
         found = random_subspaces(self.moved[1], self.unit[None], self.plan.draws, self.plan.seed)
         found.update({f"orthogonal_probe.{number:02d}": vector[None] for number, vector in enumerate(orthogonal)})
+        units = [unit_of(example) for example in self.texts["tune"].examples]
         for number in range(self.plan.control_tasks):
-            labels = control_labels(self.texts["tune"].examples, 1000 * self.plan.seed + number)
+            labels = control_labels(units, number, self.plan.seed)
             if len(set(labels.tolist())) == 2:
                 weights = self.fit(self.plain["tune"][:1], labels)[0][0]
                 if (vector := _free_of([self.unit], weights)) is not None:

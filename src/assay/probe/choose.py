@@ -21,6 +21,7 @@ from assay.model.model import Model
 from assay.model.untrained import untrained_model
 from assay.probe import baselines as simple
 from assay.probe.baselines import Fitted, Rows
+from assay.probe.control import control_labels, unit_of
 from assay.probe.estimators import PROBES
 from assay.probe.path import CS, fit_path, folds_of
 from assay.probe.read import Kept, Read, position_names, read_all, read_key
@@ -32,6 +33,7 @@ Array = NDArray[np.float64]
 Progress = Callable[[str, int, int], Any]
 Keep = Callable[[str], Kept]
 Examples = Mapping[str, Sequence[Example]]
+Draws = Mapping[int, Fitted]  # by the number of the draw
 DRAWS = 3  # of shuffled labels and of control tasks
 ENCODERS = ("minilm", "none")
 HALF_WAY = ("mean_difference", "pca")  # probes with a threshold between the class means, whatever the shares
@@ -103,7 +105,7 @@ class Selection:
     best: Candidate
     baselines: tuple[tuple[Fitted, Estimate], ...]
     missing: tuple[BaselineScore, ...]
-    draws: Mapping[str, tuple[Fitted, ...]]
+    draws: Mapping[str, Draws]
     pool: Rows
     tune: NDArray[np.bool_]
     prior: Array
@@ -280,14 +282,14 @@ class Fitting:
         scores = level(fit, self.prior)[self.tune]
         return auroc(scores, self.pool.labels[self.tune], groups, seed=self.plan.seed)
 
-    def draws(self, best: Candidate) -> dict[str, tuple[Fitted, ...]]:
+    def draws(self, best: Candidate) -> dict[str, Draws]:
         """The probe of the chosen site on shuffled labels and on control tasks, several of each; fewer where a draw leaves a
         label without two groups."""
-        seed, examples = self.plan.seed, self.pool.prepared.examples
+        seed, units = self.plan.seed, [unit_of(example) for example in self.pool.prepared.examples]
         drawn = {"shuffled": [np.random.default_rng([seed, draw]).permutation(self.pool.labels) for draw in range(DRAWS)],
-                 "control_task": [simple.control_labels(examples, seed + draw) for draw in range(DRAWS)]}  # fmt: skip
-        return {name: tuple(self.fits([best.site], best.position, labels)[0] for labels in each if self._usable(labels))
-                for name, each in drawn.items()}  # fmt: skip
+                 "control_task": [control_labels(units, draw, seed) for draw in range(DRAWS)]}  # fmt: skip
+        return {name: {draw: self.fits([best.site], best.position, labels)[0] for draw, labels in enumerate(each)
+                       if self._usable(labels)} for name, each in drawn.items()}  # fmt: skip
 
     def _usable(self, labels: NDArray[np.int64]) -> bool:
         """Whether random labels leave both labels wherever something is fitted."""

@@ -19,11 +19,11 @@ from assay.data.splits import leaks
 from assay.errors import TaskError
 from assay.features.opened import is_latent
 from assay.model.model import Model
-from assay.probe import baselines as simple
 from assay.probe.baselines import Fitted, Rows
 from assay.probe.calibration import Calibrated, brier, conformal, ece, reliability
 from assay.probe.choose import Candidate, Examples, Keep, Progress, Selection, absent, acts, level, rows_of, source_of
 from assay.probe.code_length import online_bits
+from assay.probe.control import control_labels, unit_of
 from assay.probe.read import check_offsets, position_names
 from assay.probe.records import BASELINES, BaselineScore, Calibration, ProbeReport, Reading, SiteScore
 from assay.probe.scarcity import curve
@@ -33,6 +33,8 @@ Array = NDArray[np.float64]
 CHANCE = ("majority", "shuffled", "control_task")  # shown, but no rivals
 LEAST_GROUPS = 4  # below it labels cannot be sent block by block
 OPTIMISM = "layer_selection_optimism"
+NO_DRAW = "the rows leave a random label without two groups"
+MET = 20  # rows with a word that was met in fitting: with fewer, memory is asked for on all
 
 
 def measure(
@@ -49,20 +51,21 @@ def measure(
         progress("measuring", 0, 1)
     held = _Sealed(rows, sealed, chosen.plan.seed)
     scored = [_scored_baseline(held, fit, tune) for fit, tune in chosen.baselines]
-    drawn = [_scored_draws(held, chosen, name, fits) for name, fits in chosen.draws.items()]
+    control, selectivity = _control_task(held, chosen)
+    drawn = [_shuffled(held, chosen), control]
     shown = [*(score for score, _ in scored), *chosen.missing, *drawn]
     rivals = {score.name: values for score, values in scored if score.name not in CHANCE}
     top = max(rivals, key=lambda name: held.on("confirm", rivals[name]).value)
     scores = tuple(_site_score(held, each, rivals[top]) for each in chosen.candidates)
     place = next(n for n, each in enumerate(chosen.candidates) if each is chosen.best)
-    confirm, control = scores[place].confirm, next(each for each in shown if each.name == "control_task")
+    confirm = scores[place].confirm
     optimism = difference_of(chosen.best.tune, confirm)
     over_words = held.gap(chosen.best.fitted.score(held.rows), rivals["bag_of_words"])
     fitted = chosen.best.fitted
     return ProbeReport(
         model.name, chosen.name, chosen.asked, chosen.plan.probe, chosen.best.site, chosen.best.position, scores,
         tuple(sorted(shown, key=_in_order)), top, over_words, optimism, _calibration(held, chosen),
-        None if control.confirm is None else confirm.value - control.confirm.value, _code_lengths(chosen),
+        selectivity, _code_lengths(chosen),
         _scarcity(held, chosen), (*_data_flags(held, chosen, sealed), *optimism_flags(chosen, confirm)),
         _counts(chosen, held), Reading(chosen.best.site, chosen.best.position, fitted.name, fitted.direction, fitted.intercept),
         _notes(rows, chosen), _plan_record(chosen),
@@ -142,29 +145,46 @@ def _scored_baseline(held: _Sealed, fit: Fitted, tune: Estimate) -> tuple[Baseli
                          fit.note), scores  # fmt: skip
 
 
-def _scored_draws(held: _Sealed, chosen: Selection, name: str, fits: Sequence[Fitted]) -> BaselineScore:
-    """Shuffled labels against the true ones; control tasks against their own labels, the mean of the draws."""
-    inside, labels = held.masks["confirm"], held.labels("confirm")
+def _on_confirm(held: _Sealed, fits: Sequence[Fitted]) -> Array:
+    """(fit, row) scores."""
+    return np.stack([np.asarray(fit.score(held.rows), float)[held.masks["confirm"]] for fit in fits])
+
+
+def _shuffled(held: _Sealed, chosen: Selection) -> BaselineScore:
+    """Probes of labels dealt out anew, against the true ones; the mean of the draws."""
+    labels, groups, fits = held.labels("confirm"), held.groups("confirm"), list(chosen.draws["shuffled"].values())
     if not fits:
-        return absent(name, "the rows leave a random label without two groups")
-    scores = np.stack([np.asarray(fit.score(held.rows), float)[inside] for fit in fits])
-    if name == "shuffled":
-        values, low, high = bootstrap_auroc(scores, labels, held.groups("confirm"), seed=held.seed)
-        found = Estimate(float(np.mean(values)), low, high, len(labels), len(set(held.groups("confirm"))),
-                         "bootstrap over groups and draws")  # fmt: skip
-        return BaselineScore(name, None, found, None, None, f"mean of {len(fits)} draws")
-    examples = [example for example, here in zip(held.rows.prepared.examples, inside, strict=True) if here]
-    met = {simple.memorisable(example) for example in chosen.pool.prepared.examples}
-    known = sum(simple.memorisable(example) in met for example in examples)
+        return absent("shuffled", NO_DRAW)
+    values, low, high = bootstrap_auroc(_on_confirm(held, fits), labels, groups, seed=held.seed)
+    found = Estimate(float(np.mean(values)), low, high, len(labels), len(set(groups)), "bootstrap over groups and draws")
+    return BaselineScore("shuffled", None, found, None, None, f"mean of {len(fits)} draws")
+
+
+def _control_task(held: _Sealed, chosen: Selection) -> tuple[BaselineScore, float | None]:
+    """Control tasks against their own labels, the mean of the draws; and the selectivity: how much better the probe is.
+
+    Both on rows whose word was met in fitting, for only those can be known by heart; on all rows where too few were.
+    """
+    fits, labels = chosen.draws["control_task"], held.labels("confirm")
+    units = [unit_of(each) for each, here in zip(held.rows.prepared.examples, held.masks["confirm"], strict=True) if here]
+    known = {unit_of(example) for example in chosen.pool.prepared.examples}
+    met = np.array([unit in known for unit in units])
+    use = met if met.sum() >= MET and len(set(labels[met].tolist())) == 2 else np.ones_like(met)
+    groups = [group for group, inside in zip(held.groups("confirm"), use, strict=True) if inside]
+    asked = [unit for unit, inside in zip(units, use, strict=True) if inside]
     made = []
-    for draw, row in enumerate(scores):
-        truth = simple.control_labels(examples, chosen.plan.seed + draw)
+    for draw, scores in zip(fits, _on_confirm(held, list(fits.values())) if fits else (), strict=True):
+        truth = control_labels(asked, draw, chosen.plan.seed)
         if len(set(truth.tolist())) == 2:
-            made.append(auroc(row, truth, held.groups("confirm"), seed=held.seed))
+            made.append(auroc(scores[use], truth, groups, seed=held.seed))
     if not made:
-        return absent(name, "all rows have the same word")
-    note = f"mean of {len(made)} draws; {known} of {len(examples)} rows have a word that was met in fitting"
-    return BaselineScore(name, None, _mean_of(made), None, None, note)
+        return absent("control_task", NO_DRAW if not fits else "all rows have the same word"), None
+    own = auroc(_on_confirm(held, [chosen.best.fitted])[0, use], labels[use], groups, seed=held.seed)
+    control = _mean_of(made)
+    where = f"on the {len(asked)} of {len(units)} rows whose word was met in fitting" if use is met else (
+        f"on all rows: only {met.sum()} of {len(units)} have a word that was met in fitting")  # fmt: skip
+    note = f"mean of {len(made)} draws, {where}"
+    return BaselineScore("control_task", None, control, None, None, note), own.value - control.value
 
 
 def _mean_of(found: Sequence[Estimate]) -> Estimate:
