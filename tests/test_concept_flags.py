@@ -222,3 +222,10 @@ def test_extremes_are_counted_by_hand():
     scores, labels = np.arange(40.0), np.array([0] * 20 + [1] * 20)
     labels[[0, 39, 38]] = [1, 0, 1]
     assert _extremes(scores, labels, SUREST) == (4, [39, 0])
+
+
+def test_groups_larger_than_a_sample_are_cut_not_dropped(monkeypatch):
+    monkeypatch.setattr("assay.data.concept_flags.MOST", 240)
+    texts = [("no word in a row", "here is a much longer text, with many more words in it")[n % 2] for n in range(1600)]
+    examples = [Example(f"{text} {n}", n % 2, f"g{n // 260}") for n, text in enumerate(texts)]
+    assert "length_confound" in {flag.name for flag in concept_flags({"discover": examples[:520], "tune": examples[520:]})}
