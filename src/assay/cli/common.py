@@ -123,6 +123,15 @@ def task_source(task: str | None, task_file: str | None) -> str:
     return task or task_file or ""
 
 
+def check_place(option: str, given: str | Path, folder: bool) -> None:
+    """Refuse, before any long work, a file or folder that cannot be made, as far as the folders that are there tell."""
+    path = Path(given).absolute()
+    there = next(each for each in (path, *path.parents) if each.exists())
+    fits = there.is_dir() == folder if there == path else there.is_dir()
+    if not fits or not os.access(there, os.W_OK):
+        raise bad_argument(option, str(given), f"a {'folder' if folder else 'file'} that can be written")
+
+
 def check_json_target(target: str | None) -> None:
     """Refuse an unwritable target before any long work."""
     if not target or target == "-":

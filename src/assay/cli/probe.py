@@ -1,6 +1,5 @@
 """`assay probe MODEL CONCEPT`."""
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,7 +8,7 @@ from typing import Any
 
 import click
 
-from assay.cli.common import Common, common_options, model_options
+from assay.cli.common import Common, check_place, common_options, model_options
 from assay.errors import TaskError, bad_argument
 
 EXIT_NOT_AS_REQUIRED = 1
@@ -99,13 +98,7 @@ def _check_asked(common: Common, given: Mapping[str, Any]) -> None:
         raise bad_argument("--causal", got, "a probe that reads one direction of a site of the model, such as linear")
     for option, folder in (("--atlas", common.atlas), ("--out", given["out"])):
         if folder is not None:
-            _check_folder(option, Path(folder))
-
-
-def _check_folder(option: str, folder: Path) -> None:
-    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise bad_argument(option, str(folder), "a folder that can be written")
+            check_place(option, folder, folder=True)
 
 
 def _check_causal(model: Any, plan: Any, task: Any) -> None:

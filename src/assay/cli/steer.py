@@ -1,6 +1,5 @@
 """`assay steer MODEL`."""
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,7 +8,7 @@ from typing import Any
 
 import click
 
-from assay.cli.common import Common, common_options, model_options
+from assay.cli.common import Common, check_place, common_options, model_options
 from assay.cli.steer_given import Asked, behaviour_name
 from assay.errors import AssayError, bad_argument
 
@@ -126,8 +125,8 @@ def _asked(given: Mapping[str, Any]) -> Asked:
     if given["save"] and not given["save"].lower().endswith(".safetensors"):
         raise bad_argument("--save", given["save"], "a .safetensors file")
     for option in ("save", "out"):
-        if given[option] and not _can_be_made(Path(given[option]), a_folder=option == "out"):
-            raise bad_argument(f"--{option}", given[option], "a place that can be written")
+        if given[option]:
+            check_place(f"--{option}", given[option], folder=option == "out")
     asked = Asked(given["file"], given["feature"], given["concept"], given["method"], given["at"], given["site"],
                   given["dictionary"], tuple(each for each in given["allow"] if each in ACCEPTED))  # fmt: skip
     asked.check()
@@ -135,16 +134,6 @@ def _asked(given: Mapping[str, Any]) -> Asked:
         if given[option] is not None and not Path(given[option]).is_file():
             raise bad_argument("--direction" if option == "file" else "--condition", given[option], "a file that exists")
     return asked
-
-
-def _can_be_made(path: Path, a_folder: bool) -> bool:
-    """Whether a file or folder can be written there, as far as the folders that are there tell."""
-    if path.exists() and path.is_dir() != a_folder:
-        return False
-    here = path.resolve()
-    while not here.exists():
-        here = here.parent
-    return os.access(here, os.W_OK) and (here.is_dir() or here == path.resolve())
 
 
 def _plan(common: Common, given: Mapping[str, Any]) -> Any:

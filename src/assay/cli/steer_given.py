@@ -98,10 +98,11 @@ def directions_of(
     method = asked.method or "mean_difference"
     if texts is not None:
         return _of_concept(asked, model, texts["discover"], sites, method)
-    from assay.steer.directions import from_pairs
+    from assay.steer.directions import from_pairs, read_pairs_at
 
     prepared = pairs()
-    return [from_pairs(model, prepared, site, method) for site in sites]
+    read = read_pairs_at(model, prepared, sites)
+    return [from_pairs(model, prepared, site, method, read=x) for site, x in zip(sites, read, strict=True)]
 
 
 def _of_concept(asked: Asked, model: Any, examples: Sequence[Any], sites: Sequence[str], method: str) -> list[Any]:

@@ -104,7 +104,7 @@ def from_concept(
     single vector per position.
     """
     place = vector_site(model, site)
-    x = read_at(model, prepared.tokens, place, _concept_places(prepared, at)) if x is None else x
+    x = read_concept_at(model, prepared, [str(place)], at)[0] if x is None else x
     labels = torch.tensor(prepared.labels)
     if len(labels.unique()) != 2:
         raise bad_argument("concept", f"{len(prepared)} examples of one label", "examples with both labels")
@@ -117,16 +117,15 @@ def from_concept(
 
 def from_pairs(
     model: Model, task: PreparedTask, site: str | Site, method: str = "mean_difference", at: str = "end",
-    source: Mapping[str, Any] | None = None,
+    source: Mapping[str, Any] | None = None, read: tuple[Float[Tensor, "pair d"], Float[Tensor, "pair d"]] | None = None,
 ) -> Direction:  # fmt: skip
-    """Direction from the corrupted to the clean prompts of a task, + towards the answer. `at`: a label of the task, or end.
+    """Direction from the corrupted to the clean prompts of a task, + towards the answer. `at`: a label of the task, or end;
+    `read`: both sides at the site, where they were read before (`read_pairs_at`).
 
     Raises UsageError for an unknown method or label, SiteError for a site that has no single vector per position.
     """
     place = vector_site(model, site)
-    if at not in task.labels:
-        raise bad_argument("at", at, ", ".join(task.labels))
-    clean, corrupted = (read_at(model, side, place, task.labels[at]) for side in (task.clean, task.corrupted))
+    clean, corrupted = read or read_pairs_at(model, task, [str(place)], at)[0]
     x, labels = torch.cat([clean, corrupted]), torch.tensor([1] * len(task) + [0] * len(task))
     groups = [*task.templates, *task.templates]
     if method == "pca":
@@ -233,18 +232,13 @@ def vector_site(model: Model, site: str | Site) -> Site:
     return found
 
 
-def read_at(model: Model, tokens: Sequence[list[int]], site: Site, places: Sequence[int] | None) -> Float[Tensor, "prompt d"]:
-    """Activations at one position of every prompt, or their mean over all but the first where `places` is None; fp32."""
+def _means(model: Model, tokens: Sequence[list[int]], site: Site) -> Float[Tensor, "prompt d"]:
+    """Mean over all positions but the first of every prompt, fp32."""
     parts = []
     for start in range(0, len(tokens), TOGETHER):
-        here = list(tokens[start : start + TOGETHER])
-        if places is None:
-            rows = model.capture(here, site).rows(site)
-            parts.append(torch.stack([row[min(1, len(row) - 1) :].float().mean(0) for row in rows]))
-        else:
-            table = torch.tensor(places[start : start + TOGETHER])[:, None]
-            parts.append(model.capture(here, site, positions=table)[site][:, 0].float())
-    return torch.cat(parts)
+        rows = model.capture(list(tokens[start : start + TOGETHER]), site).rows(site)
+        parts += [row[min(1, len(row) - 1) :].float().mean(0) for row in rows]
+    return torch.stack(parts)
 
 
 def read_concept_at(
@@ -253,9 +247,20 @@ def read_concept_at(
     """Activations of a concept's examples at several sites, from one pass where a single position is read."""
     places, wanted = _concept_places(prepared, at), [vector_site(model, site) for site in sites]
     if places is None:
-        return [read_at(model, prepared.tokens, site, None) for site in wanted]
+        return [_means(model, prepared.tokens, site) for site in wanted]
     seen = model.capture(prepared.tokens, wanted, positions=torch.tensor(places)[:, None])
     return [seen[site][:, 0].float() for site in wanted]
+
+
+def read_pairs_at(
+    model: Model, task: PreparedTask, sites: Sequence[str], at: str = "end"
+) -> list[tuple[Float[Tensor, "pair d"], Float[Tensor, "pair d"]]]:
+    """Clean and corrupted activations of a task's pairs at several sites, from one pass of each side."""
+    if at not in task.labels:
+        raise bad_argument("at", at, ", ".join(task.labels))
+    wanted, places = [vector_site(model, site) for site in sites], torch.tensor(task.labels[at])[:, None]
+    clean, corrupted = (model.capture(side, wanted, positions=places) for side in (task.clean, task.corrupted))
+    return [(clean[site][:, 0].float(), corrupted[site][:, 0].float()) for site in wanted]
 
 
 def _concept_places(prepared: PreparedConcept, at: str) -> list[int] | None:
