@@ -103,7 +103,8 @@ def record(folder: str | Path, action: str, body: Mapping[str, Any], grant: Gran
     except Timeout as error:
         raise StoreError(f"audit log {path}: another process has held it for {PATIENCE:g} seconds. Try again.") from error
     except OSError as error:
-        raise StoreError(f"audit log {path}: cannot be written ({error.strerror or error}), so {action!r} is not in it.") from error
+        why = error.strerror or error
+        raise StoreError(f"audit log {path}: cannot be written ({why}), so {action!r} is not in it.") from error
 
 
 def entries(folder: str | Path) -> Iterator[Entry]:
