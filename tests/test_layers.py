@@ -4,8 +4,8 @@ import ast
 from pathlib import Path
 
 ORDER = ["errors", "files", "records", "passport", "registry", "statistics", "sites", "permissions", "model", "data",
-         "features", "probe", "circuits", "steer", "evidence", "atlas", "report", "demo", "testing", "calibrate",
-         "cli"]  # fmt: skip
+         "features", "probe", "circuits", "steer", "explain", "evidence", "atlas", "mapping", "report", "demo", "testing",
+         "calibrate", "app", "cli"]  # fmt: skip
 ROOT = Path(__file__).parent.parent / "src" / "assay"
 
 

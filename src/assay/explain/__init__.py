@@ -1,0 +1,1 @@
+"""What features respond to, in words that can be checked: contexts, explanations, scores."""
