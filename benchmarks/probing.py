@@ -3,6 +3,7 @@
     python benchmarks/probing.py                          2,000 texts of the Brown corpus, smollm2-135m
     python benchmarks/probing.py --texts 500 --sites 4    smaller
     python benchmarks/probing.py --only fit               one part: read, fit
+    python benchmarks/probing.py --only fit --way "loop, lbfgs" --rounds 1    with one way only
 
 1. Read: `read_all` of all layers at the last token, against a plain forward pass of the same model on the same batches
    with logits at the last token, and without. Texts of one block take turns; ratios of one round.
@@ -59,7 +60,8 @@ def _options(arguments: Sequence[str] | None) -> Any:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--texts", type=int, default=2000)
-    parser.add_argument("--sites", type=int, default=6, help="how many of the sites are fitted, evenly spread")
+    parser.add_argument("--sites", type=int, default=1000, help="sites to fit, evenly spread; default: all")
+    parser.add_argument("--way", action="append", choices=list(LOOPS), help="compare with these only")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", action="append", choices=PARTS)
     parser.add_argument("--json")
@@ -141,7 +143,8 @@ def measure_fit(model: Any, prepared: Any, options: Any) -> list[dict[str, Any]]
     xs = [read.X[site]["last"].astype(float) for site in chosen]
     exact = [by_library(x, y, train, CS, "newton-cholesky", 1e-10, True) for x in xs]
     runs: dict[str, Callable[[], Any]] = {"path": lambda: fit_path(xs, y, groups, CS, FOLDS)}
-    for name, (solver, tol, reused) in LOOPS.items():
+    for name in options.way or LOOPS:
+        solver, tol, reused = LOOPS[name]
         runs[name] = lambda s=solver, t=tol, r=reused: [by_library(x, y, train, CS, s, t, r) for x in xs]
     apart = {}
     for name, run in runs.items():
