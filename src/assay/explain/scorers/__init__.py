@@ -1,0 +1,25 @@
+"""Scorers: how well an explanation predicts, one file each."""
+
+from assay.explain.scorers import detection, embedding, fuzzing, intervention, intruder, simulation
+from assay.explain.scorers.base import SCORERS, Outcome, Question, Scorer, Unscored, deranged, score_features
+from assay.explain.scorers.untrained import Summary, beside, score_untrained, summarise
+
+__all__ = [
+    "SCORERS",
+    "Outcome",
+    "Question",
+    "Scorer",
+    "Summary",
+    "Unscored",
+    "beside",
+    "deranged",
+    "detection",
+    "embedding",
+    "fuzzing",
+    "intervention",
+    "intruder",
+    "score_features",
+    "score_untrained",
+    "simulation",
+    "summarise",
+]
