@@ -5,14 +5,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 LINT := $(BIN)/ruff check src tests docs benchmarks recipes
 
-.PHONY: setup models browser demo test check docs bench peers
-setup: $(STAMP) models
+.PHONY: setup web models browser demo test check docs bench peers
+setup: $(STAMP) web models
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
+
+web: $(STAMP)
+	$(BIN)/python src/assay/app/web/build.py
 
 models: $(STAMP)
 	$(BIN)/assay models --fetch glass-en --fetch smollm2-135m
@@ -23,6 +26,7 @@ demo: setup
 test: setup browser
 	$(LINT)
 	$(BIN)/pyright
+	$(BIN)/python src/assay/app/web/build.py --check
 	$(BIN)/pytest
 
 check: setup
