@@ -27,7 +27,7 @@ test: setup browser
 	$(LINT)
 	$(BIN)/pyright
 	$(BIN)/python src/assay/app/web/build.py --check
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(LINT)

@@ -7,6 +7,8 @@
 5. The claim about them is stated and tested on confirm and ood. So is a claim that is wrong on purpose:
    as many heads, picked at random in the same layers.
 6. What stays unexplained is the share of the effect that the claimed heads do not bring back.
+7. Where a dictionary comes with the model, some of its latents are mapped: explained by rules, scored and tested, into the
+   atlas that `assay app` shows.
 
 Finished parts are kept in the atlas. A second run takes them from there and says so; a claim that was
 tested is shown with its verdict, never tested again on the same data.
@@ -29,7 +31,7 @@ from assay.circuits.patch import PatchPlan, patch_sweep, sweep_key
 from assay.data.measure import measure_task
 from assay.data.prepare import PreparedTask, prepare
 from assay.data.tasks import TASKS, load_task
-from assay.errors import TaskError
+from assay.errors import CorpusError, TaskError
 from assay.evidence.claims import record_look
 from assay.evidence.mediates import set_effects
 from assay.evidence.run import Settings, Statement, state_claim, test_claim
@@ -44,6 +46,7 @@ from assay.report.context import DemoReport
 SET_SIZES = (2, 3, 4, 6, 8, 12, 16, 24)
 PLAN = Settings(tune=40, confirm=80, ood=40, draws=19, control_pairs=2)
 MARGIN = 0.3  # on tune, one and a half times the bar of the gates: what is chosen by looking shrinks later
+MAP_TOKENS, MAP_LATENTS = 24_000, 256
 Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., None]]]
 
 
@@ -83,12 +86,13 @@ def run_demo(run: DemoRun) -> DemoReport:
     heads, correlation = head_map(run)
     chosen = choose_heads(run, heads)
     verdicts = [claim(run, chosen, "the claim"), claim(run, wrong_heads(run, chosen), "the wrong claim")]
+    mapped = feature_map(run)
     return DemoReport(
         model={**run.model.passport(), "name": run.model.name}, date=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         tasks=summaries, positions=positions, heads=heads, claims=[verdict.to_json() for verdict in verdicts],
         tokens=tokens, attribution_correlation=correlation, unexplained=unexplained(verdicts[0]),
         ledger=run.store.tally(),
-        run={"timings": run.timings, "cached": run.cached, "commands": commands(run, verdicts),
+        run={"timings": run.timings, "cached": run.cached, "commands": commands(run, verdicts), "map": mapped,
              "passport": run_passport({"task": run.task, "seed": run.seed, "plan": PLAN})},
     )  # fmt: skip
 
@@ -220,12 +224,31 @@ def unexplained(verdict: Verdict) -> dict[str, Any]:
     return dict(sorted(named.items(), key=lambda item: -item[1]))
 
 
+def feature_map(run: DemoRun) -> dict[str, Any]:
+    """Step 7: a map of some latents. Without a shipped dictionary, or a corpus that can be had here, why there is none."""
+    from assay.mapping.run import MapPlan, MapRun, run_map
+    from assay.mapping.units import find_units
+
+    if not is_shipped(run.model.name):
+        return {"skipped": f"no dictionary comes with {run.model.name}"}
+    plan = MapPlan(tokens=MAP_TOKENS, features=MAP_LATENTS, baseline=0, seed=run.seed)
+    step = "a map of features"
+    with run.step(step) as report:
+        mapping = MapRun(run.model, find_units(run.model), run.store, plan, report=report)
+        run.cached[step] = "atlas" in mapping.stages.seconds
+        try:
+            return run_map(mapping)
+        except CorpusError as error:
+            return {"skipped": str(error)}
+
+
 def commands(run: DemoRun, verdicts: Sequence[Verdict]) -> list[dict[str, str]]:
     """What to type next."""
     name, atlas = run.model.name, run.atlas
     prompt = "The Eiffel Tower is in the city of"
     traced = [{"command": f'assay trace {name} --prompt "{prompt}"', "what": "Which features make it say the next word."}]
     return [
+        {"command": f"assay app --atlas {atlas}", "what": "Read it all in a browser: features, claims, what is unexplained."},
         *(traced if is_shipped(name) else []),
         {"command": "assay demo", "what": "This page again; what is finished is taken from the atlas."},
         {"command": f"assay patch {name} {run.task} --site z --direction noise", "what": "The other direction."},

@@ -6,15 +6,18 @@
    such a block is for many short operations, never for a measurement. The lock is DuckDB's own in both
    cases, and every write is its own transaction: a longer block holds the lock longer, and changes nothing else.
 3. The ledger's head is kept in a table and, after the commit, in the file `ledger.head`.
+4. `glancing` is for a page that needs a few rows: the file is attached to an engine that the process keeps, and detached again.
+   The rules are the same; what it spares is the start of an engine, which takes longer than the query.
 """
 
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import duckdb
 from duckdb import DuckDBPyConnection as Connection
@@ -27,7 +30,9 @@ from assay.records import canonical
 
 FILE = "atlas.duckdb"
 HEAD = "ledger.head"
-_IN_PROCESS = threading.RLock()
+T = TypeVar("T")
+QUIET = "SET enable_progress_bar = false"  # else a query of some seconds draws on standard output
+_IN_PROCESS, _STARTING = threading.RLock(), threading.Lock()
 _HELD: dict[Path, "_Held"] = {}  # databases that a `with atlas:` block of this process keeps open
 
 
@@ -89,6 +94,35 @@ class Database:
                 yield db
 
     @contextmanager
+    def glancing(self) -> Iterator[Connection]:
+        """`reading` for a few rows at once, fetched inside the block; raises as it does."""
+        with _IN_PROCESS:
+            if self._file in _HELD or not self._file.is_file():
+                with self.reading() as db:
+                    yield db
+                return
+            with self._attached() as db:
+                if current := version_of(db) == NEWEST:
+                    yield db
+            if not current:
+                with self.reading() as db:
+                    yield db
+
+    @contextmanager
+    def _attached(self) -> Iterator[Connection]:
+        """A cursor of the kept engine whose tables are those of this file, for as long as the block lasts."""
+        with engine() as db:
+            place = str(self._file).replace("'", "''")
+            self._patiently(lambda: db.execute(f"ATTACH '{place}' AS glance (READ_ONLY)"))
+            try:
+                db.execute("USE glance")
+                with _interrupts():
+                    yield db
+            finally:
+                db.execute("USE memory")
+                db.execute("DETACH glance")
+
+    @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A connection inside one transaction; makes or updates the atlas when needed."""
         try:
@@ -129,10 +163,16 @@ class Database:
             yield held.db
 
     def _connect(self, read_only: bool) -> Connection:
+        db = self._patiently(lambda: duckdb.connect(str(self.path / FILE), read_only=read_only))
+        db.execute(QUIET)
+        return db
+
+    def _patiently(self, connect: Callable[[], T]) -> T:
+        """What opens the file, tried again while another process holds it."""
         deadline = time.monotonic() + self.patience
         while True:
             try:
-                return duckdb.connect(str(self.path / FILE), read_only=read_only)
+                return connect()
             except duckdb.IOException as error:
                 if "lock" not in str(error):
                     raise StoreError(f"atlas {self.path}: {FILE} cannot be opened: {_first_line(error)}") from error
@@ -160,6 +200,23 @@ class Database:
             return None
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"atlas {self.path}: {HEAD} is not readable ({error}).") from error
+
+
+@contextmanager
+def engine() -> Iterator[Connection]:
+    """A cursor of the one engine in memory that a process keeps, for files that are read and never opened for writing."""
+    with _STARTING:
+        db = _engine().cursor()
+    try:
+        db.execute(QUIET)
+        yield db
+    finally:
+        db.close()
+
+
+@cache
+def _engine() -> Connection:
+    return duckdb.connect(config={"threads": 1})
 
 
 @contextmanager

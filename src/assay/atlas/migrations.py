@@ -69,6 +69,12 @@ def m004_features(db: Connection) -> None:
                " body JSON)")  # fmt: skip
 
 
+def m005_mapped(db: Connection) -> None:
+    """Sets of mapped features. Records, contexts and what searches need are files beside, in `features/`."""
+    db.execute("CREATE TABLE feature_sets (id VARCHAR PRIMARY KEY, model VARCHAR, dictionary VARCHAR, site VARCHAR,"
+               " corpus VARCHAR, created VARCHAR, folder VARCHAR, body JSON)")  # fmt: skip
+
+
 SET_NAME = "sha256(array_to_string(list_sort(list_distinct(CAST(body->'$.clusters' AS VARCHAR[]))), ' '))"
 MARKS_OF_LEDGER = (
     "SELECT \"index\", kind, coalesce(body->>'$.subject', body->>'$.model'), body->>'$.split', body->>'$.claim',"
@@ -82,7 +88,9 @@ STANDING_OF_VERDICTS = (
     "SELECT claim, arg_max(verdict, number), arg_max(CAST(body->>'$.decision.p' AS DOUBLE), number)"
     " FROM verdicts GROUP BY claim"
 )
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (m001_claims, m002_evidence, m003_index, m004_features)
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    m001_claims, m002_evidence, m003_index, m004_features, m005_mapped,
+)  # fmt: skip
 NEWEST = len(MIGRATIONS)
 
 

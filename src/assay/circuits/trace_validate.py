@@ -115,6 +115,43 @@ def validate_trace(
     return TraceValidation(plan.factor, agreement, tuple(graph.nodes[place].name for place in changed))
 
 
+@dataclass(frozen=True)
+class Changed:
+    """One latent changed in the model: what every node it can reach should do by the graph, and what it did.
+
+    `predicted` goes along all paths, `direct` by the one effect alone; `measured` is the model's. Units are those of the nodes:
+    activations of latents, centred logits.
+    """
+
+    node: str
+    factor: float
+    nodes: tuple[str, ...]
+    predicted: tuple[float, ...]
+    direct: tuple[float, ...]
+    measured: tuple[float, ...]
+
+
+def change_latent(
+    model: Model, dictionaries: Sequence[Dictionary], graph: AttributionGraph, node: str, factor: float = 0.0
+) -> Changed:
+    """Set a latent of the graph to `factor` times its activation in the model: predicted against measured changes.
+
+    Raises UsageError when the graph is of another model, has other dictionaries, or no such latent.
+    """
+    ValidatePlan(1, factor).check()
+    world = _World(model, dictionaries, graph)
+    place = graph.number.get(node)
+    if place is None or graph.nodes[place].kind != "latent":
+        known = ", ".join(graph.nodes[at].name for at in world.latents[:3].tolist())
+        raise bad_argument("node", node, f"a latent of this graph, such as {known}")
+    total, direct = world.predicted([place], factor)
+    measured = world.measured([place], [world.push(place, factor)], None)
+    (reached,) = world.later([place], torch.cat([world.latents, world.logits]))
+    names = tuple(graph.nodes[at].name for at in reached.tolist())
+    said, alone, seen = (tuple(row[0, reached].tolist()) for row in (total, direct, measured))
+    return Changed(node, factor, names, said, alone, seen)
+
+
 class _World:
     """A graph beside the model it is about."""
 

@@ -64,11 +64,25 @@ def story(report: Any, page: str) -> Any:
         title("4  The claim, tested"), verdict_panel(report.claims[0]),
         title("5  A wrong claim, tested the same way"), verdict_panel(report.claims[1]),
         title("6  Still unexplained"), Text("\n".join(left) or "not measured"),
+        title("7  A map of features"), Text(mapped(report.run.get("map") or {})),
         title("Report"), Text(page), Text(f"open it in a browser; it needs no network ({seconds(report)})"),
     ]  # fmt: skip
     if reused:
         parts.append(Text(f"taken from the atlas, not measured again: {', '.join(reused)}", style="dim"))
     return Group(*parts)
+
+
+def mapped(found: Any) -> str:
+    """What the map of features says, the unexplained first."""
+    from assay.report.story import percent
+
+    if "features" not in found:
+        return f"none: {found.get('skipped', 'it was not made')}"
+    features, left = found["features"], found["unexplained"]
+    return (f"unexplained: {percent(left['active_latents'])} of active latents, {percent(left['tokens'])} of tokens\n"
+            f"{features['mapped']} of {features['all']} latents mapped: {features['explained']} have a rule,"
+            f" {features['claimed']} were claimed, {features['supported']} supported, {features['refuted']} refuted,"
+            f" {features['inconclusive']} inconclusive")  # fmt: skip
 
 
 def seconds(report: Any) -> str:

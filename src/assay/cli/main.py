@@ -10,12 +10,18 @@ import click
 from assay.errors import AssayError
 
 NOUNS = {
+    "app": ("assay.cli.app:app", "The web app and its API: read the map, try things, test claims."),
+    "atlas": ("assay.cli.atlas:atlas", "Mapped features: find them, show one, compare two maps."),
+    "mcp": ("assay.cli.mcp:mcp", "A server for AI agents (Model Context Protocol): the same verbs, roles and ledger."),
     "models": ("assay.cli.models:models", "Known local and packaged models; --fetch to get one."),
     "model": ("assay.cli.models:model", "Prove a model's layout: assay model check MODEL."),
     "calibrate": ("assay.cli.calibrate:calibrate", "The battery's own error rates, on planted truths or on your model."),
     "circuit": ("assay.cli.circuit:circuit", "From a behaviour to a tested subgraph: find, test, draw, exchange."),
     "claim": ("assay.cli.claim:claim", "State a claim, test it on sealed data, check what was recorded."),
     "dictionary": ("assay.cli.dictionary:dictionary", "SAEs, transcoders, crosscoders: train, judge, import, export."),
+    "map": ("assay.cli.map:map_", "Explain, score and test every feature of a model: an atlas of what is known."),
+    "explain": ("assay.cli.explain:explain", "Rules for some features, from a map that is there."),
+    "score": ("assay.cli.explain:score", "How well these rules predict, beside rules of other features."),
     "demo": ("assay.cli.demo:demo", "The main job on the embedded model, told to a newcomer."),
     "harvest": ("assay.cli.harvest:harvest", "Write activations of a corpus for dictionaries: assay harvest --list."),
     "superposition": ("assay.cli.superposition:superposition", "Polysemantic units and features in superposition, screened."),

@@ -236,7 +236,7 @@ def marks(items: Sequence[Any]) -> list[str]:
 
 def clusters(items: Sequence[Any]) -> list[str]:
     """Hashed names of the clusters of some items."""
-    return sorted({digest(item.template)[:16] for item in items})
+    return sorted({digest(template)[:16] for template in {item.template for item in items}})
 
 
 def spread(items: Sequence[T], n: int) -> list[T]:

@@ -14,7 +14,7 @@ A killed run leaves a ticket without evidence; testing the claim again uses that
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -42,6 +42,7 @@ from assay.records import (
     digest,
     plain,
 )  # fmt: skip
+from assay.statistics import DRAWS
 
 QUANTIFIERS = ("tends", "usually", "always")
 
@@ -170,10 +171,14 @@ def ruled(
 
 def verdict_of(store: ClaimStore, claim_id: str) -> Verdict:
     """The verdict that the rule gives for the stored gates. Raises TamperedError on a broken lock."""
+    return _ruled_here(store, claim_id, family_of(store, claim_id))
+
+
+def _ruled_here(store: ClaimStore, claim_id: str, family: Mapping[str, float]) -> Verdict:
     claim, plan = store.claim(claim_id), store.plan(claim_id)
     check_lock(claim, plan)
     return ruled(claim, plan, store.evidence(claim_id), store.counterexamples(claim_id),
-                 deviations=store.deviations(claim_id), family=family_of(store, claim_id))  # fmt: skip
+                 deviations=store.deviations(claim_id), family=family)  # fmt: skip
 
 
 def rederive(store: ClaimStore, claim_id: str) -> Verdict:
@@ -290,6 +295,36 @@ def judge(store: ClaimStore, claim_id: str) -> Verdict:
     return verdict
 
 
+def judge_all(store: ClaimStore, p_of: Mapping[str, float], report: Callable[[str, int, int], None] | None = None) -> None:
+    """Record the verdicts of many claims at once, each with its family, then those of older claims that this changes.
+
+    `p_of`: claim -> its p by its gates. What is recorded is what judging them one by one comes to in the end.
+    """
+    others: dict[str, None] = {}
+    with store:
+        for number, name in enumerate(p_of):
+            family = {other: p_of.get(other, p) for other, p in family_of(store, name).items()}
+            others |= dict.fromkeys(other for other in family if other not in p_of)
+            verdict = _ruled_here(store, name, family)
+            old = store.verdict(name)
+            if old is None or not same_verdict(old, verdict):
+                store.record_verdict(verdict)
+            if report:
+                report("judging", number + 1, len(p_of))
+        for other in others:
+            old = store.verdict(other)
+            new = None if old is None else verdict_of(store, other)
+            if old is not None and new is not None and not same_verdict(old, new):
+                store.record_verdict(new)
+
+
+def p_by_gates(store: ClaimStore, claim_id: str) -> float:
+    """The p of a tested claim by its gates, which no other claim has a part in; 1 where its plan was deviated from."""
+    if store.deviations(claim_id):
+        return 1.0
+    return float(_ruled_here(store, claim_id, {}).decision["p"])
+
+
 def deviate(store: ClaimStore, claim_id: str, what: str, why: str, sesoi: Mapping[str, float] | None = None) -> Deviation:
     """Say openly what is done otherwise than locked; a tested claim is judged again, as *exploratory*.
 
@@ -330,7 +365,8 @@ def make_plan(
                 "templates": min(n, source.n_templates(split))}
         for split, n in sizes.items()
     }  # fmt: skip
-    planned = tuple(gate.plan(sesoi.get(gate.name, sesoi.get(gate.group)), claim.kind, claim) for gate in gates)
+    more = {"resamples": n} if (n := settings.get("resamples", DRAWS)) != DRAWS else {}
+    planned = tuple(gate.plan(sesoi.get(gate.name, sesoi.get(gate.group)), claim.kind, claim, **more) for gate in gates)
     budgets = {method.name: settings["search"].get(method.name, method.budget) for method in searches_for(claim.kind)}
     alpha = settings["alpha"]
     return Plan(
@@ -382,6 +418,6 @@ def ticket_for(store: ClaimStore, claim: Claim, plan: Plan, subject: str) -> str
     return ticket
 
 
-def reads_of(store: chain.Ledger, subject: str, plan: Plan, pairs: Sequence[Any]) -> int:
-    """How often this subject has met these confirm clusters, this read included."""
-    return max(1, store.reads(subject, plan.splits["confirm"]["digest"], marks(pairs)))
+def reads_of(store: chain.Ledger, subject: str, plan: Plan, names: Sequence[str]) -> int:
+    """How often this subject has met these confirm data (`marks`), this read included."""
+    return max(1, store.reads(subject, plan.splits["confirm"]["digest"], names))

@@ -18,18 +18,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from numpy.typing import NDArray
-from torch import Tensor
 
 from assay.data.prepare_concept import PreparedConcept
 from assay.errors import TaskError, bad_argument
+from assay.evidence.corpus_windows import CorpusHost
 from assay.evidence.features import check_dictionary, dictionary_record, feature_of
 from assay.evidence.hosts import Host, as_host
 from assay.evidence.kinds import KINDS, Columns, Progress
 from assay.evidence.represents import unit_score
-from assay.evidence.rules import Rule, rule_of, rule_words
+from assay.evidence.rules import Rule, rule_of, rule_words, said
 from assay.evidence.scored import ScoreInstrument, Scorer, ScoreSetup, measure_with, numbers, projection
+from assay.evidence.sparse_units import DenseUnits, SparseUnits, Units
 from assay.records import Example, GatePlan, Plan
 
 SCHEMES = ("all", "permuted")
@@ -38,9 +37,12 @@ N_NEAREST = 9  # besides the feature itself: chance is one in ten
 
 @dataclass(frozen=True, eq=False)
 class ExplainSetup(ScoreSetup):
-    """Also the rule; `others`: unit -> 1 where that unit is on; `nearest`: unit -> its activation."""
+    """Also the rule and its record; `others`: unit -> 1 where that unit is on; `nearest`: unit -> its activation. `unit`: the
+    claimed feature's column of the codes, on a host that has codes."""
 
     rule: Rule = lambda examples: []
+    record: Mapping[str, Any] = field(default_factory=dict)
+    unit: int | None = None
     others: Mapping[str, Scorer] = field(default_factory=dict)
     nearest: Mapping[str, Scorer] = field(default_factory=dict)
 
@@ -68,7 +70,7 @@ class Explains:
 
     def check_texts(self, subject: Mapping[str, Any], split: str, items: Sequence[Example]) -> None:
         """Raises TaskError unless the rule says yes of some texts of a split and no of others."""
-        on = sum(rule_of(subject["rule"])(items))
+        on = sum(said(subject["rule"], items))
         if 0 < on < len(items):
             return
         hint = " Words that texts are read at are held out: those of one split are in no other." * (on == 0)
@@ -86,24 +88,28 @@ class Explains:
         """Threshold and controls, from tune."""
         host, feature, seed = as_host(model), feature_of(subject["feature"]), plan.settings["seed"]
         check_dictionary(subject)
-        rule = rule_of(subject["rule"])
-        labels = rule(tune.examples)
-        acts = host.read(feature.site, tune)
-        claimed = projection(feature.direction(acts.shape[1]))
-        scores = numbers(claimed(acts))
+        record = subject["rule"]
+        labels = said(record, tune.examples)
+        acts = units_of(host, feature.site, tune)
+        column = host.column(feature) if isinstance(host, CorpusHost) else None
+        index = feature.index if column is None else column
+        claimed = projection(feature.direction(acts.width)) if column is None else unit_score(column)
+        scores = numbers(claimed(host.read(feature.site, tune)))
         on = best_threshold(scores, labels)
-        density = float(np.mean([value > on for value in scores if value is not None]))
-        others = equally_dense(acts, density, feature.index, plan.settings["draws"], seed)
-        nearest = [unit for unit in fitting_units(acts, labels) if unit != feature.index][:N_NEAREST]
+        everywhere = host.all_units(host.part_of(tune)) if isinstance(host, CorpusHost) else acts
+        density = everywhere.share_above(index, on) if index is not None else float(np.mean(np.array(scores, float) > on))
+        others = equally_dense(everywhere, density, index, plan.settings["draws"], seed)
+        nearest = [unit for unit in fitting_units(acts, labels) if unit != index][:N_NEAREST]
         setup = ExplainSetup(
             feature.site, claimed, on, on, lambda texts: [0.0] * len(texts),
-            untrained=best_in_twins(host, feature.site, tune, labels, seed), seed=seed, rule=rule,
+            untrained=best_in_twins(host, feature.site, tune, labels, seed), seed=seed,
+            rule=lambda examples: said(record, examples), record=record, unit=column,
             others={str(unit): above(unit, threshold) for unit, threshold in others.items()},
             nearest={str(unit): unit_score(unit) for unit in nearest},
         )  # fmt: skip
-        record = {"on": on, "density": density, "others": sorted(others), "nearest": nearest,
-                  "untrained": sorted(setup.untrained), "output_side": "not tested"}  # fmt: skip
-        return setup, record
+        controls = {"on": on, "density": density, "others": sorted(others), "nearest": nearest,
+                    "untrained": sorted(setup.untrained), "output_side": "not tested"}  # fmt: skip
+        return setup, controls
 
     def measure(
         self, model: Any, data: PreparedConcept, setup: ExplainSetup, gates: Sequence[GatePlan],
@@ -128,25 +134,17 @@ def best_threshold(scores: Sequence[float | None], labels: Sequence[int]) -> flo
     return (cut + float(lower.max())) / 2 if len(lower) else cut - 1.0
 
 
-def fitting_units(acts: Float[Tensor, "example d"], labels: Sequence[int]) -> list[int]:
+def fitting_units(units: Units, labels: Sequence[int]) -> list[int]:
     """Units by how well the rule fits them: AUROC of their activation, highest first; dead ones left out."""
-    from scipy.stats import rankdata
-
-    values = acts.double().numpy()
-    ranks = rankdata(values, axis=0)[np.array(labels) == 1].sum(0)  # AUROC but for constants
-    alive = values.std(0) > 0
-    return [int(unit) for unit in np.argsort(-ranks, kind="stable") if alive[unit]]
+    member = np.array(labels) == 1
+    order, alive = np.argsort(-units.ranks_of(member), kind="stable"), units.alive  # AUROC but for constants
+    return order[alive[order]].tolist()
 
 
-def equally_dense(
-    acts: Float[Tensor, "example d"], density: float, claimed: int | None, draws: int, seed: int
-) -> dict[int, float]:
+def equally_dense(units: Units, density: float, claimed: int | None, draws: int, seed: int) -> dict[int, float]:
     """Random other units -> threshold above which they are on as often as the feature, within a factor of 2."""
-    values: NDArray[np.float64] = acts.double().numpy()
-    cuts = np.quantile(values, 1 - density, axis=0, method="inverted_cdf")
-    share = (values > cuts).mean(0)
-    fit = [unit for unit in range(values.shape[1])
-           if unit != claimed and density / 2 <= share[unit] <= 2 * density]  # fmt: skip
+    cuts, share = units.cut(density)
+    fit = [unit for unit in np.flatnonzero((density / 2 <= share) & (share <= 2 * density)).tolist() if unit != claimed]
     picked = np.random.default_rng(seed).permutation(fit)[:draws]
     return {int(unit): float(cuts[unit]) for unit in picked}
 
@@ -156,6 +154,11 @@ def above(unit: int, threshold: float) -> Scorer:
     return lambda acts: (acts[:, unit].double() > threshold).double()
 
 
+def units_of(host: Host, site: str, data: PreparedConcept) -> Units:
+    """All units of a site at some examples, as the host keeps them."""
+    return SparseUnits(host.sparse(data)) if isinstance(host, CorpusHost) else DenseUnits(host.read(site, data))
+
+
 def best_in_twins(
     host: Host, site: str, tune: PreparedConcept, labels: Sequence[int], seed: int
 ) -> dict[str, tuple[Host, Scorer]]:
@@ -163,7 +166,7 @@ def best_in_twins(
     found: dict[str, tuple[Host, Scorer]] = {}
     for number, scheme in enumerate(SCHEMES):
         twin = host.untrained(scheme, seed + number)
-        units = fitting_units(twin.read(site, tune), labels)
+        units = fitting_units(units_of(twin, site, tune), labels)
         found[scheme] = (twin, unit_score(units[0] if units else 0))
     return found
 

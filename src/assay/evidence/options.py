@@ -84,6 +84,7 @@ OPTIONS.add("rival", Option(("mediates",), "a list of edges and nodes of another
 OPTIONS.add("instruction", Option(("steers",), "a text", _text))
 OPTIONS.add("lag", Option(("connects",), "a whole number of tokens, 0 or more", _whole(0)))
 OPTIONS.add("screened", Option(("connects",), "how many pairs were screened, 1 or more", _whole(1)))
+OPTIONS.add("whole_corpus", Option(("explains",), "true", lambda value: value is True))
 OPTIONS.add("concept_rule", Option(SCORED, "a regular expression", _pattern))
 OPTIONS.add("proposer_url", Option(SCORED, AN_ADDRESS, _address))
 OPTIONS.add("proposer_model", Option(SCORED, "the name of a model", _text))

@@ -22,15 +22,16 @@ from assay.evidence import claims
 from assay.evidence.claims import QUANTIFIERS, ClaimStore
 from assay.evidence.empirical import instrument_flags
 from assay.evidence.gates import evaluate
+from assay.evidence.gates.base import template_means
 from assay.evidence.kinds import KINDS, ChecksTexts, Columns, Data, Item, Kind, Progress, check_items
 from assay.evidence.ledger import now, subject_key
 from assay.evidence.options import check_options
 from assay.evidence.search import SEARCHES, Found, Hunt
-from assay.evidence.source import Population, clusters, leaks, marks, source_of
+from assay.evidence.source import Population, ReadsMore, clusters, leaks, marks, source_of
 from assay.evidence.stale import other_gates, other_tokenizer, tokenizer_of
 from assay.passport import run_passport
 from assay.records import Claim, Counterexample, Dataset, Evidence, GateResult, Plan, Run, Verdict, digest
-from assay.statistics import mde80
+from assay.statistics import DRAWS, mde80
 
 KEPT_HITS = 20
 
@@ -41,7 +42,8 @@ class Settings:
 
     `tune`, `confirm`, `ood`: items of each split. `positions`: all or last. `draws`: random controls;
     `control_pairs`: pairs per template that they are measured on. `options`: what a kind wants besides.
-    `search`: candidates to try per search method, instead of the method's own number.
+    `search`: candidates to try per search method, instead of the method's own number. `resamples`: of every p, where many
+    claims are corrected for together (see `bulk.draws_for`).
     """
 
     tune: int = 48
@@ -55,6 +57,7 @@ class Settings:
     control_pairs: int = 1
     options: dict[str, Any] = field(default_factory=dict)
     search: dict[str, int] = field(default_factory=dict)
+    resamples: int = DRAWS
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -65,6 +68,8 @@ class Settings:
         for name, value in {**self.sizes, "draws": self.draws, "control_pairs": self.control_pairs}.items():
             if not isinstance(value, int) or value < 1:
                 raise bad_argument(name, value, "a whole number, 1 or more")
+        if not isinstance(self.resamples, int) or self.resamples < DRAWS:
+            raise bad_argument("resamples", self.resamples, f"a whole number, {DRAWS} or more")
         if not 0 < self.alpha <= 0.2:
             raise bad_argument("alpha", self.alpha, "above 0, at most 0.2")
         if self.positions not in ("all", "last"):
@@ -105,6 +110,27 @@ def state_claim(
     `model`: a language model, or a host of features. `subject`: what the kind takes, sites for *mediates*,
     a feature for *represents*. Raises UsageError for a wrong argument, TaskError for data that do not fit.
     """
+    draft = drafted(store, model, source, subject, statement=statement, sesoi=sesoi, settings=settings)
+    record_draft(store, draft)
+    return draft.claim, draft.plan
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A claim with its locked plan that is not recorded yet, and the model and names of the tune data that were looked at."""
+
+    claim: Claim
+    plan: Plan
+    model: str
+    looked: list[str]
+    n: int
+
+
+def drafted(
+    store: ClaimStore, model: Any, source: Population, subject: Any, *, statement: Statement | None = None,
+    sesoi: Mapping[str, float] | None = None, settings: Settings | None = None,
+) -> Draft:  # fmt: skip
+    """What `state_claim` records. Nothing is written; confirm and ood are not read."""
     statement = Statement() if statement is None else statement
     settings = Settings() if settings is None else settings
     settings.check()
@@ -124,9 +150,19 @@ def state_claim(
     columns = kind.measure(model, tune, setup, seen)
     plan = replace(plan, mde=_mde(plan, seen, tune, columns), settings={**plan.settings, "controls": controls})
     plan = replace(plan, lock=claims.lock_of(claim, plan))
-    claims.record_look(store, model.digest, "tune items for the smallest detectable effect", tune.items)
-    store.record_claim(claim, plan)
-    return claim, plan
+    return Draft(claim, plan, model.digest, names_of(source, "tune", tune.items), len(tune.items))
+
+
+def record_draft(store: ClaimStore, draft: Draft) -> None:
+    """The look at tune data, then claim and plan: from here on they are locked."""
+    store.append("look", {"what": "tune items for the smallest detectable effect", "model": draft.model,
+                          "clusters": draft.looked, "n": draft.n})  # fmt: skip
+    store.record_claim(draft.claim, draft.plan)
+
+
+def names_of(source: Population, split: str, items: Sequence[Item]) -> list[str]:
+    """By what the ledger knows the data of a split: as the source says that more is read than its items, else the items'."""
+    return source.marks(split) if isinstance(source, ReadsMore) else marks(items)
 
 
 def test_claim(
@@ -144,35 +180,64 @@ def test_claim(
     """
     claim, plan = store.claim(claim_id), store.plan(claim_id)
     claims.check_lock(claim, plan)
-    subject = subject_key(claim.kind, claim.subject)
+    source = source_of(claim.task) if source is None else source
 
     def on_read(split: str, items: Sequence[Item]) -> list[str]:
-        """Spend the ticket and say what is read, before it is read; what was looked at of it earlier."""
-        names, locked = marks(items), plan.splits[split]
-        with store:
-            looked = store.looks(model.digest, names)
-            ticket = claims.ticket_for(store, claim, plan, subject)
-            store.append("data", {"claim": claim.id, "ticket": ticket, "split": split, "subject": subject,
-                                  "digest": digest(items), "clusters": names})  # fmt: skip
-            store.record_dataset(Dataset(digest(items), claim.task["name"], split, locked["n"], locked["seed"],
-                                         tuple(clusters(items)), claim.task, str(claim.task.get("licence", ""))))  # fmt: skip
-        return looked
+        return spend(store, claim, plan, split, items, names_of(source, split, items))
 
-    trial = Trial(claim, plan, model, progress, on_read, source, corpus)
+    record_outcome(store, measured(Trial(claim, plan, model, progress, on_read, source, corpus)))
+    return claims.judge(store, claim_id)
+
+
+def spend(
+    store: ClaimStore, claim: Claim, plan: Plan, split: str, items: Sequence[Item], names: Sequence[str]
+) -> list[str]:  # fmt: skip
+    """Spend the ticket and say what is read, before it is read; what was looked at of it earlier."""
+    subject, locked = subject_key(claim.kind, claim.subject), plan.splits[split]
+    with store:
+        looked = store.looks(claim.subject["digest"], names)
+        ticket = claims.ticket_for(store, claim, plan, subject)
+        store.append("data", {"claim": claim.id, "ticket": ticket, "split": split, "subject": subject,
+                              "digest": locked["digest"], "clusters": list(names)})  # fmt: skip
+        store.record_dataset(Dataset(locked["digest"], claim.task["name"], split, locked["n"], locked["seed"],
+                                     tuple(clusters(items)), claim.task, str(claim.task.get("licence", ""))))  # fmt: skip
+    return looked
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A trial that was run: what came out, with what, when."""
+
+    trial: "Trial"
+    outcome: "Outcome"
+    passport: dict[str, Any]
+    started: str
+    seconds: float
+
+
+def measured(trial: "Trial") -> Measured:
+    """Run a trial."""
     started, clock = now(), time.perf_counter()
     outcome = trial.run()
-    reads = claims.reads_of(store, subject, plan, trial.items("confirm"))
-    passport = {**passport_of(model, plan), "rule": plan.rule_version}
-    flags = (*outcome.flags, *instrument_flags(store, model.digest, claim.kind))
-    evidence = Evidence(claim.id, plan.lock, passport, outcome.tables, outcome.gates, outcome.search, outcome.data,
+    passport = {**passport_of(trial.model, trial.plan), "rule": trial.plan.rule_version}
+    return Measured(trial, outcome, passport, started, time.perf_counter() - clock)
+
+
+def record_outcome(store: ClaimStore, found: Measured) -> Evidence:
+    """Evidence and run of a trial. It is not judged yet."""
+    claim, plan, outcome = found.trial.claim, found.trial.plan, found.outcome
+    items = found.trial.items("confirm")
+    reads = claims.reads_of(store, subject_key(claim.kind, claim.subject), plan, names_of(found.trial.source, "confirm", items))
+    flags = (*outcome.flags, *instrument_flags(store, found.trial.model.digest, claim.kind))
+    evidence = Evidence(claim.id, plan.lock, found.passport, outcome.tables, outcome.gates, outcome.search, outcome.data,
                         reads, flags, now())  # fmt: skip
     store.record_evidence(evidence, outcome.hits)
     ticket = next((e["body"]["ticket"] for e in reversed(store.entries_of(claim.id)) if e["kind"] == "ticket"), "")
-    passes = sum(int(found.get("passes", 0)) for found in outcome.search["methods"].values())
-    run = digest([passport, evidence.created])[:16]
-    store.record_run(Run(run, claim.id, plan.lock, ticket, started, evidence.created, time.perf_counter() - clock,
-                         passes, passport))  # fmt: skip
-    return claims.judge(store, claim_id)
+    passes = sum(int(method.get("passes", 0)) for method in outcome.search["methods"].values())
+    run = digest([found.passport, evidence.created])[:16]
+    store.record_run(Run(run, claim.id, plan.lock, ticket, found.started, evidence.created, found.seconds, passes,
+                         found.passport))  # fmt: skip
+    return evidence
 
 
 test_claim.__test__ = False  # type: ignore[attr-defined]  # a verb, not a pytest function
@@ -258,10 +323,11 @@ class Trial:
         items = self.items(split)
         looked = self.on_read(split, items)
         data = self.kind.load(self.model, items)
-        self.data[split] = {"digest": digest(items), "pairs": len(data), "clusters": len(clusters(data.items)),
-                            "dropped": data.dropped, "looked": looked}  # fmt: skip
+        self.data[split] = {"digest": self.plan.splits[split]["digest"], "pairs": len(data),
+                            "clusters": len(clusters(data.items)), "dropped": data.dropped, "looked": looked}  # fmt: skip
         for other, seen in known.items():
-            if shared := leaks(seen, items):
+            shared = self.source.leaks(other, split) if isinstance(self.source, ReadsMore) else leaks(seen, items)
+            if shared:
                 what = ", ".join(f"{n} {name}" for name, n in shared.items())
                 self.flags.append(f"leak: {split} shares {what} with {other}")
         return data
@@ -350,9 +416,8 @@ def _mde(plan: Plan, gates: Sequence[Any], tune: Data, columns: Columns) -> dict
     table = {"templates": tune.templates, "words": tune.words, "columns": columns}
     found: dict[str, float | None] = {gate.name: None for gate in plan.gates}
     for gate in gates:
-        result = evaluate(gate, "tune", table, plan.levels["confirm"], plan.settings["seed"])
-        if result is not None:
-            means = list(result.tables["per_template"].values())
+        means = template_means(gate, table)
+        if means is not None:
             found[gate.name] = mde80(means, plan.levels["confirm"], plan.splits["confirm"]["templates"])
     return found
 

@@ -27,8 +27,8 @@ from assay.errors import EvidenceError, TaskError, bad_argument
 from assay.records import Example, Pair, digest
 from assay.registry import Registry
 
-__all__ = ["SOURCES", "SPLITS", "ConceptSource", "MemorySource", "Population", "Source", "clusters", "divide", "find_source",
-           "leaks", "marks", "source_of", "split_items", "spread"]  # fmt: skip
+__all__ = ["SOURCES", "SPLITS", "ConceptSource", "MemorySource", "Population", "ReadsMore", "Source", "clusters", "divide",
+           "find_source", "leaks", "marks", "source_of", "split_items", "spread"]  # fmt: skip
 
 
 @runtime_checkable
@@ -54,6 +54,19 @@ class Population(Protocol):
 
     def n_templates(self, split: str) -> int:
         """How many clusters a split can have."""
+        ...
+
+
+@runtime_checkable
+class ReadsMore(Protocol):
+    """A source whose claims read whole documents, not only the items drawn from them."""
+
+    def marks(self, split: str) -> list[str]:
+        """By what the ledger knows all that is read of a split."""
+        ...
+
+    def leaks(self, split: str, other: str) -> dict[str, int]:
+        """What all that is read of two splits has in common; must be empty."""
         ...
 
 
@@ -286,3 +299,12 @@ def given_again(record: Mapping[str, Any], path: str) -> Population:
 
 SOURCES.add("task", lambda record: Source(file_of(record), record.get("corruption")))
 SOURCES.add("concept", lambda record: ConceptSource(file_of(record)))
+
+
+def _windows(record: Mapping[str, Any]) -> Population:
+    from assay.evidence.corpus_reading import source_again
+
+    return source_again(record)
+
+
+SOURCES.add("corpus windows", _windows)

@@ -15,7 +15,7 @@ from typing import Any
 from assay.evidence.kinds import Columns
 from assay.records import Claim, GatePlan, GateResult
 from assay.registry import Registry
-from assay.statistics import summarise, summarise_exact, weaker
+from assay.statistics import DRAWS, cluster_means, summarise, summarise_exact, weaker
 
 Column = Sequence[float | None]
 Table = Mapping[str, Any]  # {"templates": [..], "columns": Columns, "controls": {..}}
@@ -98,14 +98,25 @@ def evaluate(gate: GatePlan, split: str, table: Table, alpha: float, seed: int) 
     except KeyError:
         return None
     summed = summarise_exact if contrast.exact else summarise
-    summary = summed(contrast.values, table["templates"], gate.sesoi, alpha, seed)
+    draws = int(gate.options.get("resamples", DRAWS))
+    summary = summed(contrast.values, table["templates"], gate.sesoi, alpha, seed, draws)
     if table.get("words"):
-        summary = weaker(summary, summed(contrast.values, table["words"], gate.sesoi, alpha, seed))
+        summary = weaker(summary, summed(contrast.values, table["words"], gate.sesoi, alpha, seed, draws))
     tables = {"per_template": summary.per_template, "per_control": contrast.per_control, **contrast.notes}
     return GateResult(
         gate.name, split, gate.group, gate.required, gate.sesoi, summary.estimate, summary.low,
         summary.high, summary.p_above, summary.p_below, summary.sample, tables, found.version,
     )  # fmt: skip
+
+
+def template_means(gate: GatePlan, table: Table) -> list[float] | None:
+    """The mean contrast of every template; None when the gate was not measured. Nothing is tested."""
+    try:
+        values = get_gate(gate.name).contrast(table, gate).values
+    except KeyError:
+        return None
+    kept = [(value, name) for value, name in zip(values, table["templates"], strict=True) if value is not None]
+    return list(cluster_means([value for value, _ in kept], [name for _, name in kept]).values())
 
 
 def column(table: Table, name: str) -> list[float | None]:

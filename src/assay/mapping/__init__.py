@@ -1,0 +1,1 @@
+"""From a model to an atlas of features that are explained, scored and tested."""

@@ -1,0 +1,67 @@
+"""What the atlas keeps of a mapped unit, made from a reading, its samples, explanations and scores.
+
+Density, values and tokens are over the part *shown*. Windows kept are those shown to explainers, and scored ones are not: what
+judges an explanation is not put beside it. Promoted and suppressed tokens are by the unit's direction through the unembedding.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from assay.atlas.mapped_records import FeatureRecord, histogram_of, participation, quantiles_of
+from assay.explain.reading import Reading
+from assay.explain.records import Explanation, Sample, Score
+from assay.mapping.claims import counts_of
+from assay.mapping.units import MapUnits
+
+TOP_TOKENS = 12
+Named = tuple[tuple[str, float], ...]
+
+
+class Records:
+    """Feature records of one reading. `outputs`: feature -> (promoted, suppressed), where they were read."""
+
+    def __init__(self, reading: Reading, units: MapUnits, outputs: Mapping[str, tuple[Named, Named]] | None = None) -> None:
+        self.reading, self.units, self.outputs = reading, units, dict(outputs or {})
+        self.part = reading.part("shown")
+        self.read = max(1, int(np.asarray(self.part.typical).sum()))
+
+    @cached_property
+    def _counts(self) -> Any:
+        return counts_of(self.part)
+
+    @cached_property
+    def _spread(self) -> np.ndarray | None:
+        decoder = self.units.decoder
+        return None if decoder is None else participation(decoder.numpy())
+
+    @cached_property
+    def _piece(self) -> dict[int, str]:
+        return dict(zip(np.asarray(self.part.tokens).tolist(), self.part.pieces, strict=True))
+
+    def record(
+        self, column: int, sample: Sample | None, explanation: Explanation | None, scores: Sequence[Score], why_not: str
+    ) -> FeatureRecord:
+        """One unit, explained or not."""
+        name, by_unit = self.reading.units[column], self.part.by_unit
+        values = by_unit.data[by_unit.indptr[column] : by_unit.indptr[column + 1]]
+        promoted, suppressed = self.outputs.get(name, ((), ()))
+        explained = explanation is not None and bool(explanation.rule or explanation.text) and not why_not
+        return FeatureRecord(
+            name, column, len(values) / self.read, float(values.max()) if len(values) else 0.0, len(values),
+            histogram_of(values), quantiles_of(values), promoted, suppressed,
+            {} if self._spread is None else {"residual": float(self._spread[column])}, self._tokens(column),
+            () if sample is None else sample.neighbours, () if sample is None else sample.coactive,
+            (explanation,) if explained and explanation is not None else (), tuple(scores),
+            () if sample is None else sample.shown, why_not=why_not,
+        )  # fmt: skip
+
+    def _tokens(self, column: int) -> Named:
+        """Tokens it is on at most often, with their share of its firings."""
+        start, end = self._counts.indptr[column], self._counts.indptr[column + 1]
+        data, ids = self._counts.data[start:end], self._counts.indices[start:end]
+        order = np.argsort(-data, kind="stable")[:TOP_TOKENS]
+        total = max(1, int(data.sum()))
+        return tuple((self._piece.get(int(ids[place]), ""), float(data[place] / total)) for place in order)

@@ -1,0 +1,452 @@
+"""`run_map`: from a model to an atlas of features that are explained, scored and tested, in stages that survive a kill.
+
+1. *read*: the parts *shown*, *scored* and *tune* of a corpus; which units are on where (`assay.explain.reading`).
+2. *explain*: every chosen unit from *shown*; by rules, or by an endpoint whose replies are kept (no call is paid twice).
+3. *score*: each explanation on windows of *scored*, beside explanations of other units and units of an untrained twin.
+4. *lock*: rules that pass a screen on *tune* become *explains* claims, with plans locked by hash.
+5. *pay*: the ticket of every claim, and what it will read, is in the ledger. Only then
+6. *sealed*: *confirm* and *ood* are read, by the model and by its twins, and
+7. *test*: all claims are measured, and judged together with Holm's correction over all of them.
+8. *atlas*: every unit, explained or not, with windows, scores and claims; what share is explained by supported claims, and what
+   is not.
+
+The folder of a map is named by everything that decides it; the same command goes on where an earlier one ended.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from assay.atlas.mapped import Mapped
+from assay.atlas.mapped_records import SetRecord, score_of
+from assay.atlas.mapped_writer import MappedWriter
+from assay.atlas.store import Atlas
+from assay.data.corpora import Corpus, open_corpus
+from assay.errors import SiteError, UsageError, bad_argument
+from assay.evidence.bulk import pay_many, state_many, test_many
+from assay.evidence.corpus_reading import TWIN_SEEDS, corpus_host, corpus_texts, texts_of
+from assay.evidence.corpus_windows import CorpusHost, CorpusSource, CorpusTexts, marks_of
+from assay.explain.executed import Executed
+from assay.explain.explainers import explain
+from assay.explain.lexical import LexicalPlan, explain_lexical
+from assay.explain.output_side import direct, written
+from assay.explain.reading import Reading, ReadPlan, open_reading, read_features
+from assay.explain.records import Cost, Explanation, Sample, Score
+from assay.explain.sampling import SamplePlan, samples
+from assay.explain.scorers.base import SCORERS, deranged, score_features
+from assay.explain.scorers.untrained import summarise
+from assay.explain.tools import Ask, Tools
+from assay.files import write_file
+from assay.mapping.claims import Screened, screen, settings_for, wanted_claims, why_not
+from assay.mapping.features import Named, Records
+from assay.mapping.shares import Shares, shares_of
+from assay.mapping.stages import Stages
+from assay.mapping.units import MapUnits
+from assay.model.model import Model
+from assay.passport import run_passport
+from assay.records import digest, plain
+
+Report = Callable[[str, int, int], None]
+CORPUS, OOD = "mixed", "brown"
+SCORERS_USED = ("detection", "fuzzing", "simulation", "intruder")
+BLOCK, SHARD = 64, 256
+SEALED = ("confirm", "ood")
+
+
+
+@dataclass(frozen=True)
+class MapPlan:
+    """What decides a map. `tokens`: of all parts; `features`: names, or how many drawn by seed, None for all.
+
+    `explainer`: lexical, or openai:MODEL@URL with `prompt` as its way of asking. `baseline`: units of an untrained twin that
+    are explained and scored, 0 for none. `alpha`: of the claims.
+    """
+
+    corpus: str | Corpus = CORPUS
+    ood: str | Corpus | None = OOD
+    tokens: int = 200_000
+    context: int = 128
+    features: int | tuple[str, ...] | None = None
+    explainer: str = "lexical"
+    prompt: str = "contrast"
+    scorers: tuple[str, ...] = SCORERS_USED
+    baseline: int = 128
+    alpha: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.features, int) and self.features < 1:
+            raise bad_argument("features", self.features, "1 or more, names, or none for all")
+        if self.baseline < 0:
+            raise bad_argument("baseline", self.baseline, "0 or more")
+        for name in self.scorers:
+            SCORERS.get(name)
+
+    def record(self) -> dict[str, Any]:
+        """As plain data; corpora by name and digest."""
+        corpora = {name: None if (given := getattr(self, name)) is None else open_corpus(given).record()
+                   for name in ("corpus", "ood")}  # fmt: skip
+        return plain({each.name: corpora.get(each.name, getattr(self, each.name)) for each in fields(self)} | corpora)
+
+    def reading(self, context: int) -> ReadPlan:
+        """How the corpus is read, by a model that holds so many tokens."""
+        length = min(self.context, context)
+        return ReadPlan(tokens=self.tokens, context=length, per_document=length, seed=self.seed)
+
+
+@dataclass(eq=False)
+class MapRun:
+    """One run. `asker`: an endpoint with its journal and budget, where the explainer is one."""
+
+    model: Model
+    units: MapUnits
+    atlas: Atlas
+    plan: MapPlan = field(default_factory=MapPlan)
+    asker: Ask | None = None
+    report: Report | None = None
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the map."""
+        return plain({"model": self.model.digest, "units": self.units.source.record, "plan": self.plan.record()})
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where it is kept."""
+        what = self.units.dictionary.name if self.units.dictionary is not None else self.units.site
+        safe = "".join(sign if sign.isalnum() or sign in "._-" else "-" for sign in f"{self.model.name}-{what}")
+        return self.atlas.path / "maps" / f"{safe[:80]}-{digest(self.identity)[:8]}"
+
+    @cached_property
+    def stages(self) -> Stages:
+        """What is finished."""
+        return Stages(self.folder)
+
+    def say(self, what: str, done: int, total: int) -> None:
+        """Progress."""
+        if self.report:
+            self.report(what, done, total)
+
+    # what stages share -----------------------------------------------------------------------
+
+    @cached_property
+    def reading(self) -> Reading:
+        """The reading, with the parts that are read so far."""
+        found = open_reading(self.folder / "reading")
+        return Reading(found.folder, self.units.source)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Units that are explained, in the order of columns."""
+        chosen, known = self.plan.features, list(self.reading.units)
+        if chosen is None:
+            return known
+        if isinstance(chosen, int):
+            some = np.random.default_rng([self.plan.seed, 31]).permutation(len(known))[:chosen]
+            return [known[column] for column in sorted(some.tolist())]
+        return [known[column] for column in sorted({self.reading.column(name) for name in chosen})]
+
+    @cached_property
+    def texts(self) -> CorpusTexts:
+        """The parts that claims are tested on, as text."""
+        return corpus_texts(self.reading)
+
+    @cached_property
+    def host(self) -> CorpusHost:
+        """The codes as a host of features."""
+        return corpus_host(self.texts, self.reading, self.model)
+
+    @property
+    def sampling(self) -> SamplePlan:
+        """Windows of a unit."""
+        return SamplePlan(seed=self.plan.seed)
+
+    def explained(self) -> dict[str, Explanation]:
+        """Explanations by feature, in order; from disk where they are kept."""
+        return {each.feature: each for each in self.explanations()}
+
+    def explanations(self) -> Iterator[Explanation]:
+        if self.plan.explainer == "lexical":
+            yield from explain_lexical(self.reading, self.names, LexicalPlan(), self.count("explaining", len(self.names)))
+            return
+        tools = Tools(self.asker, reading=self.reading, seed=self.plan.seed, outputs=self._outputs_asked(),
+                      report=self.count("explaining", len(self.names)))  # fmt: skip
+        yield from explain(samples(self.reading, self.sampling, self.names), self.plan.prompt, tools)
+
+    def count(self, what: str, total: int) -> Callable[[int], None]:
+        done = 0
+
+        def count(n: int) -> None:
+            nonlocal done
+            done += n
+            self.say(what, done, total)
+
+        return count
+
+    def _outputs_asked(self) -> dict[str, Any]:
+        if self.plan.prompt not in ("output", "both"):
+            return {}
+        return {each.feature: each for each in direct(self.model, written(self.model, self.units.source))}
+
+
+def run_map(run: MapRun) -> dict[str, Any]:
+    """All stages; the summary. Raises what the stages raise; what is finished is kept."""
+    if run.plan.explainer != "lexical" and run.asker is None:
+        raise bad_argument("explainer", run.plan.explainer, "lexical, or an endpoint that was opened")
+    read = run.stages.run("read", run.identity, lambda: _read(run))
+    explained = run.stages.run("explain", read, lambda: _explain(run))
+    scored = run.stages.run("score", explained, lambda: _score(run))
+    locked = run.stages.run("lock", [read, explained], lambda: _lock(run))
+    paid = run.stages.run("pay", locked, lambda: _pay(run, locked))
+    sealed = run.stages.run("sealed", paid, lambda: _sealed(run, bool(locked["claims"])))
+    tested = run.stages.run("test", [paid, sealed], lambda: _test(run, locked))
+    return run.stages.run("atlas", [scored, tested], lambda: _atlas(run, explained, scored, locked, tested)) | {
+        "seconds": run.stages.seconds}  # fmt: skip
+
+
+def would_cost(run: MapRun) -> Any:
+    """What a `DryRun` in the place of an endpoint counts: the corpus is read, units are explained and scored by placeholders.
+
+    Nothing else of a map is done, nothing is kept of it.
+    """
+    run.stages.run("read", run.identity, lambda: _read(run))
+    found = samples(run.reading, run.sampling, run.names)
+    explanations = {each.feature: each for each in run.explanations()}
+    tools = Tools(run.asker, reading=run.reading, seed=run.plan.seed)
+    pairs = ((explanations[sample.feature], sample) for sample in found if sample.feature in explanations)
+    others = deranged(explanations.values(), _densities(run.reading), run.plan.seed) if explanations else {}
+    for _ in score_features(pairs, run.plan.scorers, tools, others):
+        pass
+    return run.asker.estimate if run.asker is not None else None  # type: ignore[attr-defined]
+
+
+# stages ------------------------------------------------------------------------------------------
+
+
+def _read(run: MapRun) -> dict[str, Any]:
+    most = getattr(getattr(run.model.hf, "config", None), "max_position_embeddings", None) or run.plan.context
+    read_features(run.model, run.units.source, run.plan.corpus, run.folder / "reading", run.plan.reading(most), run.report,
+                  run.plan.ood)  # fmt: skip
+    shown = [text for part in ("shown", "scored") for text in marks_of(texts_of(run.reading.as_text(part)))]
+    run.atlas.append("look", {"what": "map: windows that are shown and scored", "model": run.model.digest,
+                              "clusters": sorted(set(shown)), "n": len(shown)})  # fmt: skip
+    active = int((np.diff(run.reading.part("shown").by_unit.indptr) > 0).sum())
+    tokens = {part: run.reading.n_tokens(part) for part in ("shown", "scored", "tune", *SEALED)}
+    return {"reading": run.reading.digest, "units": len(run.reading.units), "active": active, "tokens": tokens}
+
+
+def _explain(run: MapRun) -> dict[str, Any]:
+    found = run.explained()
+    rules = sum(each.rule is not None for each in found.values())
+    cost = Cost()
+    for each in found.values():
+        cost = cost.plus(each.cost)
+    said = digest([[each.feature, each.text, each.rule] for each in found.values()])
+    return {"digest": said, "asked": len(run.names), "explained": sum(_says(each) for each in found.values()), "rules": rules,
+            "cost": asdict(cost)}  # fmt: skip
+
+
+def _says(explanation: Explanation) -> bool:
+    return explanation.rule is not None or (bool(explanation.text) and not explanation.explainer.startswith("lexical"))
+
+
+def _score(run: MapRun) -> dict[str, Any]:
+    """Scores in blocks on disk, then those of the twin's units."""
+    explanations = run.explained()
+    found = samples(run.reading, run.sampling, run.names)
+    scores = list(_scored_blocks(run, found, explanations, run.folder / "scores", "scoring"))
+    twins = _twin_scores(run) if run.plan.baseline and scores else []
+    summary = {name: each.json() for name, each in summarise(scores, twins).items()}
+    return {"scorers": summary, "dropped": dict(Counter(found.dropped.values())), "why_not": found.dropped,
+            "untrained_units": len({each.feature for each in twins})}  # fmt: skip
+
+
+def _scored_blocks(
+    run: MapRun, found: Any, explanations: Mapping[str, Explanation], folder: Path, what: str
+) -> Iterator[Score]:  # fmt: skip
+    """Scores of every explanation, a block of units at a time; a block that is on disk is not scored again."""
+    names = [name for name in explanations if name not in found.dropped]
+    density = _densities(found.reading)
+    others = deranged([explanations[name] for name in names], density, run.plan.seed) if names else {}
+    key = digest([[name, each.text, each.rule] for name, each in explanations.items()] + [list(run.plan.scorers)])[:12]
+    executed = Executed(found.reading.part("scored")) if any(each.rule for each in explanations.values()) else None
+    for start in range(0, len(names), BLOCK):
+        path = folder / f"{key}-{start:07d}.json"
+        if not path.is_file():
+            block = names[start : start + BLOCK]
+            pairs = ((explanations[sample.feature], sample) for sample in map(found.of, block) if sample is not None)
+            tools = Tools(run.asker, reading=found.reading, executed=executed, seed=run.plan.seed)
+            made = list(score_features(pairs, run.plan.scorers, tools, others))
+            write_file(path, json.dumps([plain(each) for each in made]).encode())
+        yield from (score_of(body) for body in json.loads(path.read_text()))
+        run.say(what, min(start + BLOCK, len(names)), len(names))
+
+
+def _densities(reading: Reading) -> dict[str, float]:
+    part = reading.part("shown")
+    counts = np.diff(part.by_unit.indptr)
+    return {name: float(count / max(1, part.n_tokens)) for name, count in zip(reading.units, counts, strict=True)}
+
+
+def _twin_scores(run: MapRun) -> list[Score]:
+    """Units of an untrained twin, explained and scored in the same way; of an endpoint's, not paid for: only rules are."""
+    if run.plan.explainer != "lexical":
+        return []
+    twin = run.reading.read_twins(run.model, "all", ("shown", "scored"), TWIN_SEEDS["all"], report=run.report)
+    active = np.flatnonzero(np.diff(twin.part("shown").by_unit.indptr) > 0)
+    some = np.random.default_rng([run.plan.seed, 32]).permutation(active)[: run.plan.baseline]
+    names = [twin.units[column] for column in sorted(some.tolist())]
+    if not names:
+        return []
+    explanations = {each.feature: each for each in explain_lexical(twin, names, LexicalPlan(), None, run.folder / "twin")}
+    found = samples(twin, run.sampling, names)
+    return list(_scored_blocks(run, found, explanations, run.folder / "twin_scores", "scoring an untrained twin"))
+
+
+def _lock(run: MapRun) -> dict[str, Any]:
+    """Screen on tune, state and lock; nothing sealed is read."""
+    explanations = run.explained()
+    screened = screen(explanations.values(), run.host, run.texts)
+    wanted = wanted_claims(explanations, screened, run.units, run.reading, run.host)
+    settings = settings_for(len(wanted), run.plan.alpha, run.plan.seed)
+    ids = state_many(run.atlas, run.host, list(wanted.values()), settings, run.report) if wanted else []
+    near = {name: list(each.source.record()["near"]) for name, each in wanted.items()}
+    return {"claims": dict(zip(wanted, ids, strict=True)), "near": near, "not_claimed": why_not(screened),
+            "screen": {each.feature: _screen_record(each) for each in screened if each.why_not != _no_rule(each)},
+            "resamples": settings.resamples}  # fmt: skip
+
+
+def _no_rule(each: Screened) -> str:
+    return each.why_not if each.documents == (0, 0) else ""
+
+
+def _screen_record(each: Screened) -> dict[str, Any]:
+    return {"precision": round(each.precision, 4), "recall": round(each.recall, 4), "documents": list(each.documents),
+            "why_not": each.why_not}  # fmt: skip
+
+
+def _sources(run: MapRun, locked: Mapping[str, Any]) -> dict[str, Any]:
+    """Claim -> its source."""
+    explanations = run.explained()
+    return {claim: CorpusSource(run.texts, dict(explanations[name].rule or {}), tuple(locked["near"][name]))
+            for name, claim in locked["claims"].items()}  # fmt: skip
+
+
+def _pay(run: MapRun, locked: Mapping[str, Any]) -> dict[str, Any]:
+    ids = list(locked["claims"].values())
+    if ids:
+        pay_many(run.atlas, ids, _sources(run, locked), run.report)
+    return {"tickets": len(ids)}
+
+
+def _sealed(run: MapRun, claimed: bool) -> dict[str, Any]:
+    """The sealed parts, by the model and, where claims need them, by its twins."""
+    run.reading.read_more(run.model, SEALED, run.units.source, run.report)
+    for scheme, seed in TWIN_SEEDS.items() if claimed else ():
+        run.reading.read_twins(run.model, scheme, SEALED, seed, run.units.source, run.report)
+    return {part: run.reading.n_tokens(part) for part in SEALED}
+
+
+def _test(run: MapRun, locked: Mapping[str, Any]) -> dict[str, Any]:
+    ids = list(locked["claims"].values())
+    if ids:
+        test_many(run.atlas, run.host, ids, _sources(run, locked), run.report)
+    verdicts, reasons = {}, Counter[str]()
+    with run.atlas:
+        for name, claim in locked["claims"].items():
+            verdict = run.atlas.verdict(claim)
+            verdicts[name] = "not tested" if verdict is None else verdict.verdict
+            if verdict is not None:
+                reasons.update(f"{verdict.verdict}: {reason}" for reason in verdict.reasons)
+    return {"verdicts": verdicts, "reasons": dict(reasons.most_common())}
+
+
+def _atlas(
+    run: MapRun, explained: Mapping[str, Any], scored: Mapping[str, Any], locked: Mapping[str, Any], tested: Mapping[str, Any]
+) -> dict[str, Any]:  # fmt: skip
+    """Every unit into the atlas; what is explained and what is not."""
+    verdicts = tested["verdicts"]
+    supported = [name for name, verdict in verdicts.items() if verdict == "supported"]
+    shares = shares_of(run.model, run.units, run.reading, supported, run.names)
+    summary = _summary(run, explained, scored, locked, tested, shares)
+    record = _set_record(run)
+    explanations, found = run.explained(), samples(run.reading, run.sampling, run.names)
+    by_feature = _scores_kept(run, explanations, found)
+    records = Records(run.reading, run.units, outputs_of(run))
+    with MappedWriter(run.atlas, record, SHARD) as writer:
+        for number, name in enumerate(run.names[writer.done :], writer.done):
+            sample: Sample | None = found.of(name)
+            said, column = explanations.get(name), run.reading.column(name)
+            why = _why(name, said, sample, scored["why_not"])
+            writer.add([records.record(column, sample, said, by_feature.get(name, ()), why)])
+            run.say("writing the atlas", number + 1, len(run.names))
+        made = writer.finish(summary)
+    Mapped(run.atlas).note(made.id, claims={name: [claim] for name, claim in locked["claims"].items()})
+    return {**summary, "set": made.id, "folder": str(run.folder), "passport": run_passport({"map": run.plan.record()})}
+
+
+def _why(name: str, explanation: Explanation | None, sample: Sample | None, dropped: Mapping[str, str]) -> str:
+    if name in dropped or (sample is None and explanation is None):
+        return dropped.get(name, "not sampled")
+    if explanation is None or not _says(explanation):
+        return "no rule found" if explanation is not None else "not explained"
+    return ""
+
+
+def _scores_kept(run: MapRun, explanations: Mapping[str, Explanation], found: Any) -> dict[str, list[Score]]:
+    by_feature: dict[str, list[Score]] = {}
+    for score in _scored_blocks(run, found, explanations, run.folder / "scores", "scoring"):
+        by_feature.setdefault(score.feature, []).append(score)
+    return by_feature
+
+
+def outputs_of(run: MapRun) -> dict[str, tuple[Named, Named]]:
+    """Promoted and suppressed tokens by the decoder direction; none where units write in no one direction."""
+    found = {}
+    try:
+        for each in direct(run.model, written(run.model, run.units.source), report=run.count("output side", len(run.names))):
+            found[each.feature] = tuple(tuple((token.text, token.value) for token in tokens)
+                                        for tokens in (each.promoted, each.suppressed))  # fmt: skip
+    except (SiteError, UsageError):
+        return {}
+    return found
+
+
+def _set_record(run: MapRun) -> SetRecord:
+    dictionary, plan = run.units.dictionary, run.plan
+    how = f"by seed {plan.seed}" if isinstance(plan.features, int) else f"by name, {digest(run.names)[:8]}"
+    chosen = "all" if plan.features is None else f"{len(run.names)} {how}"
+    corpus = run.reading.manifest["identity"]["corpus"]["name"]
+    return SetRecord(
+        run.model.name, run.model.digest, run.units.kind, run.units.site, str(corpus), dictionary.name if dictionary else "",
+        dictionary.digest if dictionary else "", chosen, len(run.reading.units),
+        sum(run.reading.n_tokens(part) for part in ("shown", "scored", "tune", *SEALED)),
+        about={"map": run.folder.name, "reading": run.reading.digest, "explainer": plan.explainer, "plan": plan.record()},
+    )  # fmt: skip
+
+
+def _summary(
+    run: MapRun, explained: Mapping[str, Any], scored: Mapping[str, Any], locked: Mapping[str, Any], tested: Mapping[str, Any],
+    shares: Shares,
+) -> dict[str, Any]:  # fmt: skip
+    counts = Counter(tested["verdicts"].values())
+    features = {"all": len(run.reading.units), "mapped": len(run.names), "active": shares.detail["active"],
+                "explained": explained["explained"], "claimed": len(locked["claims"]), "supported": counts["supported"],
+                "refuted": counts["refuted"], "inconclusive": counts["inconclusive"]}  # fmt: skip
+    left = {**shares.unexplained()}
+    return {"model": run.model.name, "dictionary": run.units.dictionary.name if run.units.dictionary else run.units.site,
+            "unexplained": left, "features": features, "shares": shares.json(), "dropped": dict(scored["dropped"]),
+            "not_claimed": dict(locked["not_claimed"]), "reasons": dict(tested["reasons"]), "scores": dict(scored["scorers"]),
+            "untrained_units": scored["untrained_units"], "cost": dict(explained["cost"]), "resamples": locked["resamples"],
+            "tokens": {part: run.reading.n_tokens(part) for part in ("shown", "scored", "tune", *SEALED)}}  # fmt: skip
+
+
+def names_in(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Comma-separated names as a tuple."""
+    return tuple(name.strip() for name in given.split(",") if name.strip()) if isinstance(given, str) else tuple(given)

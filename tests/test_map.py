@@ -1,0 +1,370 @@
+"""From a model to an atlas: a planted dictionary with known answers, and the same map after a kill."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import map_world
+from assay.atlas.mapped import Mapped
+from assay.atlas.store import Atlas
+from assay.cli.main import cli
+from assay.data.corpora import open_corpus
+from assay.errors import ReproduceError, StoreError, UsageError
+from assay.evidence.claims import audit
+from assay.evidence.corpus_reading import source_again
+from assay.explain.reading import open_reading
+from assay.explain.records import Explanation
+from assay.features.kept import save
+from assay.mapping import run as work
+from assay.mapping.claims import NO_RULE, WORDS
+from assay.mapping.compare import compare
+from assay.mapping.run import MapPlan, MapRun, run_map
+from assay.mapping.shares import explained_variance, token_shares
+from assay.mapping.some import explain_some, score_some
+from assay.mapping.stages import Stages
+from assay.mapping.units import find_dictionary, find_units
+
+HERE = Path(__file__).parent
+PLAN = {"tokens": 12_000, "context": 32, "baseline": 4}
+
+
+def plan(**more):
+    given = {"corpus": map_world.corpus(), "ood": map_world.corpus(1, 80, name="other"), **PLAN}
+    return MapPlan(**{**given, **more})
+
+
+@pytest.fixture(scope="module")
+def model():
+    return map_world.model()
+
+
+@pytest.fixture(scope="module")
+def dictionary(model):
+    return map_world.dictionary(model)
+
+
+@pytest.fixture(scope="module")
+def mapped(model, dictionary, tmp_path_factory):
+    """The planted map, whole, and what it said while it ran."""
+    said = []
+    atlas = Atlas(tmp_path_factory.mktemp("atlas"))
+    run = MapRun(model, find_units(model, dictionary=dictionary), atlas, plan(), report=lambda *each: said.append(each))
+    return run, run_map(run), said
+
+
+def test_planted_latents_are_explained_and_supported(mapped):
+    run, found, _ = mapped
+    features = found["features"]
+    assert features["all"] == map_world.WIDTH and features["active"] == map_world.READERS == features["explained"]
+    assert features["supported"] >= map_world.READERS - 2 and features["refuted"] == 0
+    assert sum(features[name] for name in ("supported", "refuted", "inconclusive")) == features["claimed"]
+    for name, each in run.explained().items():
+        unit = int(name.split(".")[-1])
+        values = each.rule["any"][0][0]["of"] if each.rule else None
+        assert values == ([f" w{unit}"] if unit < map_world.READERS else None)
+
+
+def test_every_unit_is_counted(mapped):
+    _, found, _ = mapped
+    silent = map_world.WIDTH - map_world.READERS
+    assert found["not_claimed"] == {NO_RULE: silent}
+    assert sum(found["dropped"].values()) == silent
+    assert found["features"]["claimed"] + sum(found["not_claimed"].values()) == found["features"]["mapped"]
+
+
+def test_shares_are_those_of_brute_force(mapped):
+    run, found, _ = mapped
+    verdicts = json.loads((run.folder / "stages.json").read_text())["test"]["result"]["verdicts"]
+    chosen = np.array([verdicts.get(name) == "supported" for name in run.reading.units])
+    part = run.reading.part("confirm")
+    dense, norms = part.codes.toarray(), run.units.decoder.norm(dim=1).numpy()
+    half = some = 0
+    for values, read in zip(dense, part.typical, strict=True):
+        mass, own = float((values * norms).sum()), float((values * norms * chosen).sum())
+        half += bool(read and mass > 0 and own >= mass / 2)
+        some += bool(read and own > 0)
+    n = int(part.typical.sum())
+    assert found["shares"]["tokens"] == pytest.approx(half / n)
+    assert found["shares"]["detail"]["tokens_any"] == pytest.approx(some / n)
+    assert token_shares(part, np.zeros(len(chosen), bool), norms)[0] == 0
+    assert found["shares"]["active_latents"] == pytest.approx(chosen.sum() / map_world.READERS)
+    for name, value in found["unexplained"].items():
+        assert value == pytest.approx(1 - found["shares"][name])
+
+
+def test_variance_is_that_of_the_activations(mapped, dictionary):
+    run, found, _ = mapped
+    part = run.reading.part("confirm")
+    everything = np.ones(len(run.reading.units), bool)
+    table = run.model.hf.get_input_embeddings().weight.detach()
+    keep = np.asarray(part.typical)
+    x = table[part.tokens[keep]]
+    whole = 1 - float(((x - dictionary.reconstruct(x)) ** 2).sum() / ((x - x.mean(0)) ** 2).sum())
+    share = explained_variance(run.model, dictionary, part, everything)
+    assert share["all"] == pytest.approx(whole, abs=1e-4) == pytest.approx(share["supported"], abs=1e-4)
+    assert 0 < found["shares"]["variance"] <= share["all"] + 1e-6
+
+
+def test_nothing_sealed_is_read_before_all_is_locked_and_paid(model, dictionary, tmp_path, monkeypatch):
+    run = MapRun(model, find_units(model, dictionary=dictionary), Atlas(tmp_path), plan(features=4, baseline=0))
+    order = []
+    real_read, real_pay = work._sealed, work._pay
+
+    def pay(*given):
+        assert set(open_reading(run.folder / "reading").parts) == {"shown", "scored", "tune"}
+        order.append("pay")
+        return real_pay(*given)
+
+    def sealed(*given):
+        kinds = [entry["kind"] for entry in run.atlas.entries()]
+        assert kinds.count("lock") == kinds.count("ticket") == kinds.count("data") / 2 > 0
+        order.append("sealed")
+        return real_read(*given)
+
+    monkeypatch.setattr(work, "_pay", pay)
+    monkeypatch.setattr(work, "_sealed", sealed)
+    run_map(run)
+    assert order == ["pay", "sealed"]
+    groups = [kind for kind, _ in itertools.groupby(entry["kind"] for entry in run.atlas.entries()
+                                                    if entry["kind"] not in ("look", "data", "state"))]  # fmt: skip
+    assert groups == ["lock", "ticket", "evidence", "verdict"]
+
+
+def test_the_ledger_holds_and_claims_are_found_again(mapped):
+    run, _, _ = mapped
+    assert run.atlas.verify() == []
+    claims = run.atlas.claims()
+    assert audit(run.atlas, claims[0].id) == []
+    again = source_again(claims[0].task)
+    locked = run.atlas.plan(claims[0].id).splits["confirm"]
+    assert again.digest("confirm", locked["n"], locked["seed"]) == locked["digest"]
+    with pytest.raises(ReproduceError, match="assay map"):
+        source_again({**claims[0].task, "reading": "0" * 64})
+    assert all(not verdict.qualifiers for verdict in map(run.atlas.verdict, run.atlas.claim_ids()))
+
+
+def test_the_atlas_shows_each_unit(mapped):
+    run, found, _ = mapped
+    atlas = Mapped(run.atlas)
+    page = atlas.page(found["set"], run.reading.units[3])
+    assert "w3" in page.record.explanations[0].text and page.claims[0].verdict in ("supported", "inconclusive")
+    assert page.record.top_tokens[0] == (" w3", 1.0) and page.record.fired > 20
+    assert {score.scorer for score in page.record.scores} == set(work.SCORERS_USED)
+    assert all(score.value > 0.9 and score.shuffled < 0.7 for score in page.record.scores if score.scorer != "simulation")
+    assert page.record.contexts and not page.record.why_not
+    silent = atlas.page(found["set"], run.reading.units[-1])
+    assert silent.record.fired == 0 and silent.record.why_not and not silent.claims
+    assert [hit.feature for hit in atlas.find_text("w3", found["set"])][0] == run.reading.units[3]
+    summary = atlas.summary(found["set"])
+    assert summary["unexplained"] == found["unexplained"]
+    assert {**found["features"], **summary["features"]} == found["features"]
+
+
+def test_what_is_finished_is_not_done_again(mapped, model, dictionary):
+    run, found, _ = mapped
+    before, start = run.atlas.entry_count(), time.perf_counter()
+    again = MapRun(model, find_units(model, dictionary=dictionary), run.atlas, plan())
+    assert run_map(again) == found
+    assert run.atlas.entry_count() == before and time.perf_counter() - start < 2
+
+
+def test_progress_names_what_is_done(mapped):
+    _, _, said = mapped
+    assert {"reading shown", "explaining", "scoring", "locking claims", "testing claims"} <= {what for what, _, _ in said}
+    assert all(0 <= done <= total for _, done, total in said)
+
+
+CHILD = """
+import sys; sys.path.insert(0, {here!r})
+import map_world
+from assay.atlas.store import Atlas
+from assay.mapping.run import MapPlan, MapRun, run_map
+from assay.mapping.units import find_units
+model = map_world.model()
+plan = MapPlan(corpus=map_world.corpus(), ood=map_world.corpus(1, 80, name="other"), tokens=12000, context=32, baseline=0)
+def say(what, done, total):
+    print(what, done, flush=True)
+run_map(MapRun(model, find_units(model, dictionary=map_world.dictionary(model)), Atlas({atlas!r}), plan, report=say))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_map_ends_the_same(tmp_path):
+    """Killed while reading, scoring, paying and testing: one ticket per claim, and the verdicts of a run that nobody killed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(atlas, stop):
+        code = CHILD.format(here=str(HERE), atlas=str(atlas))
+        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+        for line in child.stdout:
+            if stop and line.startswith(stop):
+                child.send_signal(signal.SIGKILL)
+                break
+        child.wait()
+        return child.returncode
+
+    for stop in ("reading tune", "scoring", "paying", "reading confirm", "testing claims"):
+        assert start(tmp_path / "killed", stop) == -signal.SIGKILL
+    assert start(tmp_path / "killed", None) == 0 == start(tmp_path / "whole", None)
+    one, two = Atlas(tmp_path / "killed"), Atlas(tmp_path / "whole")
+    assert one.tally() == {**two.tally(), "looks": one.tally()["looks"]} and one.verify() == []
+
+    def verdicts(atlas):
+        return {claim.statement: (v.verdict, v.decision["p"], v.decision["reads"]) for claim in atlas.claims()
+                if (v := atlas.verdict(claim.id)) is not None}  # fmt: skip
+
+    assert verdicts(one) == verdicts(two)
+
+
+# other units and explainers ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [{"site": "mlp_act.1"}, {"heads": "1"}])
+def test_neurons_and_heads(model, tmp_path, given):
+    run = MapRun(model, find_units(model, **given), Atlas(tmp_path), plan(tokens=6000, features=6, baseline=0))
+    found = run_map(run)
+    assert found["features"]["mapped"] == min(6, found["features"]["all"])
+    assert found["features"]["claimed"] + sum(found["not_claimed"].values()) == found["features"]["mapped"]
+    assert Mapped(run.atlas).page(found["set"], run.names[0]).record.name == run.names[0]
+
+
+def test_directions_from_a_file(model, tmp_path):
+    table = model.hf.get_input_embeddings().weight.detach()
+    np.save(tmp_path / "rows.npy", table[[model.tokens(["w2"])[0][-1], model.tokens(["w5"])[0][-1]]].numpy())
+    units = find_units(model, directions=str(tmp_path / "rows.npy"), at="resid_post.0")
+    run = MapRun(model, units, Atlas(tmp_path / "atlas"), plan(tokens=8000, baseline=0))
+    found = run_map(run)
+    assert found["features"]["all"] == 2 and found["features"]["active"] == 2
+    assert found["features"]["claimed"] + sum(found["not_claimed"].values()) == 2
+
+
+def test_words_alone_are_not_claimed(mapped):
+    run, _, _ = mapped
+    (screened,) = work.screen([Explanation(run.names[0], "likes w0", "openai:any/top/1")], run.host, run.texts)
+    assert screened.why_not == WORDS
+
+
+def test_some_features_without_the_model(mapped):
+    run, _, _ = mapped
+    (one,) = explain_some(run.folder, ["3"])
+    assert one == run.explained()[run.reading.units[3]]
+    scores, skipped = score_some(run.folder, ["3"], ("detection",))
+    assert len(scores) == 1 and scores[0].value > 0.9 and not skipped
+    with pytest.raises(UsageError, match="unit"):
+        explain_some(run.folder, ["nothing"])
+    with pytest.raises(UsageError, match="often enough"):
+        score_some(run.folder, [str(map_world.WIDTH - 1)], ("detection",))
+
+
+def test_two_maps_are_compared(mapped, model, dictionary, tmp_path):
+    run, _, _ = mapped
+    moved = map_world.dictionary(model, "moved", order=[5, 4, 3, 2, 1, 0, 6, 7, 8, 9, 10])
+    other = MapRun(model, find_units(model, dictionary=moved), Atlas(tmp_path), plan(features=12, baseline=0))
+    other.stages.run("read", other.identity, lambda: work._read(other))
+    found = compare(run, other)
+    pairs = {(int(each.one.split(".")[-1]), int(each.other.split(".")[-1])) for each in found.same}
+    assert pairs == {(5, 0), (4, 1), (3, 2), (2, 3), (1, 4), (0, 5), (6, 6), (7, 7), (8, 8), (9, 9), (10, 10)}
+    assert [name.split(".")[-1] for name in found.only_one] == ["11"] and found.only_other == ()
+
+
+# mistakes ----------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_named(model, tmp_path):
+    with pytest.raises(UsageError, match="one of dictionary, site, heads and directions"):
+        find_units(model, site="mlp_act.1", heads="1")
+    with pytest.raises(UsageError, match="assay dictionary"):
+        find_units(model)
+    with pytest.raises(UsageError, match="--at"):
+        find_units(model, directions="x.npy")
+    (tmp_path / "bad.npy").write_text("no numbers")
+    with pytest.raises(UsageError, match="cannot be read"):
+        find_units(model, directions=str(tmp_path / "bad.npy"), at="embed")
+    with pytest.raises(UsageError, match="dictionary"):
+        find_dictionary("smollm2-135m", "no such")
+    with pytest.raises(UsageError, match="features"):
+        plan(features=0)
+    with pytest.raises(UsageError, match="scorer"):
+        plan(scorers=("guessing",))
+    with pytest.raises(UsageError, match="endpoint"):
+        run_map(MapRun(model, find_units(model, site="mlp_act.1"), Atlas(tmp_path), plan(explainer="openai:m@http://x")))
+
+
+def test_a_damaged_stage_file_is_named(tmp_path):
+    (tmp_path / "stages.json").write_text("{")
+    with pytest.raises(StoreError, match="Remove it"):
+        Stages(tmp_path)
+
+
+def test_a_stage_runs_again_for_other_inputs_and_counts_its_seconds(tmp_path):
+    stages, ran = Stages(tmp_path), []
+
+    def do(value):
+        return lambda: ran.append(value) or {"value": value}
+
+    assert stages.run("a", 1, do(1)) == stages.run("a", 1, do(2)) == {"value": 1}
+    assert Stages(tmp_path).run("a", 2, do(3)) == {"value": 3} and ran == [1, 3]
+    with pytest.raises(ZeroDivisionError):
+        stages.run("b", 1, lambda: 1 / 0)
+    assert Stages(tmp_path).seconds["b"] >= 0
+    assert Stages(tmp_path).run("b", 1, do(4)) == {"value": 4}
+
+
+# the command -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def typed(model, dictionary, tmp_path, monkeypatch):
+    from assay.cli import common
+
+    monkeypatch.setattr(common.Common, "load", lambda self, name, dtype, bos: model)
+    (tmp_path / "texts.txt").write_text("\n\n".join(d.text for d in map_world.corpus().documents()))
+    save(dictionary, tmp_path / "planted")
+    return lambda *words: CliRunner().invoke(cli, [*words, "--atlas", str(tmp_path / "atlas"), "--quiet"])
+
+
+def test_the_command_and_its_json(typed, tmp_path):
+    result = typed("map", "tiny", "--dictionary", str(tmp_path / "planted"), "--corpus", str(tmp_path / "texts.txt"),
+                   "--ood", "same", "--tokens", "8000", "--features", "6", "--baseline", "0",
+                   "--json", str(tmp_path / "out.json"))  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("Unexplained") and "assay app" in result.output
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert {"model", "dictionary", "features", "dropped", "shares", "unexplained", "scores", "cost", "seconds"} <= set(found)
+    assert open_corpus(tmp_path / "texts.txt").digest
+    name = Mapped(tmp_path / "atlas").set().id
+    assert found["set"] == name
+    unit = next(Mapped(tmp_path / "atlas").records(name)).name
+    explained = typed("explain", unit)
+    assert explained.exit_code == 0 and explained.output.startswith(unit)
+    scored = typed("score", unit, "--scorers", "detection", "--json", "-")
+    assert scored.exit_code == 0 and json.loads(scored.output)["scores"][0]["scorer"] == "detection"
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("map", "tiny", "--explainer", "magic"), "lexical, or openai:MODEL@URL"),
+    (("map", "tiny", "--site", "mlp_act.1", "--heads", "0"), "one of dictionary"),
+    (("explain", "x.1"), "assay map MODEL"),
+])  # fmt: skip
+def test_mistakes_of_the_command(typed, words, said):
+    result = typed(*words)
+    assert result.exit_code != 0 and said in str(result.exception)
+
+
+def test_a_dry_run_asks_nothing(typed, tmp_path):
+    result = typed("map", "tiny", "--dictionary", str(tmp_path / "planted"), "--corpus", str(tmp_path / "texts.txt"),
+                   "--ood", "same", "--tokens", "8000", "--features", "3", "--price-in", "1", "--scorers", "detection",
+                   "--explainer", "openai:m@http://127.0.0.1:9", "--dry-run", "--json", "-")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.output)
+    assert found["at_most"]["calls"] >= 3 and found["at_most"]["money"] > 0
+    assert Atlas(tmp_path / "atlas").tally()["stated"] == 0
