@@ -27,7 +27,10 @@ def test_the_demo_tests_a_right_and_a_wrong_claim_and_keeps_what_is_finished(tmp
     assert (right["verdict"], wrong["verdict"]) == ("supported", "refuted")
     assert len(record["unexplained"]) == 4 and all(0 <= share < 1 for share in record["unexplained"].values())
     assert {task["task"] for task in record["tasks"]} >= {"ioi", "induction", "sva", "capitals"}
-    assert record["ledger"]["stated"] == 2 and record["ledger"]["looks"] >= 9
+    features = record["run"]["map"]["features"]
+    decided = sum(features[how] for how in ("supported", "refuted", "inconclusive"))
+    assert features["mapped"] == 256 and features["claimed"] == decided
+    assert record["ledger"]["stated"] == 2 + features["claimed"] and record["ledger"]["looks"] >= 9
     for part in ("What the model can do", "Which heads move it", "refuted", "does not show", "Still unexplained"):
         assert part in first.stdout
     page = (tmp_path / record["report"]).read_text()
@@ -39,7 +42,8 @@ def test_the_demo_tests_a_right_and_a_wrong_claim_and_keeps_what_is_finished(tmp
     second = json.loads((tmp_path / "out.json").read_text())
     assert all(second["run"]["cached"][step] for step in ("where the answer is carried", "testing the claim"))
     assert [c["verdict"] for c in second["claims"]] == ["supported", "refuted"]
-    assert second["ledger"]["tickets"] == record["ledger"]["tickets"] == 2
+    assert second["ledger"]["tickets"] == record["ledger"]["tickets"] == 2 + features["claimed"]
+    assert "assay app" in again.stdout
     assert "taken from the atlas, not measured again" in again.stdout
     verified = subprocess.run([sys.executable, "-m", "assay", "claim", "verify"], cwd=tmp_path, capture_output=True)
     assert verified.returncode == 0

@@ -66,6 +66,7 @@ def story(report: Any, page: str) -> Any:
         title("6  Still unexplained"), Text("\n".join(left) or "not measured"),
         title("7  A map of features"), Text(mapped(report.run.get("map") or {})),
         title("Report"), Text(page), Text(f"open it in a browser; it needs no network ({seconds(report)})"),
+        Text(f"{report.run['commands'][0]['command']}    shows the atlas: features, claims, what is unexplained"),
     ]  # fmt: skip
     if reused:
         parts.append(Text(f"taken from the atlas, not measured again: {', '.join(reused)}", style="dim"))
