@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -171,10 +170,10 @@ def test_the_atlas_shows_each_unit(mapped):
 
 def test_what_is_finished_is_not_done_again(mapped, model, dictionary):
     run, found, _ = mapped
-    before, start = run.atlas.entry_count(), time.perf_counter()
+    before = run.atlas.entry_count()
     again = MapRun(model, find_units(model, dictionary=dictionary), run.atlas, plan())
-    assert run_map(again) == found
-    assert run.atlas.entry_count() == before and time.perf_counter() - start < 2
+    assert run_map(again) == found  # with the seconds of every stage: none ran
+    assert run.atlas.entry_count() == before
 
 
 def test_progress_names_what_is_done(mapped):
@@ -315,7 +314,7 @@ def test_a_stage_runs_again_for_other_inputs_and_counts_its_seconds(tmp_path):
     assert Stages(tmp_path).run("a", 2, do(3)) == {"value": 3} and ran == [1, 3]
     with pytest.raises(ZeroDivisionError):
         stages.run("b", 1, lambda: 1 / 0)
-    assert Stages(tmp_path).seconds["b"] >= 0
+    assert set(Stages(tmp_path).seconds) == {"a", "b"}  # what an interrupted stage took is counted
     assert Stages(tmp_path).run("b", 1, do(4)) == {"value": 4}
 
 

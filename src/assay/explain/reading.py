@@ -40,6 +40,7 @@ from assay.errors import ReproduceError, StoreError, UsageError, bad_argument
 from assay.explain.chosen import ChosenDocument, Report, check_context, choose
 from assay.explain.split import PARTS, SEALED, SHARES, Assigned, split_documents
 from assay.explain.units import Columns, Latents, UnitSource, nearest
+from assay.features.harvest import differences
 from assay.features.massive import Limits, measure_limits, norms_of
 from assay.features.passes import Group, walk_rows
 from assay.files import write_file
@@ -333,7 +334,7 @@ class Reading:
 
     def _same(self, model: Model, source: UnitSource) -> None:
         now = {"model": _model_record(model), "units": source.record}
-        if wrong := _differences({name: self.manifest["identity"][name] for name in now}, _plain(now)):
+        if wrong := differences({name: self.manifest["identity"][name] for name in now}, _plain(now)):
             raise ReproduceError(f"{self.folder}: read with another {', '.join(wrong)}. Give what it was read with, or read"
                                  " into another folder.")  # fmt: skip
 
@@ -396,18 +397,6 @@ def _digest(record: Any) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Names of what differs, with both values."""
-    found = []
-    for name in sorted(set(before) | set(now)):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += _differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            found.append(f"{prefix}{name} ({str(old)[:40]!r} there, {str(new)[:40]!r} now)")
-    return found
-
-
 def _refuse_other(folder: Path, before: Mapping[str, Any] | None, identity: Mapping[str, Any]) -> None:
     if before is None:
         if strangers := sorted(file.name for file in folder.iterdir() if not file.name.startswith(".")):
@@ -415,7 +404,7 @@ def _refuse_other(folder: Path, before: Mapping[str, Any] | None, identity: Mapp
             if not set(strangers) <= known:
                 raise bad_argument("folder", str(folder), "an empty folder, or one of an earlier reading",
                                    f"It holds {', '.join(strangers[:3])}.")  # fmt: skip
-    elif wrong := _differences(before["identity"], identity):
+    elif wrong := differences(before["identity"], identity):
         raise UsageError(f"folder: {str(folder)!r} holds another reading: {'; '.join(wrong[:6])}. Give the same arguments to go"
                          " on, or another folder.")  # fmt: skip
 

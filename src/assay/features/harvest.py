@@ -42,6 +42,7 @@ from assay.passport import run_passport
 from assay.sites import Site
 
 LARGEST_FP16 = 65504.0
+SHOWN = 80  # characters of a value in an error
 Report = Callable[[int], None]
 
 
@@ -226,14 +227,14 @@ def _identity(model: Model, rows: Rows, sites: Sequence[Site], plan: HarvestPlan
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """"name: value before, value now" for all that differs."""
+    """"name: value before, value now" for all that differs, long values cut."""
     found = []
     for name in sorted(set(before) | set(now)):
         old, new = before.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{prefix}{name}.")
         elif old != new:
-            found.append(f"{prefix}{name}: {old!r} there, {new!r} now")
+            found.append(f"{prefix}{name}: {repr(old)[:SHOWN]} there, {repr(new)[:SHOWN]} now")
     return found
 
 
