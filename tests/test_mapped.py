@@ -36,6 +36,7 @@ from assay.atlas.mapped import (
 from assay.atlas.mapped_records import record_of, record_text
 from assay.atlas.migrations import migrate
 from assay.atlas.store import Atlas
+from assay.cli.main import cli
 from assay.errors import StoreError, UsageError
 from assay.explain.records import WHY, Cost, Explanation, Score, Window
 from test_atlas import HOLD, stored
@@ -147,6 +148,19 @@ def test_claims_that_name_a_feature_are_linked_whoever_stated_them(atlas):
     assert mapped.link_claims(["c1", "c2"]) == 1
     assert [claim.id for claim in mapped.page("", name(0)).claims] == ["c1"] and mapped.page("", name(1)).claims == ()
     assert mapped.link_claims() == 3 and {claim.id for claim in mapped.page("", name(0)).claims} == {"c1", "c3"}
+
+
+@pytest.mark.whole
+def test_a_claim_stated_by_hand_is_on_the_page_of_its_feature(glass, tmp_path):
+    atlas = Atlas(tmp_path)
+    about = replace(ABOUT, model="glass-en", model_digest=glass.digest, unit="neuron", site="mlp_act.1", dictionary="",
+                    dictionary_digest="")  # fmt: skip
+    write(atlas, [replace(record(0), name="mlp_act.1.4")], about)
+    words = ["claim", "state", "glass-en", "animals", "mlp_act.1.4", "--kind", "represents", "--atlas", str(tmp_path)]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, (done.output, done.exception)
+    (linked,) = Mapped(atlas).claims_of("", "mlp_act.1.4")
+    assert linked.id in done.output and linked.verdict == "not tested"
 
 
 pieces = st.text(st.characters(codec="utf-8"), max_size=4)

@@ -82,6 +82,7 @@ def state(common: Common, name: str, data: str, subject: str, dtype: str, prepen
 
 def _state(common: Common, model: Any, source: Any, named: Any, words: Any, bars: dict[str, float], settings: Any) -> None:
     """Lock it, and print it with everything that should be known before it is tested."""
+    from assay.atlas.mapped import Mapped
     from assay.atlas.store import Atlas
     from assay.evidence.cautions import warnings_of
     from assay.evidence.run import state_claim
@@ -90,6 +91,7 @@ def _state(common: Common, model: Any, source: Any, named: Any, words: Any, bars
     _check_subject(model, words.kind, named)
     store = Atlas(common.atlas)
     stated, plan = state_claim(store, model, source, named, statement=words, sesoi=bars, settings=settings)
+    Mapped(store).link_claims([stated.id])
     left_out = source.dropped()
     warnings = [*(f"{n} items of {source.name} are in no split: {why}." for why, n in left_out.items()),
                 *warnings_of(plan, source)]  # fmt: skip

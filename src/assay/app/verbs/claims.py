@@ -72,6 +72,7 @@ def claim_kinds(workspace: "Workspace", arguments: explore.Arguments, report: Re
       options=record("What the kind wants besides."), search=record("Candidates that counterexample searches may try."),
       seed=explore.seed())  # fmt: skip
 def claim_state(workspace: "Workspace", arguments: explore.Arguments, report: Report) -> Result:
+    from assay.atlas.mapped import Mapped
     from assay.evidence.cautions import warnings_of
     from assay.evidence.kinds import KINDS, check_items
     from assay.evidence.known import stated_before
@@ -96,6 +97,7 @@ def claim_state(workspace: "Workspace", arguments: explore.Arguments, report: Re
             claim, plan = before, store.plan(before.id)
         else:
             claim, plan = state_claim(store, model, source, given, **known)
+    Mapped(store).link_claims([claim.id])
     warnings = [*(f"{n} items of {source.name} are in no split: {why}." for why, n in source.dropped().items()),
                 *warnings_of(plan, source)]  # fmt: skip
     found = {"claim": claim.id, "statement": claim.statement, "kind": claim.kind, "lock": plan.lock, "warnings": warnings,
@@ -140,8 +142,9 @@ def verify(workspace: "Workspace", arguments: explore.Arguments, report: Report)
     with workspace.store as store:
         problems, n = store.verify(), store.entry_count()
         chosen = [arguments["claim"]] if "claim" in arguments else store.claim_ids()
-        for number, name in enumerate(chosen):
-            report("claims", number, len(chosen))
+    for number, name in enumerate(chosen):
+        report("claims", number, len(chosen))
+        with store:  # a claim at a time: pages are read in between
             problems += audit(store, name)
     problems += [f"audit log: {each}" for each in permissions.verify(workspace.atlas)]
     found = {"ok": not problems, "problems": problems, "entries": n, "claims": len(chosen)}
