@@ -22,6 +22,7 @@ from assay.evidence.claims import audit
 from assay.evidence.corpus_reading import source_again
 from assay.explain.reading import open_reading
 from assay.explain.records import Explanation
+from assay.features import sentences
 from assay.features.kept import save
 from assay.mapping import run as work
 from assay.mapping.claims import NO_RULE, WORDS
@@ -66,7 +67,7 @@ def test_planted_latents_are_explained_and_supported(mapped):
     assert features["all"] == map_world.WIDTH and features["active"] == map_world.READERS == features["explained"]
     assert features["supported"] >= map_world.READERS - 2 and features["refuted"] == 0
     assert sum(features[name] for name in ("supported", "refuted", "inconclusive")) == features["claimed"]
-    for name, each in run.explained().items():
+    for name, each in run.explained.items():
         unit = int(name.split(".")[-1])
         values = each.rule["any"][0][0]["of"] if each.rule else None
         assert values == ([f" w{unit}"] if unit < map_world.READERS else None)
@@ -246,6 +247,20 @@ def test_directions_from_a_file(model, tmp_path):
     assert found["features"]["claimed"] + sum(found["not_claimed"].values()) == 2
 
 
+def test_interventions_are_scored_where_units_can_be_clamped(model, dictionary, tmp_path, monkeypatch):
+    monkeypatch.setitem(sentences.ENCODERS, "minilm", sentences.TfIdf)
+    some = plan(tokens=8000, features=6, baseline=0, scorers=("detection", "intervention"))
+    run = MapRun(model, find_units(model, dictionary=dictionary), Atlas(tmp_path / "latents"), some)
+    found = run_map(run)
+    scored = found["scores"]["intervention"]
+    assert scored["features"] == found["scores"]["detection"]["features"] > 1 and not found["not_scored"]
+    assert 0 <= scored["value"] <= 1
+    heads = run_map(MapRun(model, find_units(model, heads="1"), Atlas(tmp_path / "heads"), some))
+    assert "intervention" not in heads["scores"]
+    assert heads["not_scored"] == {"intervention: what clamping features does was not measured":
+                                   heads["scores"]["detection"]["features"]}  # fmt: skip
+
+
 def test_words_alone_are_not_claimed(mapped):
     run, _, _ = mapped
     (screened,) = work.screen([Explanation(run.names[0], "likes w0", "openai:any/top/1")], run.host, run.texts)
@@ -255,7 +270,7 @@ def test_words_alone_are_not_claimed(mapped):
 def test_some_features_without_the_model(mapped):
     run, _, _ = mapped
     (one,) = explain_some(run.folder, ["3"])
-    assert one == run.explained()[run.reading.units[3]]
+    assert one == run.explained[run.reading.units[3]]
     scores, skipped = score_some(run.folder, ["3"], ("detection",))
     assert len(scores) == 1 and scores[0].value > 0.9 and not skipped
     with pytest.raises(UsageError, match="unit"):

@@ -17,6 +17,7 @@ from assay.evidence.rules import rule_of, said
 from assay.evidence.run import Settings, Statement, state_claim, test_claim
 from assay.evidence.sparse_units import DenseUnits, SparseUnits
 from assay.explain.rules import fires
+from assay.mapping.claims import Screened, supportable
 
 WORDS = [f" w{number}" for number in range(60)]
 SETTINGS = Settings(tune=480, confirm=640, ood=640, draws=19, options={"whole_corpus": True},
@@ -316,3 +317,37 @@ def test_a_killed_test_uses_its_tickets(planted):
     assert store.tally()["tickets"] == 3
     assert all(store.verdict(name).decision["reads"] == 1 for name in ids)
     assert set(store.verdict(ids[0]).decision["family"].values()) != {1.0}
+
+
+def test_precision_is_over_all_documents_of_a_part():
+    """Members in 3 documents of 10, firing in all, and items drawn from those with members first: the rule names 0.3."""
+    rng, parts, codes = np.random.default_rng(0), {}, {}
+    for name, n in {"tune": 30, "confirm": 200, "ood": 200}.items():
+        made = part_of(name, n, rng)
+        ids, step, document = made.tokens.copy(), np.arange(len(made.tokens)) % 30, np.repeat(np.arange(n), 30)
+        ids[ids == 0] = 9
+        ids[(step == 7) & (document < 0.3 * n)] = 0
+        rows = tuple(tuple(WORDS[word] for word in row) for row in ids.reshape(n, 30))
+        parts[name] = PartTexts(made.documents, rows, ids)
+        dense = np.zeros((len(ids), 40), np.float32)
+        dense[(ids == 0) | ((step == 15) & (document >= 0.3 * n)), 0] = 1.5
+        dense[:, 1:] = (rng.random((len(ids), 39)) < 0.04) * rng.random((len(ids), 39))
+        codes[name] = Codes(sparse.csr_array(dense), np.ones(len(ids), bool))
+    texts = CorpusTexts("words", parts, lambda record, part: np.concatenate(fires(record, parts[part].pieces)))
+    identity = {"name": "w", "source": "p", "digest": "0" * 64, "passport": {"model": "w"}}
+    host = CorpusHost(texts, codes, identity, lambda scheme, part: codes[part], {f"mlp_act.0.{u}": u for u in range(40)})
+    store, ids = all_of(texts, host, [wanted(texts, 0, 0)])
+    gates = {gate.name: gate for gate in store.evidence(ids[0]).gates if gate.split == "confirm"}
+    assert gates["corpus.precision"].estimate == pytest.approx(0.3, abs=0.03) and gates["corpus.precision"].sample["K"] == 200
+    assert gates["corpus.recall"].estimate == 1
+
+
+def test_claims_with_too_few_documents_for_the_correction_are_not_stated():
+    def at(documents):
+        return Screened(f"u{documents}", 0.9, 0.9, (documents, 40), "")
+
+    kept = supportable([at(8), *[at(9)] * 9, at(30)], 0.05)
+    # eleven claims need 2^-K <= .05 / 11, K >= 8: all can; with a hundred more, K >= 12
+    assert not any(each.why_not for each in kept)
+    many = supportable([at(8), at(11), at(12), *[at(30)] * 100], 0.05)
+    assert [bool(each.why_not) for each in many[:3]] == [True, True, False] and not any(each.why_not for each in many[3:])

@@ -22,12 +22,10 @@ from assay.explain.records import Cost, Explanation, Sample, Score
 from assay.explain.rules import fires_in
 from assay.explain.scorers import (
     SCORERS,
-    beside,
     deranged,
     fuzzing,
     intruder,
     score_features,
-    score_untrained,
     summarise,
 )
 from assay.explain.scorers.base import Unscored, asked, draw_of
@@ -458,12 +456,7 @@ def test_untrained_scores_stand_beside():
     ]
     made = [rule(f" word{n}", feature=f"f{n}") for n in range(8)]
     own = list(score_features(zip(made, MANY, strict=True), EXECUTED, Tools()))
-    untrained = list(
-        score_untrained(iter(twins), lambda samples: (made[int(each.feature[1:])] for each in samples), EXECUTED, Tools())
-    )
-    joined = beside(own, untrained)
-    want = {(score.feature, score.scorer): score.value for score in untrained}
-    assert all(score.untrained == want[score.feature, score.scorer] for score in joined)
+    untrained = list(score_features(zip(made, twins, strict=True), EXECUTED, Tools()))
     means = summarise(own, untrained)
     assert means["simulation"].value > 0.9 > 0.2 > means["simulation"].untrained
     assert means["detection"].json()["untrained"] == pytest.approx(

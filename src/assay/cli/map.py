@@ -47,7 +47,7 @@ def endpoint_options(command: Any) -> Any:
 @click.option("--ood", default="brown", show_default=True, help="Another that claims must hold on; same: more of the first.")
 @click.option("--tokens", default=200_000, show_default=True, type=click.IntRange(1000), help="Read from the corpora in all.")
 @click.option("--features", default=None, metavar="K|NAMES", help="So many drawn by --seed, or names. Default: all.")
-@click.option("--scorers", default=SCORERS, show_default=True, help="Also: embedding, intervention.")
+@click.option("--scorers", default=SCORERS, show_default=True, help="Also: embedding, intervention (slow).")
 @click.option("--baseline", default=128, show_default=True, type=click.IntRange(0), help="Units of an untrained twin to score.")
 @click.option("--alpha", default=0.05, show_default=True, help="Level of the claims.")
 @endpoint_options

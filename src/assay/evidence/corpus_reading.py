@@ -71,7 +71,8 @@ def corpus_texts(reading: Reading, parts: tuple[str, ...] = PARTS) -> CorpusText
     record = {"reading": reading.digest, "folder": reading.folder.name, "corpus": reading.manifest["identity"]["corpus"],
               "ood": reading.manifest["identity"]["ood"]}  # fmt: skip
     corpus = str(reading.manifest["identity"]["corpus"]["name"])
-    return CorpusTexts(corpus, found, RuleTables(reading, found), record)
+    before = {name: texts_of(reading.as_text(name)) for name in ("shown", "scored")}
+    return CorpusTexts(corpus, found, RuleTables(reading, found), record, before)
 
 
 def corpus_host(texts: CorpusTexts, reading: Reading, model: Model) -> CorpusHost:

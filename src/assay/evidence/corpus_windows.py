@@ -129,17 +129,19 @@ def apart(parts: Mapping[str, PartTexts]) -> dict[str, set[str]]:
 
 @dataclass(frozen=True, eq=False)
 class CorpusTexts:
-    """The parts that claims are tested on, before any model read them. `record`: how they are found again, with their hash."""
+    """The parts that claims are tested on, before any model read them. `record`: how they are found again, with their hash;
+    `before`: the parts that rules were found and scored on."""
 
     name: str
     parts: Mapping[str, PartTexts]
     verdicts: Verdicts
     record: Mapping[str, Any] = field(default_factory=dict)
+    before: Mapping[str, PartTexts] = field(default_factory=dict)
 
     @cached_property
     def kept(self) -> dict[str, set[str]]:
-        """Documents of every part that share nothing with another."""
-        return apart(self.parts)
+        """Documents of every part that share nothing with another, or with what was seen before."""
+        return apart({**self.before, **self.parts})
 
     @cached_property
     def free(self) -> dict[str, Bool[Array, " token"]]:

@@ -22,7 +22,7 @@ and W_U the unembedding:
 Passes begin at the layer that is changed, for the last token only (`Model.checkpoint`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -160,6 +160,19 @@ def written(model: Model, units: UnitSource, samples: Iterable[Sample] = ()) -> 
     if units.kind == "head":
         return _heads(model, units, {sample.feature: sample for sample in samples})
     return list(_columns(model, units))
+
+
+def some_of(groups: Iterable[Written], names: Collection[str]) -> list[Written]:
+    """Some features of groups, by name; groups without any are left out."""
+    return [_some(group, rows) for group in groups
+            if (rows := [row for row, name in enumerate(group.names) if name in names])]  # fmt: skip
+
+
+def _some(group: Written, rows: list[int]) -> Written:
+    now = group.now
+    return Written(tuple(group.names[row] for row in rows), {site: each[rows] for site, each in group.vectors.items()},
+                   None if group.stream is None else group.stream[rows],
+                   None if now is None else lambda tokens: now(tokens)[:, rows])  # fmt: skip
 
 
 def _latents(model: Model, units: Latents) -> Written:

@@ -4,7 +4,7 @@
    is on at (precision), and the unit be on at as much of what the rule names (recall). Estimates only: a screen decides what is
    worth a claim, not what is true.
 2. By the texts alone, the rule must say on in at least `DOCUMENTS` documents of *confirm* and of *ood*: with fewer no claim can
-   be supported.
+   be supported, and more where many claims are corrected for together (`supportable`).
 3. What is not claimed is counted, with the first reason that holds.
 4. Near misses of a claim are tokens that the unit's neighbours, its companions and the other units that its rule fits best on
    *tune* are on at, and its own, where the rule says off.
@@ -14,7 +14,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ RIVALS = 9
 TUNE, CONFIRM, OOD = 640, 960, 960  # items, sixteen of a document
 DRAWS = 19
 SKIPPED = ("rival units", "polysemy")  # searches that look at all units again, for every claim
+TOO_FEW = "the rule says on in too few documents of a sealed part for the correction over all claims"
 NO_RULE, WORDS = "no rule found", "words only: nothing that can be applied without a judge"
 
 
@@ -75,6 +76,19 @@ def _why_not(fired: int, precision: float, recall: float, documents: tuple[int, 
     if min(documents) < DOCUMENTS:
         return f"the rule says on in fewer than {DOCUMENTS} documents of a sealed part"
     return ""
+
+
+def supportable(screened: Sequence[Screened], alpha: float) -> list[Screened]:
+    """Without claims that hardly any data could support: with K documents no sign-flip p is below 2^-K, and Holm's first step
+    asks n claims for alpha / n, later steps only after others passed. Fewer claims ask for less, so it is looked at again until
+    all that are left can pass the first step."""
+    kept = list(screened)
+    while True:
+        n = sum(not each.why_not for each in kept)
+        doomed = [not each.why_not and n * 2.0 ** -min(each.documents) > alpha for each in kept]
+        if not any(doomed):
+            return kept
+        kept = [replace(each, why_not=TOO_FEW) if gone else each for each, gone in zip(kept, doomed, strict=True)]
 
 
 def why_not(screened: Sequence[Screened]) -> dict[str, int]:

@@ -20,6 +20,18 @@ TOP_TOKENS = 12
 Named = tuple[tuple[str, float], ...]
 
 
+def says(explanation: Explanation) -> bool:
+    """Whether it says anything: a rule, or words of somebody who was asked."""
+    return explanation.rule is not None or (bool(explanation.text) and not explanation.explainer.startswith("lexical"))
+
+
+def densities(reading: Reading) -> dict[str, float]:
+    """Share of tokens of *shown*, of those that are read, at which each unit is on."""
+    part = reading.part("shown")
+    counts = np.diff(part.by_unit.indptr) / max(1, int(np.asarray(part.typical).sum()))
+    return dict(zip(reading.units, counts.tolist(), strict=True))
+
+
 class Records:
     """Feature records of one reading. `outputs`: feature -> (promoted, suppressed), where they were read."""
 
@@ -48,7 +60,7 @@ class Records:
         name, by_unit = self.reading.units[column], self.part.by_unit
         values = by_unit.data[by_unit.indptr[column] : by_unit.indptr[column + 1]]
         promoted, suppressed = self.outputs.get(name, ((), ()))
-        explained = explanation is not None and bool(explanation.rule or explanation.text) and not why_not
+        explained = explanation is not None and says(explanation)
         return FeatureRecord(
             name, column, len(values) / self.read, float(values.max()) if len(values) else 0.0, len(values),
             histogram_of(values), quantiles_of(values), promoted, suppressed,

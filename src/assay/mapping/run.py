@@ -35,7 +35,7 @@ from assay.evidence.corpus_windows import CorpusHost, CorpusSource, CorpusTexts,
 from assay.explain.executed import Executed
 from assay.explain.explainers import explain
 from assay.explain.lexical import LexicalPlan, explain_lexical
-from assay.explain.output_side import direct, written
+from assay.explain.output_side import Changes, clamped, contexts_of, direct, some_of, written
 from assay.explain.reading import Reading, ReadPlan, open_reading, read_features
 from assay.explain.records import Cost, Explanation, Sample, Score
 from assay.explain.sampling import SamplePlan, samples
@@ -43,8 +43,8 @@ from assay.explain.scorers.base import SCORERS, deranged, score_features
 from assay.explain.scorers.untrained import summarise
 from assay.explain.tools import Ask, Tools
 from assay.files import write_file
-from assay.mapping.claims import Screened, screen, settings_for, wanted_claims, why_not
-from assay.mapping.features import Named, Records
+from assay.mapping.claims import NO_RULE, WORDS, Screened, screen, settings_for, supportable, wanted_claims, why_not
+from assay.mapping.features import Named, Records, densities, says
 from assay.mapping.shares import Shares, shares_of
 from assay.mapping.stages import Stages
 from assay.mapping.units import MapUnits
@@ -167,6 +167,7 @@ class MapRun:
         """Windows of a unit."""
         return SamplePlan(seed=self.plan.seed)
 
+    @cached_property
     def explained(self) -> dict[str, Explanation]:
         """Explanations by feature, in order; from disk where they are kept."""
         return {each.feature: each for each in self.explanations()}
@@ -220,7 +221,7 @@ def would_cost(run: MapRun) -> Any:
     explanations = {each.feature: each for each in run.explanations()}
     tools = Tools(run.asker, reading=run.reading, seed=run.plan.seed)
     pairs = ((explanations[sample.feature], sample) for sample in found if sample.feature in explanations)
-    others = deranged(explanations.values(), _densities(run.reading), run.plan.seed) if explanations else {}
+    others = deranged(explanations.values(), densities(run.reading), run.plan.seed) if explanations else {}
     for _ in score_features(pairs, run.plan.scorers, tools, others):
         pass
     return run.asker.estimate if run.asker is not None else None  # type: ignore[attr-defined]
@@ -242,37 +243,39 @@ def _read(run: MapRun) -> dict[str, Any]:
 
 
 def _explain(run: MapRun) -> dict[str, Any]:
-    found = run.explained()
+    found = run.explained
     rules = sum(each.rule is not None for each in found.values())
     cost = Cost()
     for each in found.values():
         cost = cost.plus(each.cost)
     said = digest([[each.feature, each.text, each.rule] for each in found.values()])
-    return {"digest": said, "asked": len(run.names), "explained": sum(_says(each) for each in found.values()), "rules": rules,
+    return {"digest": said, "asked": len(run.names), "explained": sum(says(each) for each in found.values()), "rules": rules,
             "cost": asdict(cost)}  # fmt: skip
-
-
-def _says(explanation: Explanation) -> bool:
-    return explanation.rule is not None or (bool(explanation.text) and not explanation.explainer.startswith("lexical"))
 
 
 def _score(run: MapRun) -> dict[str, Any]:
     """Scores in blocks on disk, then those of the twin's units."""
-    explanations = run.explained()
+    explanations = run.explained
     found = samples(run.reading, run.sampling, run.names)
-    scores = list(_scored_blocks(run, found, explanations, run.folder / "scores", "scoring"))
+    skipped: dict[tuple[str, str], str] = {}
+    scores = list(_scored_blocks(run, found, explanations, run.folder / "scores", "scoring", skipped, clamp=True))
     twins = _twin_scores(run) if run.plan.baseline and scores else []
     summary = {name: each.json() for name, each in summarise(scores, twins).items()}
     return {"scorers": summary, "dropped": dict(Counter(found.dropped.values())), "why_not": found.dropped,
+            "not_scored": dict(Counter(f"{scorer}: {why}" for (_, scorer), why in skipped.items())),
             "untrained_units": len({each.feature for each in twins})}  # fmt: skip
 
 
 def _scored_blocks(
-    run: MapRun, found: Any, explanations: Mapping[str, Explanation], folder: Path, what: str
+    run: MapRun, found: Any, explanations: Mapping[str, Explanation], folder: Path, what: str,
+    skipped: dict[tuple[str, str], str] | None = None, clamp: bool = False,
 ) -> Iterator[Score]:  # fmt: skip
-    """Scores of every explanation, a block of units at a time; a block that is on disk is not scored again."""
+    """Scores of every explanation, a block of units at a time; a block that is on disk is not scored again.
+
+    What is dropped when it is reached goes into `found.dropped`, what a scorer cannot score into `skipped`, from disk too.
+    """
     names = [name for name in explanations if name not in found.dropped]
-    density = _densities(found.reading)
+    density = densities(found.reading)
     others = deranged([explanations[name] for name in names], density, run.plan.seed) if names else {}
     key = digest([[name, each.text, each.rule] for name, each in explanations.items()] + [list(run.plan.scorers)])[:12]
     executed = Executed(found.reading.part("scored")) if any(each.rule for each in explanations.values()) else None
@@ -280,18 +283,32 @@ def _scored_blocks(
         path = folder / f"{key}-{start:07d}.json"
         if not path.is_file():
             block = names[start : start + BLOCK]
-            pairs = ((explanations[sample.feature], sample) for sample in map(found.of, block) if sample is not None)
-            tools = Tools(run.asker, reading=found.reading, executed=executed, seed=run.plan.seed)
-            made = list(score_features(pairs, run.plan.scorers, tools, others))
-            write_file(path, json.dumps([plain(each) for each in made]).encode())
-        yield from (score_of(body) for body in json.loads(path.read_text()))
+            kept_samples = [sample for sample in map(found.of, block) if sample is not None]
+            pairs = [(explanations[sample.feature], sample) for sample in kept_samples]
+            tools = Tools(run.asker, reading=found.reading, executed=executed, seed=run.plan.seed,
+                          changes=_changes(run, kept_samples) if clamp else None)  # fmt: skip
+            left: dict[tuple[str, str], str] = {}
+            made = list(score_features(pairs, run.plan.scorers, tools, others, left))
+            gone = {name: found.dropped[name] for name in block if name in found.dropped}
+            skips = [[*who, why] for who, why in left.items()]
+            body = {"scores": [plain(each) for each in made], "dropped": gone, "skipped": skips}
+            write_file(path, json.dumps(body).encode())
+        kept = json.loads(path.read_text())
+        found.dropped |= kept["dropped"]
+        if skipped is not None:
+            skipped |= {(feature, scorer): why for feature, scorer, why in kept["skipped"]}
+        yield from (score_of(body) for body in kept["scores"])
         run.say(what, min(start + BLOCK, len(names)), len(names))
 
 
-def _densities(reading: Reading) -> dict[str, float]:
-    part = reading.part("shown")
-    counts = np.diff(part.by_unit.indptr)
-    return {name: float(count / max(1, part.n_tokens)) for name, count in zip(reading.units, counts, strict=True)}
+def _changes(run: MapRun, block: Sequence[Sample]) -> Changes | None:
+    """What clamping each of some units to its largest value does to the next token, in contexts of *scored*; where it is asked
+    for. Heads are not clamped: a head has no one vector before its samples are read again."""
+    if "intervention" not in run.plan.scorers or run.units.kind == "head" or len(block) < 2:
+        return None
+    targets = {sample.feature: sample.largest for sample in block}
+    groups = some_of(written(run.model, run.units.source), targets)
+    return clamped(run.model, groups, contexts_of(run.model, block, "scored", seed=run.plan.seed), targets)
 
 
 def _twin_scores(run: MapRun) -> list[Score]:
@@ -311,19 +328,15 @@ def _twin_scores(run: MapRun) -> list[Score]:
 
 def _lock(run: MapRun) -> dict[str, Any]:
     """Screen on tune, state and lock; nothing sealed is read."""
-    explanations = run.explained()
-    screened = screen(explanations.values(), run.host, run.texts)
+    explanations = run.explained
+    screened = supportable(screen(explanations.values(), run.host, run.texts), run.plan.alpha)
     wanted = wanted_claims(explanations, screened, run.units, run.reading, run.host)
     settings = settings_for(len(wanted), run.plan.alpha, run.plan.seed)
     ids = state_many(run.atlas, run.host, list(wanted.values()), settings, run.report) if wanted else []
     near = {name: list(each.source.record()["near"]) for name, each in wanted.items()}
     return {"claims": dict(zip(wanted, ids, strict=True)), "near": near, "not_claimed": why_not(screened),
-            "screen": {each.feature: _screen_record(each) for each in screened if each.why_not != _no_rule(each)},
+            "screen": {each.feature: _screen_record(each) for each in screened if each.why_not not in (NO_RULE, WORDS)},
             "resamples": settings.resamples}  # fmt: skip
-
-
-def _no_rule(each: Screened) -> str:
-    return each.why_not if each.documents == (0, 0) else ""
 
 
 def _screen_record(each: Screened) -> dict[str, Any]:
@@ -333,7 +346,7 @@ def _screen_record(each: Screened) -> dict[str, Any]:
 
 def _sources(run: MapRun, locked: Mapping[str, Any]) -> dict[str, Any]:
     """Claim -> its source."""
-    explanations = run.explained()
+    explanations = run.explained
     return {claim: CorpusSource(run.texts, dict(explanations[name].rule or {}), tuple(locked["near"][name]))
             for name, claim in locked["claims"].items()}  # fmt: skip
 
@@ -376,7 +389,7 @@ def _atlas(
     shares = shares_of(run.model, run.units, run.reading, supported, run.names)
     summary = _summary(run, explained, scored, locked, tested, shares)
     record = _set_record(run)
-    explanations, found = run.explained(), samples(run.reading, run.sampling, run.names)
+    explanations, found = run.explained, samples(run.reading, run.sampling, run.names)
     by_feature = _scores_kept(run, explanations, found)
     records = Records(run.reading, run.units, outputs_of(run))
     with MappedWriter(run.atlas, record, SHARD) as writer:
@@ -394,7 +407,7 @@ def _atlas(
 def _why(name: str, explanation: Explanation | None, sample: Sample | None, dropped: Mapping[str, str]) -> str:
     if name in dropped or (sample is None and explanation is None):
         return dropped.get(name, "not sampled")
-    if explanation is None or not _says(explanation):
+    if explanation is None or not says(explanation):
         return "no rule found" if explanation is not None else "not explained"
     return ""
 
@@ -442,9 +455,18 @@ def _summary(
     left = {**shares.unexplained()}
     return {"model": run.model.name, "dictionary": run.units.dictionary.name if run.units.dictionary else run.units.site,
             "unexplained": left, "features": features, "shares": shares.json(), "dropped": dict(scored["dropped"]),
+            "not_scored": dict(scored["not_scored"]),
             "not_claimed": dict(locked["not_claimed"]), "reasons": dict(tested["reasons"]), "scores": dict(scored["scorers"]),
-            "untrained_units": scored["untrained_units"], "cost": dict(explained["cost"]), "resamples": locked["resamples"],
+            "untrained_units": scored["untrained_units"], "cost": _cost(explained, scored), "resamples": locked["resamples"],
             "tokens": {part: run.reading.n_tokens(part) for part in ("shown", "scored", "tune", *SEALED)}}  # fmt: skip
+
+
+def _cost(explained: Mapping[str, Any], scored: Mapping[str, Any]) -> dict[str, Any]:
+    """Of explaining and of scoring."""
+    total = Cost(**explained["cost"])
+    for each in scored["scorers"].values():
+        total = total.plus(Cost(**each["cost"]))
+    return asdict(total)
 
 
 def names_in(given: str | Sequence[str]) -> tuple[str, ...]:

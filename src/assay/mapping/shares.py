@@ -15,7 +15,7 @@ does.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -91,22 +91,28 @@ def token_shares(part: CodedPart, chosen: np.ndarray, norms: np.ndarray) -> tupl
 
 
 def _variance(model: Model, units: MapUnits, part: CodedPart, chosen: np.ndarray) -> tuple[float | None, dict[str, Any]]:
-    if units.dictionary is None or units.dictionary.W_skip is not None or units.dictionary.input_norm != "none":
+    if not _decodes(units.dictionary):
         squares = part.codes.multiply(part.codes)
         total = float(squares.sum())
         own = float((squares @ chosen).sum())
         return (own / total if total else None), {"variance_of": "squares of what is on"}
-    found = explained_variance(model, units.dictionary, part, chosen)
+    found = explained_variance(model, cast(Dictionary, units.dictionary), part, chosen)
     about = {"variance_of": "activations", "variance_all_latents": found["all"], "variance_supported": found["supported"],
              "variance_tokens": found["tokens"]}  # fmt: skip
     return max(0.0, found["supported"]), about
+
+
+def _decodes(dictionary: Dictionary | None) -> bool:
+    """Whether codes alone give back what the dictionary is about, at a site that is known."""
+    return (dictionary is not None and dictionary.W_skip is None and dictionary.input_norm == "none"
+            and bool(dictionary.spec.outputs))
 
 
 def explained_variance(model: Model, dictionary: Dictionary, part: CodedPart, chosen: np.ndarray) -> dict[str, float]:
     """1 - FVU of all latents and of the chosen ones, on the first rows of a part."""
     rows = range(max(1, int(np.searchsorted(part.starts[1:], TOKENS, side="right"))))
     prompts = [part.row(row).tokens.tolist() for row in rows]
-    sites = list(dictionary.spec.inputs)
+    sites = list(dictionary.spec.outputs)
     acts = model.capture(prompts, model.sites(sites))
     x = torch.cat([acts.flat(site).flatten(1).float() for site in model.sites(sites)], 1)
     n = int(part.starts[len(prompts)])

@@ -13,6 +13,7 @@ from assay.explain.records import Explanation, Score
 from assay.explain.sampling import SamplePlan, samples
 from assay.explain.scorers.base import deranged, score_features
 from assay.explain.tools import Tools
+from assay.mapping.features import densities
 
 OTHERS = 16  # units whose rules are exchanged with those asked for
 
@@ -32,7 +33,7 @@ def score_some(
     found = samples(reading, SamplePlan(seed=seed), names)
     if dropped := [name for name in names if name in found.dropped]:
         raise bad_argument("feature", dropped[0], "one that is on often enough", f"{dropped[0]}: {found.dropped[dropped[0]]}.")
-    density = _densities(reading)
+    density = densities(reading)
     explained = list(explain_lexical(reading, [*names, *_alike(reading, names, density, seed)]))
     others = deranged(explained, density, seed)
     tools = Tools(reading=reading, executed=Executed(reading.part("scored")), seed=seed)
@@ -44,12 +45,6 @@ def score_some(
 def _names(reading: Reading, features: Sequence[str]) -> list[str]:
     columns = [reading.column(int(each) if each.isdigit() else each) for each in features]
     return [reading.units[column] for column in dict.fromkeys(columns)]
-
-
-def _densities(reading: Reading) -> dict[str, float]:
-    part = reading.part("shown")
-    counts = np.diff(part.by_unit.indptr) / max(1, part.n_tokens)
-    return dict(zip(reading.units, counts.tolist(), strict=True))
 
 
 def _alike(reading: Reading, names: Sequence[str], density: dict[str, float], seed: int) -> list[str]:

@@ -67,7 +67,8 @@ def find_units(
     if site is not None:
         return MapUnits(of_neurons(model, site), site)
     if heads is not None:
-        return MapUnits(of_heads(model, f"attn_out.{heads}" if heads.isdigit() else heads), f"attn_out.{heads}")
+        at_heads = f"attn_out.{heads}" if heads.isdigit() else heads
+        return MapUnits(of_heads(model, at_heads), at_heads)
     if directions is not None:
         return _directions(model, directions, at)
     found = dictionary if isinstance(dictionary, Dictionary) else find_dictionary(model.name, dictionary, atlas)

@@ -14,6 +14,7 @@ from typing import Any
 
 from assay.evidence.claims import derive_gates, rederive, same_verdict
 from assay.evidence.gates import get_gate
+from assay.evidence.gates.base import clusters_of
 from assay.evidence.memory import MemoryStore
 from assay.evidence.run import Settings, Statement, state_claim, test_claim
 from assay.records import Evidence, GateResult, Plan, Verdict
@@ -78,7 +79,7 @@ def check_pure(found: Tried, names: Iterable[str]) -> None:
         assert again[name] == found.gate(name), f"{name}: other numbers when the columns come in another order"
         plan = next(gate for gate in found.plan.gates if gate.name == name)
         contrast = get_gate(name).contrast(table, plan)
-        assert len(contrast.values) == len(table["templates"]), f"{name}: a contrast must have one value per item"
+        assert len(contrast.values) == len(clusters_of(contrast, table)), f"{name}: a contrast must have one value per item"
         try:
             get_gate(name).contrast({**table, "columns": {}}, plan)
         except KeyError:

@@ -26,12 +26,14 @@ class Contrast:
     """One number per pair, and what else the gate wants shown.
 
     `exact`: the values are shares of successes so near 1 that spread says nothing; decide by the exact binomial.
+    `clusters`: of the values, where they are not one per item.
     """
 
     values: list[float | None]
     per_control: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     exact: bool = False
+    clusters: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,8 @@ def evaluate(gate: GatePlan, split: str, table: Table, alpha: float, seed: int) 
         return None
     summed = summarise_exact if contrast.exact else summarise
     draws = int(gate.options.get("resamples", DRAWS))
-    summary = summed(contrast.values, table["templates"], gate.sesoi, alpha, seed, draws)
-    if table.get("words"):
+    summary = summed(contrast.values, clusters_of(contrast, table), gate.sesoi, alpha, seed, draws)
+    if table.get("words") and contrast.clusters is None:
         summary = weaker(summary, summed(contrast.values, table["words"], gate.sesoi, alpha, seed, draws))
     tables = {"per_template": summary.per_template, "per_control": contrast.per_control, **contrast.notes}
     return GateResult(
@@ -112,11 +114,17 @@ def evaluate(gate: GatePlan, split: str, table: Table, alpha: float, seed: int) 
 def template_means(gate: GatePlan, table: Table) -> list[float] | None:
     """The mean contrast of every template; None when the gate was not measured. Nothing is tested."""
     try:
-        values = get_gate(gate.name).contrast(table, gate).values
+        contrast = get_gate(gate.name).contrast(table, gate)
     except KeyError:
         return None
-    kept = [(value, name) for value, name in zip(values, table["templates"], strict=True) if value is not None]
+    of = clusters_of(contrast, table)
+    kept = [(value, name) for value, name in zip(contrast.values, of, strict=True) if value is not None]
     return list(cluster_means([value for value, _ in kept], [name for _, name in kept]).values())
+
+
+def clusters_of(contrast: Contrast, table: Table) -> Sequence[str]:
+    """The cluster of every value: the item's template, unless the gate says otherwise."""
+    return table["templates"] if contrast.clusters is None else contrast.clusters
 
 
 def column(table: Table, name: str) -> list[float | None]:

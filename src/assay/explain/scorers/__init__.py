@@ -2,7 +2,7 @@
 
 from assay.explain.scorers import detection, embedding, fuzzing, intervention, intruder, simulation
 from assay.explain.scorers.base import SCORERS, Outcome, Question, Scorer, Unscored, deranged, score_features
-from assay.explain.scorers.untrained import Summary, beside, score_untrained, summarise
+from assay.explain.scorers.untrained import Summary, summarise
 
 __all__ = [
     "SCORERS",
@@ -11,7 +11,6 @@ __all__ = [
     "Scorer",
     "Summary",
     "Unscored",
-    "beside",
     "deranged",
     "detection",
     "embedding",
@@ -19,7 +18,6 @@ __all__ = [
     "intervention",
     "intruder",
     "score_features",
-    "score_untrained",
     "simulation",
     "summarise",
 ]

@@ -6,35 +6,12 @@
 2. Summaries are means over features with Student's t intervals; what could not be scored is in `skipped`, not in the mean.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import tee
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from assay.explain.records import Cost, Explanation, Sample, Score
-from assay.explain.scorers.base import score_features
+from assay.explain.records import Cost, Score
 from assay.explain.scorers.intervals import mean_of
-from assay.explain.tools import Tools
-
-Explain = Callable[[Iterable[Sample]], Iterable[Explanation]]
-
-
-def score_untrained(
-    samples: Iterable[Sample], explain: Explain, scorers: Sequence[str], tools: Tools,
-    skipped: dict[tuple[str, str], str] | None = None,
-) -> Iterator[Score]:  # fmt: skip
-    """Scores of the features of an untrained model, from samples of its twin reading, explained as the real ones were.
-
-    Raises what `score_features` raises. A sample is held from when it is explained until it is scored.
-    """
-    first, second = tee(samples)
-    yield from score_features(zip(explain(first), second, strict=True), scorers, tools, skipped=skipped)
-
-
-def beside(scores: Iterable[Score], untrained: Iterable[Score]) -> list[Score]:
-    """Scores with what the same scorer gave the feature of that name in the untrained model; None where it had none."""
-    twins = {(score.feature, score.scorer): score.value for score in untrained}
-    return [replace(score, untrained=twins.get((score.feature, score.scorer))) for score in scores]
 
 
 @dataclass(frozen=True)
