@@ -87,6 +87,30 @@ def test_a_rival_that_ranks_as_well_is_not_beaten():
     assert beaten.p_above <= 0.05 < alike.p_above
 
 
+def test_discrimination_is_held_against_the_rival_that_is_best_over_all_templates():
+    """Ten of twelve templates are told apart by the feature; one rival tells eight, others four each. Which template is which
+    does not matter, nor that in some the rival does better."""
+    labels, number = np.arange(48) % 2, np.arange(48) // 4
+    score = labels * np.isin(number, np.arange(10))
+    weak = {f"nearest_{k}": labels * (number % 3 == k) for k in range(3)}
+    strong = labels * (number >= 4)
+    found = judged("discrimination", label=labels, score=score, **weak, nearest_9=strong)
+    assert found.estimate == pytest.approx((10 - 8) / 12 / 2) and found.tables["rival"] == "nearest.9"
+    assert found.p_above > 0.05 >= judged("discrimination", label=labels, score=score, **weak).p_above
+
+
+def test_discrimination_does_not_depend_on_how_many_members_a_template_has():
+    """A rival that is on at a third of the members is beaten, with one member in a template as with four."""
+    for members in (1, 4):
+        labels = np.tile(np.r_[np.ones(members), np.zeros(4)], 24)
+        table = {"templates": [f"t{row // (members + 4)}" for row in range(len(labels))], "words": None}
+        draw = np.random.default_rng(members)
+        columns = {f"nearest.{k}": (labels * (draw.random(len(labels)) < 0.33)).tolist() for k in range(9)}
+        table["columns"] = {"label": labels.tolist(), "score": labels.tolist(), **columns}
+        found = evaluate(get_gate("discrimination").plan(), "confirm", table, 0.05, 0)
+        assert found is not None and found.p_above <= 0.05
+
+
 def test_a_rival_circuit_that_restores_as_well_is_not_beaten():
     columns = {"clean": 2 + noise(), "corrupted": -2 + noise(1), "restored": 1.5 + noise(2)}
     beaten = judged("rival.circuit", **columns, rival_restored=-1 + noise(3))

@@ -3,9 +3,9 @@
 import ast
 from pathlib import Path
 
-ORDER = ["errors", "files", "records", "passport", "registry", "statistics", "sites", "permissions", "model", "data",
-         "features", "probe", "circuits", "steer", "explain", "evidence", "atlas", "mapping", "report", "demo", "testing",
-         "calibrate", "app", "cli"]  # fmt: skip
+ORDER = ["errors", "files", "records", "passport", "registry", "statistics", "sites", "permissions", "signing", "model", "data",
+         "features", "probe", "circuits", "steer", "explain", "organisms", "monitor", "evidence", "atlas", "mapping", "report",
+         "demo", "testing", "calibrate", "audit", "serving", "app", "cli"]  # fmt: skip
 ROOT = Path(__file__).parent.parent / "src" / "assay"
 
 
