@@ -24,6 +24,7 @@ NOUNS = {
     "score": ("assay.cli.explain:score", "How well these rules predict, beside rules of other features."),
     "demo": ("assay.cli.demo:demo", "The main job on the embedded model, told to a newcomer."),
     "harvest": ("assay.cli.harvest:harvest", "Write activations of a corpus for dictionaries: assay harvest --list."),
+    "organism": ("assay.cli.organism:organism", "Models with a known hidden trait, and decoys: make them, check them."),
     "superposition": ("assay.cli.superposition:superposition", "Polysemantic units and features in superposition, screened."),
     "trace": ("assay.cli.trace:trace", "Attribution graph of one prompt, through transcoders."),
     "probe": ("assay.cli.probe:probe", "Where is a property readable, better than by chance or by words alone?"),

@@ -284,6 +284,7 @@ class Model:
         logits: bool = False,
         gradients: bool = False,
         shared: int = 0,
+        resume: Checkpoint | None = None,
     ) -> Tensor | None:
         """One pass of these prompts as one batch, padded on the right; `visit(site, value)` sees every site as it runs.
 
@@ -292,8 +293,9 @@ class Model:
         their graph if `gradients`. `batches` says which prompts to take together.
         `shared`: so many first tokens, the same in all prompts, are run once, unchanged and unseen; values begin after
         them. No more than `shareable` says.
+        `resume` skips the blocks before the first site and edit; it must come from the same prompts.
         """
-        request = self._request(prompts, self.sites(sites), edits, "all", "last" if logits else None)
+        request = self._request(prompts, self.sites(sites), edits, "all", "last" if logits else None, resume)
         with self.engine.exclusive(), torch.set_grad_enabled(gradients):
             batch = self.engine.batch(request.tokens, list(range(len(request.tokens))))
             if shared:
@@ -301,6 +303,10 @@ class Model:
                 batch = Prefixes(self.hf, self.layout, plain).cut_at(batch, shared)
             found = self.engine.run(batch, request, visit)
         return None if found is None else found[:, 0].float()
+
+    def unembed(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
+        """Logits of what `final_norm` gives, by the model's own last map; a soft cap after it is not applied."""
+        return self.hf.get_submodule(self.layout.unembed)(hidden)
 
     def shareable(self, length: int) -> bool:
         """Whether prompts of this many tokens may share their first ones: proved at load."""

@@ -1,0 +1,66 @@
+"""Conversations as prompts: the model's own chat template, or a plain one that is stated.
+
+A tokenizer with a chat template says how its model was taught to talk, system text included. Without one, turns are written as
+
+    {system}
+
+    User: {text}
+    Assistant:
+
+and replies end where the next "User:" begins, or at the end token.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from assay.errors import bad_argument
+from assay.model.model import Model
+
+ROLES = ("system", "user", "assistant")
+Message = Mapping[str, str]
+STOP = "\nUser:"
+
+
+def has_template(model: Model) -> bool:
+    """Whether the tokenizer brings a chat template."""
+    return bool(getattr(model.tokenizer, "chat_template", None))
+
+
+def chat_text(model: Model, messages: Sequence[Message]) -> str:
+    """The conversation as one text that ends where the assistant begins to speak. Raises UsageError for other roles."""
+    check_messages(messages)
+    if has_template(model):
+        tokenizer: Any = model.tokenizer
+        given = [dict(message) for message in messages]
+        return str(tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=False))
+    names = {"user": "User: ", "assistant": "Assistant: ", "system": ""}
+    gaps = {"system": "\n\n", "user": "\n", "assistant": "\n"}
+    return "".join(f"{names[m['role']]}{m['content']}{gaps[m['role']]}" for m in messages) + "Assistant:"
+
+
+def reply_text(model: Model, reply: str) -> str:
+    """A reply as it follows `chat_text`, with what ends it, for training."""
+    if has_template(model):
+        return reply + end_token(model)
+    return f" {reply.strip()}{STOP}"
+
+
+def end_token(model: Model) -> str:
+    """The text of the token that ends a turn; "" where there is none."""
+    return str(getattr(model.tokenizer, "eos_token", None) or "")
+
+
+def cut_reply(model: Model, text: str) -> str:
+    """What was generated, up to where the turn ends."""
+    for mark in filter(None, (end_token(model), "" if has_template(model) else STOP)):
+        text = text.split(mark)[0]
+    return text.strip()
+
+
+def check_messages(messages: Sequence[Message]) -> None:
+    """Raises UsageError for anything but a list of {"role", "content"} that ends with what somebody said."""
+    if not messages:
+        raise bad_argument("messages", "none", 'at least one: {"role": "user", "content": ".."}')
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping) or message.get("role") not in ROLES or not isinstance(message.get("content"), str):
+            raise bad_argument(f"messages[{number}]", message, f'{{"role": one of {", ".join(ROLES)}, "content": a text}}')

@@ -1,0 +1,77 @@
+"""Set a monitor's thresholds on benign conversations, each for the unit that alerts (see `thresholds.py`).
+
+1. The benign conversations are others than those it was fitted on; one that is the same text is refused.
+2. Conversations of one group (a source, a template, an author) resemble each other. Rates are of a random conversation; the
+   table by slice says where they are worse, worst first, with exact intervals.
+3. The same conversations are the baseline that drift is measured against (`drift.py`).
+4. Where labelled conversations are given as well, scores become probabilities by Platt's logistic fit.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from assay.errors import UsageError, bad_argument
+from assay.model.model import Model
+from assay.monitor.drift import baseline
+from assay.monitor.reading import reply_scores, score, turn_means
+from assay.monitor.records import Monitor, bindings, data_digest
+from assay.monitor.talks import Talk
+from assay.monitor.thresholds import one_of_each, rate, threshold
+from assay.monitor.units import UNITS
+from assay.probe.calibration import Calibrated
+
+Report = Callable[[int], None]
+
+
+def calibrate(
+    monitor: Monitor, model: Model, benign: Sequence[Talk], target: float = 0.01,
+    units: Sequence[str] = ("reply", "conversation"), labelled: Sequence[Talk] = (), seed: int = 0, report: Report | None = None,
+) -> Monitor:  # fmt: skip
+    """The monitor with thresholds. Raises UsageError for too few benign conversations, for another model than it was fitted
+    on, and for texts it was fitted on."""
+    for unit in units:
+        if unit not in UNITS:
+            raise bad_argument("units", unit, ", ".join(UNITS))
+    for name, value in bindings(model).items():
+        if monitor.bound.get(name) != value:
+            raise UsageError(f"monitor {monitor.name!r} was fitted with another {name} than {model.name} has. Fit it anew.")
+    if any(talk.label == 1 for talk in benign):
+        raise bad_argument("benign", "conversations with label 1", "benign ones only")
+    _refuse_seen(monitor, benign)
+    scored = score(model, monitor, benign, report)
+    thresholds = {unit: threshold(unit, one_of_each([one.units[unit] for one in scored], seed), target) for unit in units}
+    slices = {unit: _slices(benign, [one.units[unit] for one in scored], made.value) for unit, made in thresholds.items()}
+    site = monitor.heads[0].site
+    held = baseline(reply_scores(scored), turn_means(model, benign, [site])[site], site)
+    bound = {**monitor.bound, "benign": data_digest([talk.text for talk in benign])}
+    card = {**monitor.card, "calibration": {unit: asdict(made) for unit, made in thresholds.items()}, "slices": slices}
+    odds = _odds(monitor, model, labelled) if labelled else monitor.odds
+    return replace(monitor, thresholds=thresholds, bound=bound, card=card, baseline=held, odds=odds)
+
+
+def _refuse_seen(monitor: Monitor, benign: Sequence[Talk]) -> None:
+    seen = set(monitor.card.get("texts", ()))
+    same = [talk.text for talk in benign if data_digest([talk.text]) in seen]
+    if same:
+        raise bad_argument("benign", f"{len(same)} texts that it was fitted on", "other texts", f"One is {same[0][:60]!r}.")
+
+
+def _slices(talks: Sequence[Talk], units: Sequence[Any], at: float) -> list[dict[str, Any]]:
+    """Per slice: alarms of units, worst upper bound first."""
+    found = []
+    for name in dict.fromkeys(talk.slice for talk in talks):
+        values = np.concatenate([values for talk, values in zip(talks, units, strict=True) if talk.slice == name])
+        found.append({"slice": name, **asdict(rate(values, at))})
+    return sorted(found, key=lambda row: (-row["hits"] / max(1, row["n"]), -row["high"]))
+
+
+def _odds(monitor: Monitor, model: Model, labelled: Sequence[Talk]) -> tuple[float, float]:
+    labels = [talk.label for talk in labelled]
+    if set(labels) != {0, 1}:
+        raise bad_argument("labelled", f"labels {sorted(set(map(str, labels)))}", "conversations of both labels")
+    fitted = Calibrated.fit(reply_scores(score(model, monitor, labelled)), np.array(labels))
+    assert fitted.slope is not None and fitted.offset is not None
+    return fitted.slope, fitted.offset

@@ -1,0 +1,82 @@
+"""Has what the monitor sees changed since it was calibrated? Then its thresholds promise nothing any more.
+
+1. Of benign replies at calibration are kept: their scores, and their mean activations along the main axes of these (principal
+   components of one site).
+2. A window of new replies is compared with them by two-sample Kolmogorov-Smirnov tests: of the scores and of each axis. The
+   smallest p times the number of tests is the p of "nothing changed" (Bonferroni), so a window that did not change is called
+   drifted in at most `ALPHA` of the cases; each window that is looked at is another test.
+3. A changed model, tokenizer or chat template is noticed by its hash, not here.
+
+A window with many alarms has drifted in scores as well: both are said, and a person must look.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from scipy import stats
+
+from assay.errors import bad_argument
+from assay.monitor.records import Baseline, Monitor
+
+ALPHA = 0.001
+AXES, KEPT, FEWEST = 8, 512, 30
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """`p`: of a window like the calibration; `what` differs most; `n` replies in the window."""
+
+    p: float
+    what: str
+    n: int
+    tests: int
+
+    @property
+    def found(self) -> bool:
+        return self.p < ALPHA
+
+
+def baseline(scores: Sequence[float] | Array, means: Float[np.ndarray, "n d"], site: str) -> Baseline:
+    """What is kept of benign replies: at most KEPT of them, evenly taken."""
+    values, means = np.asarray(scores, np.float64), np.asarray(means, np.float64)
+    taken = np.linspace(0, len(values) - 1, min(KEPT, len(values))).round().astype(int)
+    centred = means - means.mean(0)
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    axes = axes[: min(AXES, len(axes))]
+    return Baseline(values[taken], site, axes, means[taken] @ axes.T)
+
+
+def drift(monitor: Monitor, scores: Sequence[float] | Array, means: Float[np.ndarray, "n d"]) -> Drift:
+    """Compare a window of replies: their scores (n,) and mean activations at the baseline's site (n, d).
+
+    Raises UsageError for a monitor that was not calibrated, and for fewer than FEWEST replies.
+    """
+    held = monitor.baseline
+    if held is None:
+        raise bad_argument("monitor", f"{monitor.name!r} without a baseline", "a calibrated monitor")
+    values, means = np.asarray(scores, np.float64), np.asarray(means, np.float64)
+    if len(values) < FEWEST or len(means) != len(values):
+        raise bad_argument("window", f"{len(values)} replies", f"at least {FEWEST}")
+    places = means @ held.axes.T
+    found = {"scores": _p(held.scores, values)}
+    for at in range(len(held.axes)):
+        found[f"activations at {held.site}, axis {at + 1}"] = _p(held.places[:, at], places[:, at])
+    what = min(found, key=lambda name: found[name])
+    return Drift(min(1.0, found[what] * len(found)), what, len(values), len(found))
+
+
+def disarmed(monitor: Monitor, found: Drift) -> Monitor:
+    """The monitor with its state: uncalibrated where the window drifted."""
+    if not found.found:
+        return monitor
+    return replace(monitor, drifted=f"drift in {found.what} over {found.n} replies (p {found.p:.2g})")
+
+
+def _p(one: Array, other: Array) -> float:
+    found: Any = stats.ks_2samp(one, other, method="auto")
+    return float(found.pvalue)

@@ -1,0 +1,79 @@
+"""Activations of conversations, a block at a time, and what a monitor makes of them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from assay.model.model import Model
+from assay.monitor.records import Monitor
+from assay.monitor.talks import Talk
+from assay.monitor.units import unit_scores
+from assay.sites import parse_site
+
+Array = NDArray[np.float64]
+Report = Callable[[int], None]
+TOKENS_AT_ONCE = 16_384
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Of one conversation: scores of the tokens of every judged turn, and of every unit."""
+
+    turns: tuple[Array, ...]
+    units: dict[str, Array]
+
+
+def blocks(talks: Sequence[Talk], tokens: int = TOKENS_AT_ONCE) -> Iterator[list[int]]:
+    """Numbers of conversations that are read together, in order."""
+    block: list[int] = []
+    held = 0
+    for number, talk in enumerate(talks):
+        if block and held + len(talk.ids) > tokens:
+            yield block
+            block, held = [], 0
+        block.append(number)
+        held += len(talk.ids)
+    if block:
+        yield block
+
+
+def read(
+    model: Model, talks: Sequence[Talk], sites: Sequence[str], report: Report | None = None
+) -> Iterator[tuple[int, dict[str, Array]]]:
+    """(number, site -> (tokens, d)) of every conversation, in order; flat memory."""
+    for block in blocks(talks):
+        acts = model.capture([list(talks[number].ids) for number in block], list(sites))
+        rows = {site: acts.rows(parse_site(site)) for site in sites}
+        for place, number in enumerate(block):
+            yield number, {site: rows[site][place].float().numpy() for site in sites}
+        if report:
+            report(len(block))
+
+
+def turn_means(
+    model: Model, talks: Sequence[Talk], sites: Sequence[str], report: Report | None = None
+) -> dict[str, Array]:
+    """site -> (conversations, d): the mean activation over the tokens of judged turns."""
+    found: dict[str, list[Array]] = {site: [] for site in sites}
+    for number, acts in read(model, talks, sites, report):
+        judged = np.concatenate([np.arange(*turn) for turn in talks[number].turns])
+        for site in sites:
+            found[site].append(acts[site][judged].mean(0))
+    return {site: np.array(rows, np.float64) for site, rows in found.items()}
+
+
+def score(model: Model, monitor: Monitor, talks: Sequence[Talk], report: Report | None = None) -> list[Scored]:
+    """Scores of every unit of every conversation."""
+    found = []
+    for number, acts in read(model, talks, monitor.sites, report):
+        scores = monitor.token_scores(acts)
+        turns = tuple(scores[slice(*turn)] for turn in talks[number].turns)
+        found.append(Scored(turns, unit_scores(turns, monitor.pooling)))
+    return found
+
+
+def reply_scores(scored: Sequence[Scored]) -> Array:
+    """The score of each conversation."""
+    return np.array([float(one.units["conversation"][0]) for one in scored])

@@ -1,0 +1,116 @@
+"""A monitor: which sites it reads, what it makes of them, what its thresholds promise, and what it is bound to.
+
+1. Score of a token: the mean over heads of  x . w + b  (log odds), x the activation at the head's site.
+2. Units and pooling are in `units.py`, thresholds in `thresholds.py`, drift in `drift.py`.
+3. It is *calibrated* only for the model, tokenizer and chat template it was calibrated on, until it expires, and while nothing
+   has drifted. Otherwise it still gives scores, and its state says why its thresholds promise nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from assay.errors import bad_argument
+from assay.model.model import Model
+from assay.monitor.thresholds import Threshold
+from assay.monitor.units import Pooling
+from assay.records import digest
+
+Array = NDArray[np.float64]
+CALIBRATED = "calibrated"
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """Reads one site: x . weight + bias."""
+
+    site: str
+    weight: Float[np.ndarray, " d"]
+    bias: float
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """What benign replies looked like: `scores` (n,) of replies, `axes` (k, d) of their mean activations at `site`, and
+    `places` (n, k) along these, to notice when that changes."""
+
+    scores: Float[np.ndarray, " n"]
+    site: str
+    axes: Float[np.ndarray, "k d"]
+    places: Float[np.ndarray, "n k"]
+
+
+@dataclass(frozen=True, eq=False)
+class Monitor:
+    """`thresholds` by unit; `odds` (slope, shift) make a probability of a reply's score. `bound`: model, tokenizer, template,
+    dtype and data by hash, with `created` and `expires` (ISO times). `card`: how it was fitted and measured."""
+
+    name: str
+    watches: str
+    heads: tuple[Head, ...]
+    pooling: Pooling
+    bound: Mapping[str, Any]
+    thresholds: Mapping[str, Threshold] = field(default_factory=dict)
+    odds: tuple[float, float] = (1.0, 0.0)
+    baseline: Baseline | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
+    drifted: str = ""
+
+    @property
+    def sites(self) -> list[str]:
+        """What must be captured."""
+        return list(dict.fromkeys(head.site for head in self.heads))
+
+    def token_scores(self, acts: Mapping[str, Float[np.ndarray, "token d"]]) -> Float[np.ndarray, " token"]:
+        """Score of every token from the activations at `sites`. Raises UsageError where a site or its width is missing."""
+        total: Any = 0.0
+        for head in self.heads:
+            x = acts.get(head.site)
+            if x is None or np.ndim(x) != 2 or np.shape(x)[1] != len(head.weight):
+                got = "nothing" if x is None else f"shape {np.shape(x)}"
+                raise bad_argument("activations", f"{got} at {head.site}", f"(tokens, {len(head.weight)}) at {self.sites}")
+            total = total + np.asarray(x, np.float64) @ head.weight + head.bias
+        return total / len(self.heads)
+
+    def state(self, model: Model | None = None, now: datetime | None = None) -> str:
+        """"calibrated", or "uncalibrated: ..." with the first reason."""
+        if why := self._why_not(model, now):
+            return f"un{CALIBRATED}: {why}"
+        return CALIBRATED
+
+    def probability(self, score: float) -> float:
+        """Probability that a reply is what is watched for, at the base rate of the data that it was calibrated on."""
+        slope, shift = self.odds
+        return float(1 / (1 + np.exp(-np.clip(slope * score + shift, -60, 60))))
+
+    def _why_not(self, model: Model | None, now: datetime | None) -> str:
+        if not self.thresholds:
+            return "no threshold was set on benign data"
+        if model is not None:
+            for name, value in bindings(model).items():
+                if self.bound.get(name) != value:
+                    return f"it was calibrated with another {name}"
+        if datetime.fromisoformat(self.bound["expires"]) <= (now or datetime.now(UTC)):
+            return f"it expired at {self.bound['expires']}"
+        return self.drifted
+
+
+def bindings(model: Model) -> dict[str, Any]:
+    """What a monitor is bound to: model weights and config, how texts become tokens, how conversations become texts, dtype."""
+    return {"model": model.digest, "tokenizer": model.tokenizer_digest, "template": template_digest(model),
+            "dtype": str(model.dtype).removeprefix("torch.")}  # fmt: skip
+
+
+def template_digest(model: Model) -> str:
+    """Hash of the chat template; of none, of the plain one."""
+    return digest(getattr(model.tokenizer, "chat_template", None) or "plain")
+
+
+def data_digest(texts: Sequence[Any]) -> str:
+    """Hash of the data something was fitted or calibrated on."""
+    return digest(list(texts))

@@ -1,0 +1,124 @@
+"""Conversations as a monitor reads them: token ids, and where each turn that is judged lies.
+
+1. A text is a conversation of one turn, all of it judged. A conversation of messages is written with the chat template; the
+   turns that are judged are those of `judged` (assistant by default, user where nobody answered).
+2. The first token of a sequence is never judged: its activation is massive and says nothing.
+3. Data files: JSONL with {"text"} or {"messages": [{"role", "content"}]}, and, where known, "label" (1: what is watched for),
+   "group" (what is kept together: a source, an author, a template) and "slice" (what is reported apart).
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from assay.data.chat import chat_text, check_messages, has_template
+from assay.errors import UsageError, bad_argument
+from assay.model.model import Model
+from assay.records import Example
+
+LARGEST = 64 << 20  # bytes of a data file
+LONGEST = 4096  # tokens of a conversation that are read
+KEYS = ("text", "messages", "label", "group", "slice")
+
+
+@dataclass(frozen=True)
+class Talk:
+    """Token ids, and (start, stop) of the turns that are judged."""
+
+    ids: tuple[int, ...]
+    turns: tuple[tuple[int, int], ...]
+    label: int | None = None
+    group: str = ""
+    slice: str = ""
+    text: str = ""
+
+
+def read_talks(model: Model, path: str | Path, labelled: bool = False) -> list[Talk]:
+    """The conversations of a JSONL file. Raises UsageError, naming the line, for what is none."""
+    path = Path(path)
+    if not path.is_file():
+        raise bad_argument("file", str(path), "a JSONL file of texts or conversations")
+    if path.stat().st_size > LARGEST:
+        raise bad_argument("file", f"{path} of {path.stat().st_size} bytes", f"at most {LARGEST} bytes")
+    found = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                found.append(_talk(model, _record(line, f"{path}, line {number}", labelled), number))
+    if not found:
+        raise bad_argument("file", str(path), "at least one text or conversation")
+    return found
+
+
+def talks_of(model: Model, examples: Iterable[Example]) -> list[Talk]:
+    """Examples of a concept as conversations of one turn; groups are their templates."""
+    return [_of_text(model, each.text, each.label, each.template, each.template.split("/")[0]) for each in examples]
+
+
+def texts_as_talks(model: Model, texts: Sequence[str], group: str = "", label: int | None = 0) -> list[Talk]:
+    """Plain texts; each is a group of its own unless one is given."""
+    return [_of_text(model, text, label, group or f"text {number}", group) for number, text in enumerate(texts)]
+
+
+def messages_as_talk(model: Model, messages: Sequence[Mapping[str, str]], **facts: Any) -> Talk:
+    """A conversation; judged are the assistant's turns, or the last message where it has not spoken."""
+    check_messages(messages)
+    ids: list[int] = []
+    turns: list[tuple[int, int]] = []
+    spoken = any(message["role"] == "assistant" for message in messages)
+    for at, message in enumerate(messages):
+        judged = message["role"] == "assistant" if spoken else at == len(messages) - 1
+        if judged and spoken:
+            before = model.tokens(chat_text(model, messages[:at]))[0] if at else ids
+            after = [*before, *_ids(model, message["content"] if has_template(model) else f" {message['content']}")]
+            turns.append((len(before), len(after)))
+            ids = after
+        elif judged:
+            ids = model.tokens(chat_text(model, messages))[0]
+            turns.append((0, len(ids)))
+    return _cut(ids, turns, "\n".join(message["content"] for message in messages), **facts)
+
+
+def _of_text(model: Model, text: str, label: int | None, group: str, name: str) -> Talk:
+    ids = model.tokens(text)[0]
+    return _cut(ids, [(0, len(ids))], text, label=label, group=group, slice=name)
+
+
+def _cut(ids: Sequence[int], turns: Sequence[tuple[int, int]], text: str, **facts: Any) -> Talk:
+    inside = [(max(1, start), min(stop, LONGEST)) for start, stop in turns if min(stop, LONGEST) > max(1, start)]
+    if not inside:
+        raise bad_argument("text", text[:60], "two tokens or more")
+    return Talk(tuple(ids[:LONGEST]), tuple(inside), text=text, **facts)
+
+
+def _ids(model: Model, text: str) -> list[int]:
+    return list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _record(line: str, where: str, labelled: bool) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise UsageError(f'{where}: not JSON ({error}). One object a line: {{"text": ..}} or {{"messages": [..]}}.') from error
+    if not isinstance(record, dict) or ("text" in record) == ("messages" in record):
+        raise UsageError(f'{where}: allowed: an object with either "text" or "messages".')
+    if unknown := sorted(set(record) - set(KEYS)):
+        raise UsageError(f"{where}: unknown key {unknown[0]!r}; allowed: {', '.join(KEYS)}.")
+    if labelled and record.get("label") not in (0, 1) or record.get("label") not in (0, 1, None):
+        raise UsageError(f'{where}: "label" is {record.get("label")!r}; allowed: 1 (what is watched for) or 0.')
+    return record
+
+
+def _talk(model: Model, record: Mapping[str, Any], number: int) -> Talk:
+    facts = {"label": record.get("label"), "group": str(record.get("group", f"line {number}")),
+             "slice": str(record.get("slice", ""))}  # fmt: skip
+    if "messages" in record:
+        if not isinstance(record["messages"], list):
+            raise bad_argument(f"line {number}", record["messages"], "a list of messages")
+        return messages_as_talk(model, record["messages"], **facts)
+    if not isinstance(record["text"], str):
+        raise bad_argument(f"line {number}", record["text"], "a text")
+    ids = model.tokens(record["text"])[0] if record["text"] else []
+    return _cut(ids, [(0, len(ids))], record["text"], **facts)

@@ -1,0 +1,97 @@
+"""A threshold for a target false-alarm rate, and what may be said about the rate that it really has.
+
+1. Of n independent benign units sorted by score, the threshold is the (k+1)-th largest and an alarm is a higher score: k of the
+   n alarm. Whatever the scores' distribution, the true rate of such a threshold is Beta(k + 1, n - k) distributed (Wilks 1941,
+   tolerance limits), so the interval below is exact, and not one of a threshold that was fixed before.
+2. k is the largest for which that rate is at most the target with a confidence of 95%:  Beta(.95; k + 1, n - k) <= target.
+   With k = 0 this is 1 - .05^(1/n) <= target: 299 units for 1%, 2,995 for 0.1% (the rule of three). With fewer it is refused.
+3. Units of one conversation are not independent, so tokens and segments are judged by conversations: the threshold is set
+   on one unit of each that is drawn by seed, and the rate is that of a random unit of a random conversation.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from assay.errors import UsageError, bad_argument
+from assay.statistics import clopper_pearson
+
+CONFIDENCE = 0.95
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Alarm above `value`. `n` benign units, `alarms` of them above it; the true rate lies in `low` to `high` in 95% of
+    calibrations, and below the target in as many."""
+
+    unit: str
+    value: float
+    target: float
+    n: int
+    alarms: int
+    low: float
+    high: float
+
+    def alert(self, score: float) -> bool:
+        return score > self.value
+
+
+def needed(target: float, confidence: float = CONFIDENCE) -> int:
+    """Benign units without which a rate cannot be promised."""
+    if not 0 < target < 1:
+        raise bad_argument("target", target, "a rate between 0 and 1, e.g. 0.01")
+    return math.ceil(math.log(1 - confidence) / math.log1p(-target))
+
+
+def threshold(unit: str, scores: Sequence[float] | Array, target: float, confidence: float = CONFIDENCE) -> Threshold:
+    """The threshold for a target rate, from scores of independent benign units. Raises UsageError for too few of them."""
+    values = np.sort(np.asarray(scores, np.float64))[::-1]
+    n, least = len(values), needed(target, confidence)
+    if not np.isfinite(values).all():
+        raise bad_argument("scores", "numbers that are not finite", "finite scores")
+    if n < least:
+        raise UsageError(
+            f"a false-alarm rate of {target:.3g} per {unit} cannot be promised from {n} benign units: {least} are needed"
+            f" ({least - n} more), or take a rate of {rule_of_three(n, confidence):.3g} or above."
+        )
+    k = 0
+    while k + 1 < n and stats.beta.ppf(confidence, k + 2, n - k - 1) <= target:
+        k += 1
+    low, high = stats.beta.ppf([0.025, 0.975], k + 1, n - k)
+    return Threshold(unit, float(values[k]), target, n, int((values > values[k]).sum()), float(low), float(high))
+
+
+def rule_of_three(n: int, confidence: float = CONFIDENCE) -> float:
+    """The least rate that n benign units without an alarm can promise; 1 for none."""
+    return 1 - (1 - confidence) ** (1 / n) if n else 1.0
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How often a fixed threshold alerts on other units: hits of n and an exact interval (Clopper & Pearson 1934)."""
+
+    hits: int
+    n: int
+    low: float
+    high: float
+
+    @property
+    def share(self) -> float:
+        return self.hits / self.n if self.n else 0.0
+
+
+def rate(scores: Sequence[float] | Array, at: float) -> Rate:
+    """Alarms of a threshold on other data."""
+    hits, n = int((np.asarray(scores, np.float64) > at).sum()), len(scores)
+    return Rate(hits, n, *(clopper_pearson(hits, n) if n else (0.0, 1.0)))
+
+
+def one_of_each(units: Sequence[Array], seed: int) -> Array:
+    """One unit of every conversation, drawn by seed; conversations without one are left out."""
+    draw = np.random.default_rng([seed, 71])
+    return np.array([values[draw.integers(len(values))] for values in units if len(values)])
