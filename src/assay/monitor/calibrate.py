@@ -28,7 +28,8 @@ Report = Callable[[int], None]
 
 def calibrate(
     monitor: Monitor, model: Model, benign: Sequence[Talk], target: float = 0.01,
-    units: Sequence[str] = ("reply", "conversation"), labelled: Sequence[Talk] = (), seed: int = 0, report: Report | None = None,
+    units: Sequence[str] = ("reply", "conversation"), labelled: Sequence[Talk] = (), seed: int = 0,
+    report: Report | None = None,
 ) -> Monitor:  # fmt: skip
     """The monitor with thresholds. Raises UsageError for too few benign conversations, for another model than it was fitted
     on, and for texts it was fitted on."""
