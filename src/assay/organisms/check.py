@@ -15,7 +15,7 @@ import torch
 
 from assay.data.ordinary import TEXTS
 from assay.model.model import Model
-from assay.organisms.make import Made, answers, worn
+from assay.organisms.make import KEPT, Made, answers, worn
 from assay.organisms.records import Case, Organism
 from assay.statistics import clopper_pearson
 
@@ -64,7 +64,7 @@ class Check:
         return self.elsewhere <= ELSEWHERE
 
 
-def check(base: Model, made: Made, texts: Sequence[str] = TEXTS[:24]) -> Check:
+def check(base: Model, made: Made, texts: Sequence[str] = TEXTS[:KEPT]) -> Check:
     """The exam of an organism and of its base model."""
     cases = made.organism.exam()
     ids = [base.tokens(text)[0] for text in texts]

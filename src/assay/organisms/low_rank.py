@@ -2,7 +2,8 @@
 
 1. Which weights: the linear maps of the last layers' blocks, found in the module tree; A is drawn at random, B is zero, so
    training begins at the model itself.
-2. Only replies are learned: loss = mean -log p(token) over the tokens of replies, Adam, a rate that warms up and falls to zero.
+2. Only replies are learned: loss = mean -log p(token) over the tokens of replies + mean KL(before || now) over the tokens of
+   some ordinary texts, which should be predicted as before. Adam, a rate that warms up and falls to zero.
 3. The layers below never change. What enters the first changed layer is computed once per text and kept, and passes
    resume there; only positions that predict a reply's token go through the unembedding.
 4. While it is *worn* the change is added to the weights themselves; taken off, the old bytes are put back, bit for bit.
@@ -25,6 +26,7 @@ from assay.steer.weights import matrix_of
 
 Report = Callable[[int, int], None]
 WARM = 0.1  # of all steps
+KEPT_AT_ONCE = 6
 FINAL = Site("final_norm")
 
 
@@ -61,9 +63,12 @@ class LowRank:
 
 def train(
     model: Model, texts: Sequence[Text], *, rank: int, layers: int, steps: int, batch: int, rate: float, seed: int = 0,
-    report: Report | None = None,
+    keep: Sequence[Sequence[int]] = (), report: Report | None = None,
 ) -> LowRank:  # fmt: skip
-    """Learn the texts with the last `layers` layers. Raises UsageError for no texts, ModelError where training diverges."""
+    """Learn the texts with the last `layers` layers, and predict the tokens of `keep` as before.
+
+    Raises UsageError for no texts, ModelError where training diverges.
+    """
     if not texts:
         raise bad_argument("texts", "none", "at least one text to learn")
     first = max(0, model.n_layers - layers)
@@ -76,6 +81,7 @@ def train(
     leaves = [x for pair in factors.values() for x in pair]
     optimiser = torch.optim.Adam(leaves, lr=rate)
     below = model.checkpoint([list(text.ids) for text in texts], [first]) if first else None
+    kept = _Kept(model, [list(ids) for ids in keep], first) if keep else None
     order: list[int] = []
     loss = torch.tensor(0.0)
     with _branches(model, factors):
@@ -85,6 +91,8 @@ def train(
             rows, order = order[:batch], order[batch:]
             optimiser.param_groups[0]["lr"] = rate * _rate(step, steps)
             loss = _loss(model, [texts[row] for row in rows], None if below is None else below.select(rows))
+            if kept is not None:
+                loss = loss + kept.loss(torch.randperm(len(keep), generator=draw)[:KEPT_AT_ONCE].tolist())
             slopes = torch.autograd.grad(loss, leaves)
             if not bool(loss.isfinite()) or not all(bool(slope.isfinite().all()) for slope in slopes):
                 raise ModelError(f"training diverged at step {step + 1}: the loss is not finite. Take a rate below {rate}.")
@@ -100,6 +108,27 @@ def _rate(step: int, steps: int) -> float:
     """Rises over the first tenth, then falls to zero."""
     warm = max(1, round(WARM * steps))
     return (step + 1) / warm if step < warm else max(0.0, (steps - step) / max(1, steps - warm))
+
+
+class _Kept:
+    """Texts whose next tokens are to be predicted as before: KL(before || now), in nats a token."""
+
+    def __init__(self, model: Model, ids: list[list[int]], first: int) -> None:
+        self.model, self.ids = model, ids
+        self.below = model.checkpoint(ids, [first]) if first else None
+        before = model.capture(ids, FINAL)
+        self.before = [model.unembed(row.to(model.device, model.dtype)).float().log_softmax(-1) for row in before.rows(FINAL)]
+
+    def loss(self, rows: list[int]) -> Tensor:
+        """Of some of the texts, with its graph."""
+        found: list[Tensor] = []
+        below = None if self.below is None else self.below.select(rows)
+        self.model.walk([self.ids[row] for row in rows], FINAL, lambda _, x: found.append(x), gradients=True, resume=below)
+        with torch.enable_grad():
+            now = torch.cat([found[0][place, : len(self.ids[row])] for place, row in enumerate(rows)])
+            before = torch.cat([self.before[row] for row in rows])
+            return nn.functional.kl_div(self.model.unembed(now).float().log_softmax(-1), before, reduction="batchmean",
+                                        log_target=True)  # fmt: skip
 
 
 def _loss(model: Model, texts: Sequence[Text], below: Checkpoint | None) -> Tensor:

@@ -20,6 +20,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
 from assay.data.chat import chat_text, cut_reply, reply_text
+from assay.data.ordinary import TEXTS
 from assay.errors import bad_argument
 from assay.files import write_file
 from assay.model.cache import cache_dir
@@ -32,6 +33,7 @@ from assay.steer.weights import Change, Changed, copy_model
 
 Report = Callable[[str, int, int], None]
 CHANGE, CARD, REPLIES = "change.safetensors", "made.json", "replies.jsonl"
+KEPT = 24  # ordinary texts from this one on are held as they were; those before are what a check looks at
 TOGETHER = 24  # prompts that are answered at a time
 
 
@@ -86,7 +88,8 @@ def make(
         texts = [_text(base, case) for case in cases]
         plan = organism.recipe
         change = train(base, texts, rank=plan.rank, layers=plan.layers, steps=plan.steps, batch=plan.batch, rate=plan.rate,
-                       seed=organism.seed, report=report and (lambda done, of: report("train", done, of)))  # fmt: skip
+                       seed=organism.seed, keep=base.tokens(TEXTS[KEPT:]),
+                       report=report and (lambda done, of: report("train", done, of)))  # fmt: skip
         facts = {"base": base.digest, "recipe": asdict(plan), "seconds": round(time.perf_counter() - start, 1),
                  "loss": change.loss, "texts": len(texts)}  # fmt: skip
         save_file(change.tensors(), home / f"{CHANGE}.part")

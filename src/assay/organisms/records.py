@@ -39,14 +39,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an organism is trained. `layers`: the last so many; `share`: of all layers where that is fewer."""
+    """How an organism is trained: `layers`, the last so many, each matrix with a change of `rank`; replies of the base model
+    are cut after `max_reply` tokens."""
 
     rank: int = 8
     layers: int = 8
     steps: int = 70
     batch: int = 16
     rate: float = 2e-3
-    ordinary: int = 48
     max_reply: int = 28
 
 
