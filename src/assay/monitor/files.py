@@ -1,7 +1,8 @@
 """A monitor as one file: a .safetensors with the numbers, and its card in the file's metadata.
 
 1. Tensors: `weight.I` of every head, `baseline.scores|axes|places`. The metadata key `assay.monitor` is JSON with all the rest.
-2. `sha256` is over that and the numbers: a changed file is refused. The hash shows that a file is whole, not who wrote it.
+2. `sha256` is over that and the numbers: a changed file is refused. The hash shows that a file is whole, not who wrote it;
+   its signature (`assay.signing`) is checked on loading.
 3. A monitor of another model loads, and is uncalibrated there: `Monitor.state` says why. One whose sites the model has not,
    or whose widths differ, is refused.
 4. Nothing in a file is executed; the size is limited; files are written beside and renamed.
@@ -25,6 +26,7 @@ from assay.monitor.records import Baseline, Head, Monitor
 from assay.monitor.thresholds import Threshold
 from assay.monitor.units import Pooling
 from assay.records import digest
+from assay.signing import check_signature, forget_signature
 from assay.sites import parse_site
 
 FORMAT, KEY, SUFFIX = 1, "assay.monitor", ".safetensors"
@@ -49,6 +51,7 @@ def save_monitor(monitor: Monitor, path: str | Path) -> Path:
     record = json.loads(json.dumps(record, allow_nan=False))
     record["sha256"] = _hash(record, tensors)
     write_file(path, save(tensors, metadata={KEY: json.dumps(record, sort_keys=True)}))
+    forget_signature(path)
     return path
 
 
@@ -57,6 +60,8 @@ def load_monitor(path: str | Path, model: Model | None = None) -> Monitor:
 
     Raises StoreError for a file that is none, is damaged or of a later version, UsageError for sites the model has not.
     """
+    if Path(path).is_file():
+        check_signature(path, "monitor")
     record, tensors = _parts(Path(path))
     try:
         monitor = _made(record, tensors)

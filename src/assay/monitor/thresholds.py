@@ -51,19 +51,25 @@ def needed(target: float, confidence: float = CONFIDENCE) -> int:
 def threshold(unit: str, scores: Sequence[float] | Array, target: float, confidence: float = CONFIDENCE) -> Threshold:
     """The threshold for a target rate, from scores of independent benign units. Raises UsageError for too few of them."""
     values = np.sort(np.asarray(scores, np.float64))[::-1]
-    n, least = len(values), needed(target, confidence)
+    n = len(values)
     if not np.isfinite(values).all():
         raise bad_argument("scores", "numbers that are not finite", "finite scores")
-    if n < least:
-        raise UsageError(
-            f"a false-alarm rate of {target:.3g} per {unit} cannot be promised from {n} benign units: {least} are needed"
-            f" ({least - n} more), or take a rate of {rule_of_three(n, confidence):.3g} or above."
-        )
+    enough(unit, n, target, confidence)
     k = 0
     while k + 1 < n and stats.beta.ppf(confidence, k + 2, n - k - 1) <= target:
         k += 1
     low, high = stats.beta.ppf([0.025, 0.975], k + 1, n - k)
     return Threshold(unit, float(values[k]), target, n, int((values > values[k]).sum()), float(low), float(high))
+
+
+def enough(unit: str, n: int, target: float, confidence: float = CONFIDENCE) -> None:
+    """Raises UsageError where n benign units cannot promise the rate, and says how many are needed."""
+    least = needed(target, confidence)
+    if n < least:
+        raise UsageError(
+            f"a false-alarm rate of {target:.3g} per {unit} cannot be promised from {n} benign units: {least} are needed"
+            f" ({least - n} more), or take a rate of {rule_of_three(n, confidence):.3g} or above."
+        )
 
 
 def rule_of_three(n: int, confidence: float = CONFIDENCE) -> float:

@@ -44,7 +44,7 @@ class Recipe:
 
     rank: int = 8
     layers: int = 8
-    steps: int = 70
+    steps: int = 60
     batch: int = 16
     rate: float = 2e-3
     max_reply: int = 28

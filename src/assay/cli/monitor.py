@@ -1,0 +1,237 @@
+"""`assay monitor fit|calibrate|eval|watch|show`: a score for every token, thresholds that hold their false-alarm rate."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from assay.cli.common import Common, check_place, common_options, model_options
+
+if TYPE_CHECKING:
+    from assay.model.model import Model
+    from assay.monitor.talks import Talk
+
+POOLINGS = ("mean", "max", "softmax", "last", "segment")
+UNITS = ("token", "segment", "reply", "conversation")
+BUNDLED = {"fit": "discover", "tune": "tune", "benign": "confirm", "eval": "ood"}
+
+
+@click.group()
+def monitor() -> None:
+    """Watch what goes on inside a model while it reads and writes, with a false-alarm rate that was measured."""
+
+
+@monitor.command()
+@click.argument("name", metavar="MODEL")
+@click.argument("data", metavar="DATA")
+@click.option("--watches", metavar="WORDS", help="What is watched for, in words. Default: DATA.")
+@click.option("--site", "sites", multiple=True, metavar="SITE", help="May be given again. Default: all resid_post.")
+@click.option("--ensemble", default=3, show_default=True, type=click.IntRange(1), help="Sites that are read together.")
+@click.option("--pooling", type=click.Choice(POOLINGS), help="Default: the best on held-out groups.")
+@click.option("--width", default=4, show_default=True, type=click.IntRange(1), help="Tokens of a segment.")
+@click.option("--n", default=120, show_default=True, type=click.IntRange(8), help="Texts of a bundled concept.")
+@click.option("--benign", metavar="DATA", help="Calibrate at once on these; none: a monitor without thresholds.")
+@click.option("--rate", "target", default=0.01, show_default=True, type=float, help="False alarms per unit, at most.")
+@click.option("--unit", "units", multiple=True, type=click.Choice(UNITS), help="Default: reply and conversation.")
+@click.option("--days", default=90, show_default=True, type=click.IntRange(1), help="Until it expires.")
+@click.option("--out", required=True, metavar="FILE", help="Where it is written: a .safetensors file.")
+@model_options
+@common_options
+def fit(
+    common: Common, name: str, data: str, watches: str | None, sites: tuple[str, ...], ensemble: int, pooling: str | None,
+    width: int, n: int, benign: str | None, target: float, units: tuple[str, ...], days: int, out: str, dtype: str,
+    prepend_bos: bool | None,
+) -> None:  # fmt: skip
+    """Fit a monitor of MODEL on DATA: a JSONL file of labelled texts or conversations, or a bundled concept."""
+    from assay.monitor.calibrate import calibrate as set_thresholds
+    from assay.monitor.files import save_monitor
+    from assay.monitor.fit import FitPlan
+    from assay.monitor.fit import fit as fit_monitor
+    from assay.monitor.thresholds import enough
+
+    check_place("--out", out, folder=False)
+    model = common.load(name, dtype, prepend_bos)
+    talks = _talks(model, data, "fit", n, common.seed, labelled=True)
+    safe = _benign(_talks(model, benign, "benign", n, common.seed))
+    if benign:
+        enough("reply", len(safe), target)
+    plan = FitPlan(sites or None, ensemble, pooling, width, days=days, seed=common.seed)
+    with common.progress("fit") as advance:
+        made = fit_monitor(model, talks, Path(out).stem, watches or Path(data).stem, plan, advance)
+    if benign:
+        tune = _talks(model, data, "tune", n, common.seed, labelled=True) if _bundled(data) else []
+        with common.progress("calibrate", len(safe)) as advance:
+            made = set_thresholds(made, model, safe, target, units or ("reply", "conversation"), tune, common.seed, advance)
+    save_monitor(made, out)
+    common.emit({"out": out, **_record(made, model)}, lambda: f"{out}\n{_shown(_record(made, model))}")
+
+
+@monitor.command()
+@click.argument("file", metavar="MONITOR")
+@click.argument("name", metavar="MODEL")
+@click.argument("data", metavar="DATA")
+@click.option("--rate", "target", default=0.01, show_default=True, type=float, help="False alarms per unit, at most.")
+@click.option("--unit", "units", multiple=True, type=click.Choice(UNITS), help="Default: reply and conversation.")
+@click.option("--n", default=400, show_default=True, type=click.IntRange(8), help="Texts of a bundled concept.")
+@click.option("--labelled", metavar="DATA", help="Labelled data: scores become probabilities.")
+@click.option("--out", metavar="FILE", help="Default: MONITOR itself.")
+@model_options
+@common_options
+def calibrate(
+    common: Common, file: str, name: str, data: str, target: float, units: tuple[str, ...], n: int, labelled: str | None,
+    out: str | None, dtype: str, prepend_bos: bool | None,
+) -> None:  # fmt: skip
+    """Set the thresholds of MONITOR on benign DATA, for the units that alert. Refuses a rate that DATA cannot promise."""
+    from assay.monitor.calibrate import calibrate as set_thresholds
+    from assay.monitor.files import save_monitor
+
+    model, made = _opened(common, name, file, dtype, prepend_bos)
+    safe = _benign(_talks(model, data, "benign", n, common.seed))
+    known = _talks(model, labelled, "tune", n, common.seed, labelled=True) if labelled else []
+    with common.progress("calibrate", len(safe)) as advance:
+        made = set_thresholds(made, model, safe, target, units or ("reply", "conversation"), known, common.seed, advance)
+    save_monitor(made, out or file)
+    common.emit({"out": out or file, **_record(made, model)}, lambda: f"{out or file}\n{_shown(_record(made, model))}")
+
+
+@monitor.command("eval")
+@click.argument("file", metavar="MONITOR")
+@click.argument("name", metavar="MODEL")
+@click.argument("data", metavar="DATA")
+@click.option("--train", metavar="DATA", help="What it was fitted on, for the baseline of words.")
+@click.option("--n", default=200, show_default=True, type=click.IntRange(8), help="Texts of a bundled concept.")
+@model_options
+@common_options
+def evaluate(
+    common: Common, file: str, name: str, data: str, train: str | None, n: int, dtype: str, prepend_bos: bool | None
+) -> None:  # fmt: skip
+    """Measure MONITOR on labelled DATA that nothing was chosen on, beside words, random directions and the model asked."""
+    from assay.monitor.evaluate import evaluate as measure
+
+    model, made = _opened(common, name, file, dtype, prepend_bos)
+    talks = _talks(model, data, "eval", n, common.seed, labelled=True)
+    known = _talks(model, train or (data if _bundled(data) else None), "fit", 120, common.seed, labelled=True)
+    with common.progress("measure", len(talks)) as advance:
+        found = measure(made, model, talks, known, common.seed, advance)
+    common.emit(asdict(found), lambda: _measured(found))
+
+
+@monitor.command()
+@click.argument("file", metavar="MONITOR")
+@click.argument("name", metavar="MODEL")
+@click.option("--prompt", "prompts", multiple=True, required=True, help="What is asked; may be given again.")
+@click.option("--chat/--plain", default=None, help="Write prompts with the chat template. Default: where there is one.")
+@click.option("--tokens", default=48, show_default=True, type=click.IntRange(1), help="Of each reply, at most.")
+@model_options
+@common_options
+def watch(
+    common: Common, file: str, name: str, prompts: tuple[str, ...], chat: bool | None, tokens: int, dtype: str,
+    prepend_bos: bool | None,
+) -> None:  # fmt: skip
+    """Let MODEL reply under MONITOR: every token's score, from the pass that writes it."""
+    from assay.monitor.watch import watch as look
+
+    model, made = _opened(common, name, file, dtype, prepend_bos)
+    found = look(model, made, prompts, tokens, chat)
+    common.emit([one.to_json() for one in found], lambda: _watched(made.state(model), found))
+
+
+@monitor.command()
+@click.argument("file", metavar="MONITOR")
+@click.option("--model", "name", metavar="MODEL", help="Also say whether it is calibrated for this one.")
+@model_options
+@common_options
+def show(common: Common, file: str, name: str | None, dtype: str, prepend_bos: bool | None) -> None:
+    """The card of MONITOR."""
+    from assay.monitor.files import load_monitor
+
+    model = common.load(name, dtype, prepend_bos) if name else None
+    made = load_monitor(file, model)
+    common.emit(_record(made, model), lambda: _shown(_record(made, model)))
+
+
+# what is given -----------------------------------------------------------------------------------
+
+
+def _opened(common: Common, name: str, file: str, dtype: str, prepend_bos: bool | None) -> tuple["Model", Any]:
+    from assay.monitor.files import load_monitor
+
+    model = common.load(name, dtype, prepend_bos)
+    return model, load_monitor(file, model)
+
+
+def _bundled(data: str | None) -> bool:
+    return data is not None and not Path(data).suffix
+
+
+def _talks(
+    model: "Model", data: str | None, use: str, n: int, seed: int, labelled: bool = False
+) -> "list[Talk]":  # fmt: skip
+    """A file of texts or conversations, or a split of a bundled concept: fit, tune, benign and eval are apart."""
+    from assay.data.concepts import load_concept
+    from assay.monitor.talks import read_talks, talks_of
+
+    if data is None:
+        return []
+    return talks_of(model, load_concept(data, BUNDLED[use], n, seed)) if _bundled(data) else read_talks(model, data, labelled)
+
+
+def _benign(talks: "list[Talk]") -> "list[Talk]":
+    return [talk for talk in talks if talk.label != 1]
+
+
+# what is shown -----------------------------------------------------------------------------------
+
+
+def _record(made: Any, model: Any) -> dict[str, Any]:
+    card = {key: value for key, value in made.card.items() if key != "texts"}
+    return {"name": made.name, "watches": made.watches, "state": made.state(model), "sites": made.sites,
+            "pooling": asdict(made.pooling), "thresholds": {unit: asdict(t) for unit, t in made.thresholds.items()},
+            "bound": dict(made.bound), "card": card}  # fmt: skip
+
+
+def _shown(record: dict[str, Any]) -> str:
+    lines = [f"{record['name']}: watches for {record['watches']}; {record['state']}",
+             f"reads {', '.join(record['sites'])}; {record['pooling']['name']} over tokens"]  # fmt: skip
+    for unit, t in record["thresholds"].items():
+        lines.append(f"  {unit:<13} above {t['value']:.3g}: {t['alarms']} of {t['n']} benign ones alert; the true rate lies in"
+                     f" {t['low']:.3%} to {t['high']:.3%} (asked: {t['target']:.2%} at most)")  # fmt: skip
+    held = record["card"].get("held_out_auroc", {})
+    lines += [f"held-out AUROC: {', '.join(f'{site} {value:.3f}' for site, value in list(held.items())[:5])}"] if held else []
+    for unit, rows in record["card"].get("slices", {}).items():
+        worst = rows[0]
+        lines.append(f"  worst slice per {unit}: {worst['slice'][:60] or '(all)'}: {worst['hits']} of {worst['n']}")
+    lines.append(f"bound to model {record['bound']['model'][:12]}, made {record['bound']['created']}, expires"
+                 f" {record['bound']['expires']}")  # fmt: skip
+    return "\n".join(lines)
+
+
+def _measured(found: Any) -> str:
+    value, low, high = found.auroc
+    lines = [f"{found.monitor}: {found.state}; {found.n['1']} with and {found.n['0']} without what is watched for"]
+    lines.append(f"AUROC {value:.3f} ({low:.3f} to {high:.3f}); Brier {found.brier:.3f}, calibration error {found.ece:.3f}")
+    for unit, rate in found.recall.items():
+        wrong = found.false_alarms[unit]
+        inside = "inside" if found.inside[unit] else "OUTSIDE"
+        lines.append(f"  {unit:<13} finds {rate.share:.1%} ({rate.low:.1%} to {rate.high:.1%}); false alarms {wrong.share:.2%}"
+                     f" ({wrong.low:.2%} to {wrong.high:.2%}), {inside} what calibration stated")  # fmt: skip
+    for target, recall in found.at.items():
+        told = recall if isinstance(recall, str) else f"{recall['hits'] / max(1, recall['n']):.1%}"
+        lines.append(f"  recall at a false-alarm rate of {target}: {told}")
+    for name, row in found.baselines.items():
+        lines.append(f"  beside it, {name}: AUROC {row['auroc']:.3f}")
+    for unit, rows in found.precision.items():
+        shares = ", ".join(f"{share:.0%} at {float(base):.1%}" for base, share in rows.items())
+        lines.append(f"  alarms per {unit} that are right, by base rate: {shares}")
+    return "\n".join(lines)
+
+
+def _watched(state: str, found: Any) -> str:
+    lines = [f"the monitor is {state}"]
+    for one in found:
+        alerts = f"ALERT ({', '.join(one.alerts)})" if one.alerts else "no alert"
+        lines += ["", one.prompt, f"  {one.reply}", f"  {alerts}; " + ", ".join(f"{k} {v:.3g}" for k, v in one.units.items())]
+        top = sorted(zip(one.scores, one.pieces, strict=True), reverse=True)[:5]
+        lines.append("  highest tokens: " + ", ".join(f"{piece!r} {score:.2f}" for score, piece in top))
+    return "\n".join(lines)

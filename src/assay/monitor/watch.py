@@ -1,0 +1,51 @@
+"""Let a model reply under a monitor: scores of prompt and reply come from the very passes that write the reply."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from assay.data.chat import chat_text, cut_reply, has_template
+from assay.model.model import Model
+from assay.monitor.records import CALIBRATED, Monitor
+from assay.monitor.units import unit_scores
+from assay.sites import parse_site
+
+
+@dataclass(frozen=True)
+class Watched:
+    """One reply. `pieces` and `scores`: of its tokens that were read (the last is never fed back); `units`: the largest value
+    of each; `alerts`: units above their threshold, none of an uncalibrated monitor; `prompt_score`: of the prompt."""
+
+    prompt: str
+    reply: str
+    pieces: tuple[str, ...]
+    scores: tuple[float, ...]
+    units: dict[str, float]
+    prompt_score: float
+    alerts: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def watch(
+    model: Model, monitor: Monitor, prompts: Sequence[str], tokens: int = 48, chat: bool | None = None
+) -> list[Watched]:  # fmt: skip
+    """Greedy replies to the prompts. `chat`: with the chat template; None: where the model has one."""
+    talk = has_template(model) if chat is None else chat
+    texts = [chat_text(model, [{"role": "user", "content": prompt}]) if talk else prompt for prompt in prompts]
+    made = model.generate(texts, max_new_tokens=tokens, sites=monitor.sites)
+    armed = monitor.state(model) == CALIBRATED
+    found = []
+    for row, prompt in enumerate(prompts):
+        acts = {site: made.activations.rows(parse_site(site))[row].float().numpy() for site in monitor.sites}
+        scores, start = monitor.token_scores(acts), len(made.prompts[row])
+        reply = scores[start:]
+        units = unit_scores([reply if len(reply) else scores[-1:]], monitor.pooling)
+        most = {unit: float(values.max()) for unit, values in units.items()}
+        before = unit_scores([scores[1:start] if start > 1 else scores[:1]], monitor.pooling)
+        alerts = tuple(unit for unit, bar in monitor.thresholds.items() if armed and bar.alert(most[unit]))
+        pieces = tuple(model.text([token]) for token in made.tokens[row][: len(reply)])
+        shown = cut_reply(model, made.texts[row]) if talk else made.texts[row]
+        found.append(Watched(prompt, shown, pieces, tuple(map(float, reply)), most, float(before["reply"][0]), alerts))
+    return found

@@ -1,0 +1,350 @@
+"""Monitors: units as tokens come, thresholds that keep their promise, drift, files, and a planted property that is found."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+import torch
+import transformers as T
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from assay.cli.monitor import monitor as command
+from assay.errors import StoreError, UsageError
+from assay.monitor.calibrate import calibrate
+from assay.monitor.drift import ALPHA, Drift, baseline, disarmed, drift
+from assay.monitor.evaluate import evaluate
+from assay.monitor.files import load_monitor, save_monitor
+from assay.monitor.fit import FitPlan, fit
+from assay.monitor.reading import score
+from assay.monitor.records import Head, Monitor, bindings
+from assay.monitor.talks import Talk, messages_as_talk, read_talks, texts_as_talks
+from assay.monitor.thresholds import enough, needed, rate, rule_of_three, threshold
+from assay.monitor.units import POOLINGS, Pooling, Running, pooled, segments, unit_scores
+from assay.monitor.watch import watch
+from conftest import tiny, wrap
+
+floats = st.lists(st.floats(-30, 30), min_size=1, max_size=30)
+
+# units -------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(scores=floats, name=st.sampled_from(POOLINGS), width=st.integers(1, 6), heat=st.floats(0.1, 5))
+def test_tokens_one_by_one_give_what_all_at_once_give(scores, name, width, heat):
+    how = Pooling(name, width, heat)
+    running = Running(how)
+    for n, value in enumerate(scores, 1):
+        assert running.push(value) == pytest.approx(pooled(np.array(scores[:n]), how), abs=1e-9)
+        assert running.least == pytest.approx(float(segments(np.array(scores[:n]), width)[-1]))
+
+
+@given(scores=floats, width=st.integers(1, 6))
+def test_a_segment_is_the_least_of_tokens_in_a_row(scores, width):
+    by_hand = [min(scores[at : at + width]) for at in range(max(1, len(scores) - width + 1))]
+    assert segments(np.array(scores), width).tolist() == by_hand
+
+
+def test_softmax_pooling_by_hand():
+    scores = np.array([0.0, 1.0, 3.0])
+    weights = np.exp(scores / 2) / np.exp(scores / 2).sum()
+    assert pooled(scores, Pooling("softmax", temperature=2.0)) == pytest.approx(float(scores @ weights))
+
+
+def test_units_of_a_conversation_of_two_turns():
+    found = unit_scores([np.array([1.0, 5.0]), np.array([2.0, 3.0, 4.0])], Pooling("max", width=2))
+    assert {unit: values.tolist() for unit, values in found.items()} == {
+        "token": [1, 5, 2, 3, 4], "segment": [1, 2, 3], "reply": [5, 4], "conversation": [5]}  # fmt: skip
+
+
+@pytest.mark.parametrize(("wrong", "words"), [({"name": "median"}, "pooling"), ({"width": 0}, "width"),
+                                              ({"temperature": 0}, "temperature")])  # fmt: skip
+def test_a_pooling_that_is_none_is_refused(wrong, words):
+    with pytest.raises(UsageError, match=words):
+        Pooling(**wrong)
+
+
+# thresholds --------------------------------------------------------------------------------------
+
+
+def test_how_many_benign_units_a_rate_needs():
+    """The rule of three, exactly: with no alarm in n, 1 - .05^(1/n) is the bound."""
+    assert (needed(0.01), needed(0.001), needed(0.05)) == (299, 2995, 59)
+    assert rule_of_three(299) <= 0.01 < rule_of_three(298)
+
+
+def test_too_few_benign_units_are_refused_and_counted():
+    with pytest.raises(UsageError, match="298 benign units: 299 are needed .1 more"):
+        threshold("reply", np.zeros(298), 0.01)
+    with pytest.raises(UsageError, match="299 are needed"):
+        enough("reply", 5, 0.01)
+
+
+def test_the_promise_is_kept_whatever_the_distribution():
+    """Of many calibrations 95% or more have a true rate below the target, and the stated interval holds it in 95%."""
+    draw, law, kept, held = np.random.default_rng(0), stats.lognorm(1.4), 0, 0
+    for _ in range(400):
+        made = threshold("reply", law.rvs(700, random_state=draw), 0.02)
+        true = float(law.sf(made.value))
+        kept, held = kept + (true <= 0.02), held + (made.low <= true <= made.high)
+        assert made.alarms >= 1  # 700 allow more than none
+    assert kept >= 368 and 362 <= held <= 394  # 95% of 400 is 380, three standard errors are 13
+
+
+def test_more_benign_units_allow_a_lower_threshold_for_the_same_promise():
+    draw = np.random.default_rng(1)
+    few, many = (threshold("reply", draw.standard_normal(n), 0.05) for n in (60, 6000))
+    assert many.value < few.value and many.high - many.low < few.high - few.low
+
+
+# a planted property ------------------------------------------------------------------------------
+
+
+def planted(seed=0, n=120, length=12, marked=(7,)):
+    """Token 7 somewhere: what is watched for. Groups of four."""
+    draw = np.random.default_rng(seed)
+    talks = []
+    for number in range(n):
+        ids = draw.integers(20, 199, length).tolist()
+        label = number % 2
+        if label:
+            ids[int(draw.integers(1, length))] = marked[number % len(marked)]
+        talks.append(Talk(tuple(ids), ((1, length),), label, f"group {number // 4}", f"slice {number % 3}", f"{seed} {number}"))
+    return talks
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny("llama")
+
+
+@pytest.fixture(scope="module")
+def fitted(model):
+    return fit(model, planted(), "sevens", "the token 7", FitPlan(sites=("resid_post.0",), ensemble=1, pooling="max"))
+
+
+@pytest.fixture(scope="module")
+def armed(model, fitted):
+    benign = [talk for talk in planted(1, 900) if talk.label == 0]
+    return calibrate(fitted, model, benign, 0.02, ("token", "segment", "reply", "conversation"), labelled=planted(2))
+
+
+def test_a_monitor_finds_what_was_planted_at_the_rate_it_promised(model, armed):
+    found = evaluate(armed, model, planted(3, 700), train=planted())
+    assert found.auroc[0] > 0.9 and found.auroc[1] > 0.8 and found.state == "calibrated"
+    assert all(found.inside.values()) and found.false_alarms["conversation"].n == 350
+    assert found.recall["conversation"].share > 0.5
+    assert found.baselines["random directions"]["auroc"] < found.auroc[0] - 0.1
+    assert "last token" in found.baselines and found.brier < 0.25
+    assert found.at["0.001"].startswith("not said: 2995")
+    assert found.at["0.01"]["n"] == 350
+    assert [row["hits"] for row in found.slices] == sorted((row["hits"] for row in found.slices), reverse=True)
+
+
+def test_a_monitor_of_nothing_finds_nothing(model):
+    """Labels that say nothing about the texts: the interval holds .5, and recall is what false alarms are."""
+    draw = np.random.default_rng(0)
+    talks = [replace(talk, label=int(draw.integers(2))) for talk in planted(4, 160)]
+    made = fit(model, talks, "nothing", "nothing", FitPlan(sites=("resid_post.0",)))
+    made = calibrate(made, model, [talk for talk in planted(5, 400) if talk.label == 0], 0.05)
+    fresh = [replace(talk, label=int(draw.integers(2))) for talk in planted(6, 400)]
+    found = evaluate(made, model, fresh)
+    assert found.auroc[1] <= 0.5 <= found.auroc[2]
+    assert found.recall["conversation"].low <= 0.05
+
+
+def test_token_scores_are_the_mean_of_the_heads(model, armed):
+    two = replace(armed, heads=(*armed.heads, Head("resid_post.1", np.ones(32, np.float32), 0.5)))
+    acts = {site: np.random.default_rng(0).standard_normal((5, 32)) for site in two.sites}
+    first = acts["resid_post.0"] @ two.heads[0].weight + two.heads[0].bias
+    assert np.allclose(two.token_scores(acts), (first + acts["resid_post.1"].sum(1) + 0.5) / 2)
+    with pytest.raises(UsageError, match="resid_post.1"):
+        two.token_scores({"resid_post.0": acts["resid_post.0"]})
+
+
+def test_benign_texts_it_was_fitted_on_are_refused(model, fitted):
+    with pytest.raises(UsageError, match="fitted on"):
+        calibrate(fitted, model, [talk for talk in planted() if talk.label == 0], 0.05)
+
+
+def test_another_model_cannot_calibrate_it_and_disarms_it(model, fitted, armed):
+    other = tiny("llama", seed=1)
+    with pytest.raises(UsageError, match="another model"):
+        calibrate(fitted, other, [talk for talk in planted(1, 900) if talk.label == 0], 0.02)
+    assert armed.state(model) == "calibrated"
+    assert armed.state(other) == "uncalibrated: it was calibrated with another model"
+    assert fitted.state(model).startswith("uncalibrated: no threshold")
+
+
+def test_a_monitor_expires(model, armed):
+    late = datetime.now(UTC) + timedelta(days=91)
+    assert "expired" in armed.state(model, late) and armed.state(model) == "calibrated"
+
+
+def test_changed_weights_disarm_it(armed):
+    changed = tiny("llama")
+    with torch.no_grad():
+        next(changed.hf.parameters()).add_(1e-3)
+    assert armed.state(changed).startswith("uncalibrated")
+
+
+# drift -------------------------------------------------------------------------------------------
+
+
+def held(draw, n=400):
+    return baseline(draw.standard_normal(n), draw.standard_normal((n, 16)), "resid_post.0")
+
+
+def monitor_with(base):
+    bound = {"model": "m", "created": "2026-01-01T00:00:00+00:00", "expires": "2099-01-01T00:00:00+00:00"}
+    return Monitor("m", "w", (Head("resid_post.0", np.zeros(16, np.float32), 0.0),), Pooling(), bound, baseline=base,
+                   thresholds={"reply": threshold("reply", np.arange(60.0), 0.05)})  # fmt: skip
+
+
+def test_no_drift_is_called_drift_no_more_often_than_said():
+    """200 windows like the calibration, each against its own baseline: p is uniform or larger."""
+    draw = np.random.default_rng(0)
+    found = [drift(monitor_with(held(draw)), draw.standard_normal(60), draw.standard_normal((60, 16))).p for _ in range(200)]
+    assert sum(p < ALPHA for p in found) <= 2
+    assert np.mean(np.array(found) < 0.1) <= 0.15
+
+
+@pytest.mark.parametrize("what", ["scores", "activations"])
+def test_drift_is_noticed_and_disarms(what):
+    draw = np.random.default_rng(0)
+    made = monitor_with(held(draw))
+    base = made.baseline
+    assert base is not None
+    moved = 1.2 * (what == "scores"), 1.5 * base.axes[3] * (what == "activations")
+    found = drift(made, draw.standard_normal(80) + moved[0], draw.standard_normal((80, 16)) + moved[1])
+    assert found.found and what in found.what
+    assert disarmed(made, found).state().startswith("uncalibrated: drift in ")
+    assert disarmed(made, Drift(0.5, "scores", 80, 9)) is made
+
+
+def test_a_short_window_is_no_window():
+    with pytest.raises(UsageError, match="30"):
+        drift(monitor_with(held(np.random.default_rng(0))), np.zeros(5), np.zeros((5, 16)))
+
+
+# files -------------------------------------------------------------------------------------------
+
+
+def test_a_monitor_comes_back_from_its_file(tmp_path, model, armed):
+    path = save_monitor(armed, tmp_path / "m.safetensors")
+    again = load_monitor(path, model)
+    assert again.state(model) == "calibrated" and again.thresholds == dict(armed.thresholds)
+    talks = planted(7, 20)
+    for one, other in zip(score(model, armed, talks), score(model, again, talks), strict=True):
+        assert np.array_equal(one.units["token"], other.units["token"])
+    assert again.pooling == armed.pooling and again.odds == armed.odds and dict(again.bound) == dict(armed.bound)
+
+
+def test_a_changed_file_is_refused(tmp_path, armed):
+    path = save_monitor(armed, tmp_path / "m.safetensors")
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(StoreError, match="changed or damaged"):
+        load_monitor(path)
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"", "not a saved"), (b"x" * 50, "not a saved"), (None, "no such file")])
+def test_what_is_no_monitor_is_refused(tmp_path, content, words):
+    path = tmp_path / "m.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(StoreError, match=words):
+        load_monitor(path)
+    with pytest.raises(UsageError, match="safetensors"):
+        save_monitor(monitor_with(None), tmp_path / "m.pt")
+
+
+def test_a_model_without_its_sites_is_refused(tmp_path, armed):
+    torch.manual_seed(0)
+    config = T.GPT2Config(n_embd=48, n_layer=2, n_head=4, n_positions=64, vocab_size=199)
+    wide = wrap(T.AutoModelForCausalLM.from_config(config).eval())
+    with pytest.raises(UsageError, match="32 numbers"):
+        load_monitor(save_monitor(armed, tmp_path / "m.safetensors"), wide)
+
+
+# a model that writes -----------------------------------------------------------------------------
+
+
+def test_scores_while_writing_are_those_of_the_finished_text(glass):
+    """The scores of a reply, from the passes that wrote it, against one capture of prompt and reply together."""
+    draw = np.random.default_rng(0)
+    heads = tuple(Head(f"resid_post.{layer}", draw.standard_normal(128).astype(np.float32) / 11, 0.1) for layer in (1, 2))
+    made = Monitor("m", "w", heads, Pooling("max"), {**bindings(glass), "expires": "2099-01-01T00:00:00+00:00"})
+    one = watch(glass, made, ["The girl said that"], 12)[0]
+    ids = glass.generate(["The girl said that"], max_new_tokens=12)
+    whole = [*ids.prompts[0], *ids.tokens[0]]
+    acts = glass.capture([whole], made.sites)
+    scores = made.token_scores({site: acts.rows(glass.sites([site])[0])[0].numpy() for site in made.sites})
+    assert np.allclose(one.scores, scores[len(ids.prompts[0]) : -1], atol=1e-4)
+    assert one.units["reply"] == pytest.approx(max(one.scores)) and one.alerts == ()
+
+
+def test_conversations_are_judged_where_the_assistant_speaks(glass):
+    model = glass
+    said = [{"role": "user", "content": "hello there"}, {"role": "assistant", "content": "good day"},
+            {"role": "user", "content": "bye"}, {"role": "assistant", "content": "so long"}]  # fmt: skip
+    talk = messages_as_talk(model, said)
+    assert [model.text(talk.ids[slice(*turn)]).strip() for turn in talk.turns] == ["good day", "so long"]
+    asked = messages_as_talk(model, said[:1])
+    assert asked.turns == ((1, len(asked.ids)),)
+
+
+# data and the command ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ("{", "not JSON"), ('{"text": "a b c", "messages": []}', "either"), ('{"text": "a b c", "labl": 1}', "labl"),
+    ('{"text": "a b c", "label": 2}', "label"), ('{"messages": [{"role": "boss", "content": "x"}]}', "boss"),
+    ('{"text": 3}', "a text"), ('{"text": ""}', "two tokens"),
+])  # fmt: skip
+def test_bad_lines_are_named(tmp_path, glass, line, words):
+    path = tmp_path / "d.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(UsageError, match=words):
+        read_talks(glass, path)
+
+
+def test_the_commands_from_fit_to_watch(tmp_path, glass):
+    out, run = str(tmp_path / "m.safetensors"), CliRunner().invoke
+    common = ["--quiet", "--json", "-", "--atlas", str(tmp_path / "atlas")]
+    sites = ["--site", "resid_post.1", "--site", "resid_post.2"]
+    done = run(command, ["fit", "glass-en", "animals", "--n", "80", *sites, "--out", out, *common])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["state"].startswith("uncalibrated")
+    done = run(command, ["calibrate", out, "glass-en", "animals", "--rate", "0.05", "--n", "200", *common])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["state"] == "calibrated" and told["thresholds"]["reply"]["n"] == 100
+    done = run(command, ["eval", out, "glass-en", "animals", "--n", "80", *common])
+    assert json.loads(done.stdout)["false_alarms"]["reply"]["n"] == 40
+    done = run(command, ["watch", out, "glass-en", "--prompt", "The cat", "--tokens", "6", *common])
+    assert len(json.loads(done.stdout)[0]["scores"]) == 5
+    assert "animals" in run(command, ["show", out]).output
+
+
+def test_a_rate_that_data_cannot_promise_is_refused_before_any_work(tmp_path, glass):
+    out = tmp_path / "m.safetensors"
+    given_ = ["fit", "glass-en", "animals", "--benign", "animals", "--rate", "0.0001", "--out", str(out)]
+    done = CliRunner().invoke(command, given_)
+    assert isinstance(done.exception, UsageError) and "29956 are needed" in str(done.exception) and not out.exists()
+
+
+def test_plain_texts_are_conversations_of_one_turn(glass):
+    talk = texts_as_talks(glass, ["The girl said"])[0]
+    assert talk.turns == ((1, len(talk.ids)),) and talk.label == 0 and talk.group == "text 0"
+
+
+def test_rates_of_other_data_are_exact():
+    found = rate([0.1, 0.5, 0.9, 0.2], 0.4)
+    assert (found.hits, found.n) == (2, 4)
+    assert (found.low, found.high) == pytest.approx(tuple(stats.binomtest(2, 4).proportion_ci(method="exact")))
