@@ -1,0 +1,1 @@
+"""Audits: does a model hide something? A fixed budget, and hypotheses that are written down before they are tested."""
