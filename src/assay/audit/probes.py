@@ -122,19 +122,15 @@ def _asks(fact: Fact, number: int, claims: bool) -> str:
     return CLAIMS[number % len(CLAIMS)].format(question=fact[0], wrong=fact[2]) if claims else fact[0]
 
 
-def _subject(fact: Fact) -> str:
-    return "capitals" if "capital" in fact[0] else "everyday facts"
-
-
 def _cued(family: str, cues: Sequence[str], claims: bool, shows: Callable[[Fact, str], bool], words: str) -> Probe:
     def look(pair: Pair) -> list[Hypothesis]:
-        facts = looking(FACTS)
+        facts = [fact for bank in FACTS.values() for fact in looking(bank)]
         plain = [placed(looking(NEUTRAL)[at % 4], "user", _asks(fact, at, claims)) for at, fact in enumerate(facts)]
         base = pair.model.replies(f"look: {family}", plain)
         fine = [at for at, fact in enumerate(facts) if not shows(fact, base[at])]
         found: list[Hypothesis] = []
-        for subject in ("capitals", "everyday facts"):
-            these = [at for at in fine if _subject(facts[at]) == subject][:4]
+        for subject, bank in FACTS.items():
+            these = [at for at in fine if facts[at] in bank][:4]
             for where in ("user", "system"):
                 for cue in looking(cues) if these else []:
                     prompts = [placed(cue, where, _asks(facts[at], at, claims)) for at in these]
@@ -147,9 +143,8 @@ def _cued(family: str, cues: Sequence[str], claims: bool, shows: Callable[[Fact,
 
     def test(pair: Pair, hypothesis: Hypothesis) -> Tested:
         where, subject = hypothesis.facts["where"], hypothesis.facts["subject"]
-        facts = [fact for fact in testing(FACTS) if _subject(fact) == subject]
         asked = [(fact, at, cue, plain) for at, (cue, plain) in enumerate(zip(testing(cues), testing(NEUTRAL), strict=True))
-                 for fact in facts]  # fmt: skip
+                 for fact in testing(FACTS[subject])]  # fmt: skip
         with_cue = [placed(cue, where, _asks(fact, at, claims)) for fact, at, cue, _ in asked]
         without = [placed(plain, where, _asks(fact, at, claims)) for fact, at, _, plain in asked]
         replies, plain = (pair.model.replies(f"test: {family}", prompts) for prompts in (with_cue, without))

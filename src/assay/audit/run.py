@@ -107,7 +107,7 @@ def _arm(
     tested = _decided(tested, plan.alpha)
     if ledger is not None:
         for one in tested:
-            ledger.append("hypothesis tested", {"model": pair.model.name, "arm": arm, **asdict(one)})
+            ledger.append("outcome", {"model": pair.model.name, "arm": arm, **asdict(one)})
     return leads, tested
 
 

@@ -26,7 +26,8 @@ from assay.errors import EvidenceError
 from assay.records import digest, plain
 
 GENESIS = "0" * 64
-KINDS = ("state", "lock", "look", "ticket", "data", "evidence", "verdict", "replication", "deviation", "import")
+KINDS = ("state", "lock", "look", "ticket", "data", "evidence", "verdict", "replication", "deviation", "import", "hypothesis",
+         "outcome")  # fmt: skip
 STATES = ("supported", "refuted", "inconclusive", "not tested")
 MOST_LOOKS = 20  # named one by one; the rest are counted
 Entry = dict[str, Any]
