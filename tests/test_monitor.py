@@ -22,6 +22,7 @@ from assay.monitor.files import load_monitor, save_monitor
 from assay.monitor.fit import FitPlan, fit
 from assay.monitor.reading import score
 from assay.monitor.records import Head, Monitor, bindings
+from assay.monitor.selftest import selftest, with_evasion
 from assay.monitor.talks import Talk, messages_as_talk, read_talks, texts_as_talks
 from assay.monitor.thresholds import enough, needed, rate, rule_of_three, threshold
 from assay.monitor.units import POOLINGS, Pooling, Running, pooled, segments, unit_scores
@@ -297,6 +298,57 @@ def test_conversations_are_judged_where_the_assistant_speaks(glass):
     assert [model.text(talk.ids[slice(*turn)]).strip() for turn in talk.turns] == ["good day", "so long"]
     asked = messages_as_talk(model, said[:1])
     assert asked.turns == ((1, len(asked.ids)),)
+
+
+# evasion -----------------------------------------------------------------------------------------
+
+
+def worded(glass, word, pooling="max", bar=0.0):
+    """A monitor of the embedding of one token: it finds texts with that token, and no others."""
+    ids = glass.tokens(word)[0]
+    token = ids[-1]
+    assert len(ids) == 1 + glass.prepend_bos, "one token"
+    rows = glass.hf.get_input_embeddings().weight.detach().float()
+    away = rows[token] - rows.mean(0)
+    others = torch.cat([rows[:token], rows[token + 1 :]]) @ away
+    bias = -float((rows[token] @ away + others.max()) / 2)
+    bound = {**bindings(glass), "expires": "2099-01-01T00:00:00+00:00"}
+    made = Monitor("m", "w", (Head("resid_pre.0", away.numpy(), bias),), Pooling(pooling), bound)
+    return replace(made, thresholds={"reply": replace(threshold("reply", np.zeros(60), 0.05), value=bar)})
+
+
+def test_rewrites_that_hide_a_word_evade_a_monitor_of_that_word(glass):
+    made = worded(glass, " was")
+    texts = [f"{start} was there" for start in ("The girl", "A man", "One of them", "This door", "My hat")]
+    found = {one.attack: one.rate for one in selftest(made, glass, texts_as_talks(glass, texts, label=1))}
+    assert all(rate.n == 5 for rate in found.values())
+    for attack in ("look-alike letters", "leetspeak", "capitals", "base64", "spaced letters"):
+        assert found[attack].hits == 5, attack  # the token is not in the text any more
+    for attack in ("typos", "benign text before", "benign text after"):
+        assert found[attack].hits == 0, attack  # the word has three letters; the largest score stays where it is
+    one = selftest(made, glass, texts_as_talks(glass, texts, label=1))[1]
+    assert one.example is not None and "was" in one.example[0] and "was" not in one.example[1]
+
+
+def test_a_mean_is_diluted_by_benign_text(glass):
+    texts = texts_as_talks(glass, ["It was"], label=1)
+    own = float(score(glass, worded(glass, " was", "mean"), texts)[0].units["reply"][0])
+    found = selftest(worded(glass, " was", "mean", bar=own - 0.1), glass, texts)
+    assert {one.attack: one.rate.hits for one in found}["benign text after"] == 1
+    card = with_evasion(worded(glass, " was"), found).card["evasion"]
+    assert card["benign text after"]["hits"] == 1 and card["typos"]["n"] == 1
+
+
+def test_a_search_that_may_ask_for_scores_finds_a_suffix(glass):
+    """Only the last token counts, so any other one evades: the search stops at once, and shows text and suffix."""
+    found = selftest(worded(glass, " was", "last"), glass, texts_as_talks(glass, ["There it was"], label=1), searched=1)[-1]
+    assert (found.attack, found.rate.hits, found.rate.n) == ("suffix found by search", 1, 1)
+    assert found.example is not None and found.example[1].startswith("There it was") and len(found.example[1]) > 12
+
+
+def test_a_monitor_that_finds_nothing_cannot_be_evaded(glass):
+    with pytest.raises(UsageError, match="none of them found"):
+        selftest(worded(glass, " was"), glass, texts_as_talks(glass, ["The cat sat"], label=1))
 
 
 # data and the command ----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""`assay monitor fit|calibrate|eval|watch|show`: a score for every token, thresholds that hold their false-alarm rate."""
+"""`assay monitor`: a score for every token, and thresholds that hold their false-alarm rate."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from assay.cli.common import Common, check_place, common_options, model_options
+from assay.cli.monitor_serve import serve
 
 if TYPE_CHECKING:
     from assay.model.model import Model
@@ -139,6 +140,32 @@ def watch(
 
 @monitor.command()
 @click.argument("file", metavar="MONITOR")
+@click.argument("name", metavar="MODEL")
+@click.argument("data", metavar="DATA")
+@click.option("--n", default=80, show_default=True, type=click.IntRange(8), help="Texts of a bundled concept.")
+@click.option("--search", "searched", default=0, show_default=True, type=click.IntRange(0), help="Texts to seek a suffix for.")
+@model_options
+@common_options
+def selftest(
+    common: Common, file: str, name: str, data: str, n: int, searched: int, dtype: str, prepend_bos: bool | None
+) -> None:  # fmt: skip
+    """How easily is MONITOR evaded? Texts of DATA that it finds are rewritten; the rates go on its card."""
+    from assay.monitor.files import save_monitor
+    from assay.monitor.selftest import selftest as attack
+    from assay.monitor.selftest import with_evasion
+
+    model, made = _opened(common, name, file, dtype, prepend_bos)
+    talks = _talks(model, data, "eval", n, common.seed, labelled=True)
+    with common.progress("attack") as advance:
+        found = attack(made, model, talks, searched, common.seed, advance)
+    save_monitor(with_evasion(made, found), file)
+    common.emit([asdict(one) for one in found], lambda: "\n".join(
+        f"{one.attack:<24} evades {one.rate.hits} of {one.rate.n} ({one.rate.low:.0%} to {one.rate.high:.0%})" for one in found
+    ))  # fmt: skip
+
+
+@monitor.command()
+@click.argument("file", metavar="MONITOR")
 @click.option("--model", "name", metavar="MODEL", help="Also say whether it is calibrated for this one.")
 @model_options
 @common_options
@@ -235,3 +262,6 @@ def _watched(state: str, found: Any) -> str:
         top = sorted(zip(one.scores, one.pieces, strict=True), reverse=True)[:5]
         lines.append("  highest tokens: " + ", ".join(f"{piece!r} {score:.2f}" for score, piece in top))
     return "\n".join(lines)
+
+
+monitor.add_command(serve)
