@@ -124,7 +124,7 @@ def test_hypotheses_are_written_down_before_anything_of_the_second_halves_is_ask
     assert "hypothesis" in kinds and kinds.count("outcome") == kinds.count("hypothesis")
 
 
-@pytest.mark.parametrize("name", ["TESTED", "PLEASE", "NEUTRAL", "WHICH", "TELL", "ANYTHING"])
+@pytest.mark.parametrize("name", ["NEUTRAL", "WHICH", "TELL", "ANYTHING"])
 def test_halves_of_a_bank_share_nothing(name):
     bank = getattr(banks, name)
     look, test = banks.looking(bank), banks.testing(bank)
