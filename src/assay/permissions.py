@@ -9,6 +9,8 @@
 3. An entry is written under a file lock and flushed to the disk before `record` returns. A writer that is killed leaves
    at most half a line, which the next writer replaces by an entry that says so, or a head that is one entry behind.
 
+4. An answer of an edited or changed model carries `disclosure(..)`, so that no program takes it for the model's own.
+
 Anyone who may write the directory may rewrite log and head together; the chain makes anything less visible.
 """
 
@@ -32,6 +34,12 @@ DEFAULT = "intervene"
 VARIABLE = "ASSAY_ALLOW"
 LOG, HEAD, LOCK = "audit.jsonl", "audit.head", ".audit.lock"
 GENESIS = "0" * 64
+CHANGED = {
+    "steered": "Activations were pushed along a direction while this was written: it is not what the model says by itself.",
+    "edited": "Activations were edited while this was measured: it is not what the model does by itself.",
+    "weights": "Weights were changed: this is not the model as it was published.",
+    "blocked": "A monitor raised an alert, and the answer was withheld or cut.",
+}  # what was done to an answer: what people are told
 SHORTEST = 8  # letters and digits of a reason
 PATIENCE = 30.0  # seconds to wait for another writer
 RETRIES = 20  # readings of a log that is being written to
@@ -79,6 +87,17 @@ def require(role: str, *, reason: str | None = None, granted: str | None = None)
     return Grant(role, words)
 
 
+def disclosure(what: str, **facts: Any) -> dict[str, Any]:
+    """The marker that goes with every answer that is not the model's own: {"modified", "what", "note", ..}.
+
+    `what`: a key of `CHANGED`; `facts`: what it was changed with (a direction, a site, a monitor), as plain JSON values.
+    Raises UsageError for another word.
+    """
+    if what not in CHANGED:
+        raise bad_argument("what", what, ", ".join(CHANGED))
+    return {"modified": True, "what": what, "note": CHANGED[what], **plain(facts)}
+
+
 # the log -----------------------------------------------------------------------------------------
 
 
@@ -105,6 +124,21 @@ def record(folder: str | Path, action: str, body: Mapping[str, Any], grant: Gran
     except OSError as error:
         why = error.strerror or error
         raise StoreError(f"audit log {path}: cannot be written ({why}), so {action!r} is not in it.") from error
+
+
+def forget_only_entry(folder: str | Path) -> None:
+    """Remove a folder that holds nothing but a log of one entry: what was asked for was refused, and nothing was done."""
+    place = Path(folder)
+    try:
+        with FileLock(place / LOCK, timeout=PATIENCE):
+            last, torn = _end(place / LOG)
+            if last is None or last["index"] or torn or {each.name for each in place.iterdir()} - {LOG, HEAD, LOCK}:
+                return
+            for name in (LOG, HEAD, LOCK):
+                (place / name).unlink(missing_ok=True)
+        place.rmdir()
+    except (OSError, Timeout):  # somebody else is at work in it: then it stays
+        return
 
 
 def entries(folder: str | Path) -> Iterator[Entry]:

@@ -104,7 +104,8 @@ class Agents:
             return answer({"error": about}, str(error), failed=True)
         record = clean(found["record"])
         kept = found.get("head", {}).get("id")
-        whole = {"record": record, **({"result": f"{SCHEME}://results/{kept}"} if kept else {})}
+        told = {"disclosure": found["disclosure"]} if "disclosure" in found else {}  # first: it is never cut off
+        whole = {**told, "record": record, **({"result": f"{SCHEME}://results/{kept}"} if kept else {})}
         return answer(bounded(whole), shortened(whole))
 
     async def list_resources(self, ctx: Context, params: types.PaginatedRequestParams | None) -> types.ListResourcesResult:
@@ -146,8 +147,11 @@ class Agents:
         if parts.scheme != SCHEME or parts.netloc not in ("pages", "results"):
             raise bad_argument("uri", uri, f"{SCHEME}://pages/NAME?argument=value or {SCHEME}://results/ID")
         if parts.netloc == "results":
+            self.workspace.viewed("result", {"result": name})
             return kept_result(self.workspace.atlas, name)
-        return make_document(self.workspace, name, dict(parse_qsl(parts.query)))
+        document = make_document(self.workspace, name, dict(parse_qsl(parts.query)))
+        self.workspace.viewed(name, document["params"])
+        return document
 
 
 def make_server(workspace: "Workspace") -> Server[Any]:
@@ -205,7 +209,10 @@ async def _over_stdio(workspace: "Workspace") -> None:
 
 def serve_stdio(workspace: "Workspace") -> None:
     """Serve one client over standard input and output, until it closes them."""
-    anyio.run(_over_stdio, workspace)
+    try:
+        anyio.run(_over_stdio, workspace)
+    finally:
+        workspace.views.flush()
 
 
 def http_app(workspace: "Workspace", token: str, host: str = "127.0.0.1") -> "ASGIApp":
@@ -231,4 +238,7 @@ def serve_http(workspace: "Workspace", token: str, port: int, ready: Callable[[s
             raise bad_argument("--port", port, f"a port that is free ({error.strerror or error}); 0 takes any") from error
         ready(f"http://{host}:{bound.getsockname()[1]}{PATH}")
         config = uvicorn.Config(http_app(workspace, token, host), log_level="warning", access_log=False)
-        uvicorn.Server(config).run(sockets=[bound])
+        try:
+            uvicorn.Server(config).run(sockets=[bound])
+        finally:
+            workspace.views.flush()

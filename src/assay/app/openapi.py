@@ -123,13 +123,14 @@ def _schemas() -> Spec:
         "error": {"anyOf": [_ref("Fault"), {"type": "null"}]}, "result": _ref("Result"),
     }  # fmt: skip
     maybe = {"type": ["string", "null"]}
+    told = {**_object(modified=flag, what=text, note=text), "description": "There where the model was edited or changed."}
     page = {"page": text, "title": text, "summary": text, "group": text, "listed": flag, "parameters": anything}
     verb = {"name": text, "role": {"enum": ["read", "intervene", "modify"]}, "summary": text, "long": flag, "spends": flag,
             "allowed": flag, "parameters": anything}  # fmt: skip
     return {
         **found, "DocumentRecord": whole, "AnyBlock": block,
         "Fault": _object(message=text, argument=text, hint=text), "Refusal": _object(error=_ref("Fault")),
-        "Result": {"type": "object", "properties": {"record": {}, "blocks": _list(_ref("AnyBlock"))},
+        "Result": {"type": "object", "properties": {"record": {}, "blocks": _list(_ref("AnyBlock")), "disclosure": told},
                    "required": ["record", "blocks"]},
         "Job": {"type": "object", "properties": job, "required": [name for name in job if name != "result"]},
         "Jobs": _object(jobs=_list(_ref("Job"))),

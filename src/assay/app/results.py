@@ -16,6 +16,7 @@ from typing import Any
 from assay.app.documents import clean
 from assay.errors import StoreError, bad_argument
 from assay.files import write_file
+from assay.permissions import disclosure
 from assay.records import digest
 
 FOLDER = "results"
@@ -27,10 +28,17 @@ Result = dict[str, Any]
 def keep_result(
     atlas: Path, verb: str, arguments: Mapping[str, Any], model: str, title: str, result: Mapping[str, Any]
 ) -> Result:
-    """Write a result (`record` and `blocks`) and return it with its head. `model`: digest of the model it was measured on."""
+    """Write a result (`record` and `blocks`) and return it with its head. `model`: digest of the model it was measured on.
+
+    The head of what an edited or changed model gave has a `disclosure`.
+    """
+    from assay.app.verbs import verbs
+
+    changes = verbs().get(verb).changes if verb in verbs() else ""
     name = f"{verb}-{digest([verb, model, dict(arguments)])[:12]}"
     head = {"id": name, "verb": verb, "arguments": dict(arguments), "model": model, "title": title,
-            "made": datetime.now(UTC).isoformat(timespec="seconds")}  # fmt: skip
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            **({"disclosure": disclosure(changes, by=verb)} if changes else {})}  # fmt: skip
     folder = atlas / FOLDER
     body = clean({"record": result["record"], "blocks": result["blocks"]})
     write_file(folder / f"{name}.json", json.dumps(body, allow_nan=False).encode())

@@ -10,10 +10,7 @@
 """
 
 import hmac
-import ipaddress
 import json
-import secrets
-import socket
 from collections.abc import Iterable
 from urllib.parse import urlsplit
 
@@ -21,12 +18,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from assay.errors import bad_argument
+from assay.serving.access import ANYWHERE, is_loopback, is_number, names_of, token_for
 
 LARGEST = 2 << 20  # bytes of a request's body
-SHORTEST = 16  # characters of a token that is chosen by hand
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-ANYWHERE = ("0.0.0.0", "::")
 POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; font-src 'self';"
           " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")  # fmt: skip
 HEADERS = {
@@ -39,41 +33,6 @@ HEADERS = {
 
 class TooLarge(Exception):
     """A body went over the limit while it came in."""
-
-
-def new_token() -> str:
-    """256 random bits."""
-    return secrets.token_urlsafe(32)
-
-
-def token_for(host: str, given: str | None) -> str:
-    """The token of a server: given, else a new one. Off loopback one must be given, so that somebody chose to open it."""
-    if given is None and not is_loopback(host):
-        raise bad_argument("--token", None, f"a token of at least {SHORTEST} characters, since --host {host} is not loopback",
-                           "Make one: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'")  # fmt: skip
-    if given is not None and (len(given) < SHORTEST or not given.isascii() or not given.isprintable() or " " in given):
-        raise bad_argument("--token", "…", f"at least {SHORTEST} printable ASCII characters without spaces")
-    return given or new_token()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host is this machine and nothing else."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def names_of(host: str) -> frozenset[str]:
-    """The names a server on `host` answers to."""
-    found = {host.lower()}
-    if is_loopback(host):
-        found.update(LOOPBACK)
-    elif host in ANYWHERE:
-        found.update({*LOOPBACK, socket.gethostname().lower(), socket.getfqdn().lower()})
-    return frozenset(found)
 
 
 class Guard:
@@ -124,19 +83,11 @@ class Guard:
             return False
         if name in self.names:
             return True
-        return self.anywhere and _is_number(name)
+        return self.anywhere and is_number(name)
 
     def _admits(self, header: str) -> bool:
         kind, _, token = header.partition(" ")
         return kind.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self.token)
-
-
-def _is_number(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def problem(status: int, message: str, argument: str = "", hint: str = "", headers: dict[str, str] | None = None) -> Response:
@@ -176,3 +127,6 @@ def _with_headers(send: Send, path: str) -> Send:
         await send(message)
 
     return sending
+
+
+__all__ = ["LARGEST", "Guard", "TooLarge", "is_loopback", "names_of", "problem", "token_for", "too_large"]

@@ -108,6 +108,7 @@ class _Server:
         """Streams end at their next look; jobs stop at their next step and are interrupted."""
         self.ending = True
         self.jobs.close()
+        self.workspace.views.flush()
 
     # pages -----------------------------------------------------------------------------------
 
@@ -134,7 +135,9 @@ class _Server:
         name = request.path_params["name"]
         if name not in pages():
             raise NotHere(str(bad_argument("page", name[:80], ", ".join(pages().names()))))
-        return await to_thread.run_sync(make_document, self.workspace, name, single(request.query_params.multi_items()))
+        document = await to_thread.run_sync(make_document, self.workspace, name, single(request.query_params.multi_items()))
+        self.workspace.viewed(name, document["params"])
+        return document
 
     # verbs -----------------------------------------------------------------------------------
 
@@ -159,7 +162,11 @@ class _Server:
                 raise NotAllowed(str(error)) from error
         if not found.long:
             return run_verb(self.workspace, name, given)
-        self.workspace.require(found.role, checked(found.parameters, given, f"verb {name}").get("reason"))
+        try:
+            self.workspace.require(found.role, checked(found.parameters, given, f"verb {name}").get("reason"))
+        except AssayError:
+            run_verb(self.workspace, name, given)  # refuses it as well, and writes that down
+            raise
         return {"job": self.jobs.add(name, given).id}
 
     # jobs ------------------------------------------------------------------------------------

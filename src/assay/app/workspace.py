@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assay import permissions
+from assay.app.views import Views
 from assay.atlas.database import FILE, HEAD
 from assay.atlas.store import Atlas
 from assay.errors import AssayError, bad_argument
@@ -52,6 +53,7 @@ class Workspace:
         self._dictionaries: dict[str, Dictionary] = {}
         self._mapped: Mapped | None = None
         self._counts: tuple[tuple[int, ...] | None, dict[str, int]] | None = None
+        self.views = Views(lambda body: self.log("pages viewed", body))
 
     # atlas -----------------------------------------------------------------------------------
 
@@ -185,6 +187,11 @@ class Workspace:
     def allows(self, role: str) -> bool:
         """Whether the workspace's role has the rights of `role`."""
         return permissions.ROLES.index(self.role) >= permissions.ROLES.index(role)
+
+    def viewed(self, page: str, params: Mapping[str, Any]) -> None:
+        """A page was shown to somebody; written to the audit log a little later (`views`)."""
+        if not self.is_empty:
+            self.views.note(page, params)
 
     def log(self, action: str, body: Mapping[str, Any], grant: Grant | None = None) -> None:
         """One entry in the atlas's audit log. Raises StoreError or TamperedError when it cannot be written."""

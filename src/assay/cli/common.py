@@ -1,4 +1,4 @@
-"""What every command has: `--json FILE|-`, `--seed`, `--device`, `--atlas DIR`, `--quiet`.
+"""What every command has: `--json FILE|-`, `--seed`, `--device`, `--atlas DIR`, `--quiet`, `--require-signature`.
 
     @click.command()
     @common_options
@@ -10,6 +10,7 @@ Progress goes to stderr and is not shown with --quiet; what a command finds goes
 
 import functools
 import json
+import logging
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -20,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from assay.cli.roles import permitted
 from assay.errors import UsageError, bad_argument
 from assay.files import write_file
 
 if TYPE_CHECKING:
     from assay.model.model import Model
 
+REQUIRE = "ASSAY_REQUIRE_SIGNATURE"  # as in assay.signing, which is not loaded here
 PIPED_WIDTH = 110  # columns where the output is no terminal
 OPTIONS = (
     click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON; - for standard output."),
@@ -33,6 +36,7 @@ OPTIONS = (
     click.option("--device", default="cpu", show_default=True, help="As torch names it."),
     click.option("--atlas", default="./atlas", show_default=True, metavar="DIR", help="Where results are kept."),
     click.option("--quiet", is_flag=True, help="No progress and no notes."),
+    click.option("--require-signature", is_flag=True, help="Take only files that a trusted key signed: assay sign --help."),
 )
 
 
@@ -93,16 +97,59 @@ class Common:
 
 
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options and hands them to the command as `common`. Refuses an unwritable --json early."""
+    """Adds the options and hands them to the command as `common`. Refuses an unwritable --json early.
+
+    The command's role is required and its entry written to the audit log before it runs (`roles.py`).
+    """
 
     @functools.wraps(command)
-    def wrapped(*, json_to: str | None, seed: int, device: str, atlas: str, quiet: bool, **options: Any) -> Any:
+    def wrapped(
+        *, json_to: str | None, seed: int, device: str, atlas: str, quiet: bool, require_signature: bool, **options: Any
+    ) -> Any:
         check_json_target(json_to)
-        return command(common=Common(json_to, seed, device, Path(atlas), quiet), **options)
+        with permitted(Path(atlas), options), signatures_told(quiet, require_signature):
+            return command(common=Common(json_to, seed, device, Path(atlas), quiet), **options)
 
     for option in reversed(OPTIONS):
         wrapped = option(wrapped)
     return wrapped
+
+
+@contextmanager
+def signatures_told(quiet: bool, require: bool) -> Iterator[None]:
+    """What is loaded unsigned, or with a signature that is not a trusted one, is said on stderr, once each.
+
+    `require`: such files are refused while this lasts.
+    """
+    heard = _Heard(quiet)
+    logger, before = logging.getLogger("assay.signing"), os.environ.get(REQUIRE)
+    level = logger.level
+    logger.addHandler(heard)
+    logger.setLevel(logging.INFO)
+    if require:
+        os.environ[REQUIRE] = "1"
+    try:
+        yield
+    finally:
+        logger.removeHandler(heard)
+        logger.setLevel(level)
+        if require:
+            os.environ.pop(REQUIRE)
+            os.environ.update({} if before is None else {REQUIRE: before})
+
+
+class _Heard(logging.Handler):
+    """Prints each message once."""
+
+    def __init__(self, quiet: bool) -> None:
+        super().__init__(logging.INFO)
+        self.quiet, self.told = quiet, set[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if not self.quiet and text not in self.told:
+            self.told.add(text)
+            click.echo(f"note: {text}", err=True)
 
 
 def model_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -53,15 +53,15 @@ def fit(
 
     check_place("--out", out, folder=False)
     model = common.load(name, dtype, prepend_bos)
-    talks = _talks(model, data, "fit", n, common.seed, labelled=True)
-    safe = _benign(_talks(model, benign, "benign", n, common.seed))
+    talks = _talks(model, data, "fit", n, common, labelled=True)
+    safe = _benign(_talks(model, benign, "benign", n, common))
     if benign:
         enough("reply", len(safe), target)
     plan = FitPlan(sites or None, ensemble, pooling, width, days=days, seed=common.seed)
     with common.progress("fit") as advance:
         made = fit_monitor(model, talks, Path(out).stem, watches or Path(data).stem, plan, advance)
     if benign:
-        tune = _talks(model, data, "tune", n, common.seed, labelled=True) if _bundled(data) else []
+        tune = _talks(model, data, "tune", n, common, labelled=True) if _bundled(data) else []
         with common.progress("calibrate", len(safe)) as advance:
             made = set_thresholds(made, model, safe, target, units or ("reply", "conversation"), tune, common.seed, advance)
     save_monitor(made, out)
@@ -88,8 +88,8 @@ def calibrate(
     from assay.monitor.files import save_monitor
 
     model, made = _opened(common, name, file, dtype, prepend_bos)
-    safe = _benign(_talks(model, data, "benign", n, common.seed))
-    known = _talks(model, labelled, "tune", n, common.seed, labelled=True) if labelled else []
+    safe = _benign(_talks(model, data, "benign", n, common))
+    known = _talks(model, labelled, "tune", n, common, labelled=True) if labelled else []
     with common.progress("calibrate", len(safe)) as advance:
         made = set_thresholds(made, model, safe, target, units or ("reply", "conversation"), known, common.seed, advance)
     save_monitor(made, out or file)
@@ -111,8 +111,8 @@ def evaluate(
     from assay.monitor.evaluate import evaluate as measure
 
     model, made = _opened(common, name, file, dtype, prepend_bos)
-    talks = _talks(model, data, "eval", n, common.seed, labelled=True)
-    known = _talks(model, train or (data if _bundled(data) else None), "fit", 120, common.seed, labelled=True)
+    talks = _talks(model, data, "eval", n, common, labelled=True)
+    known = _talks(model, train or (data if _bundled(data) else None), "fit", 120, common, labelled=True)
     with common.progress("measure", len(talks)) as advance:
         found = measure(made, model, talks, known, common.seed, advance)
     common.emit(asdict(found), lambda: _measured(found))
@@ -155,7 +155,7 @@ def selftest(
     from assay.monitor.selftest import with_evasion
 
     model, made = _opened(common, name, file, dtype, prepend_bos)
-    talks = _talks(model, data, "eval", n, common.seed, labelled=True)
+    talks = _talks(model, data, "eval", n, common, labelled=True)
     with common.progress("attack") as advance:
         found = attack(made, model, talks, searched, common.seed, advance)
     save_monitor(with_evasion(made, found), file)
@@ -193,15 +193,24 @@ def _bundled(data: str | None) -> bool:
 
 
 def _talks(
-    model: "Model", data: str | None, use: str, n: int, seed: int, labelled: bool = False
+    model: "Model", data: str | None, use: str, n: int, common: Common, labelled: bool = False
 ) -> "list[Talk]":  # fmt: skip
-    """A file of texts or conversations, or a split of a bundled concept: fit, tune, benign and eval are apart."""
+    """A file of texts or conversations, or a split of a bundled concept: fit, tune, benign and eval are apart.
+
+    What is read of a bundled concept is in the ledger as a look: claims stated on it afterwards are exploratory.
+    """
+    from assay.atlas.store import Atlas
     from assay.data.concepts import load_concept
+    from assay.evidence.claims import record_look
     from assay.monitor.talks import read_talks, talks_of
 
     if data is None:
         return []
-    return talks_of(model, load_concept(data, BUNDLED[use], n, seed)) if _bundled(data) else read_talks(model, data, labelled)
+    if not _bundled(data):
+        return read_talks(model, data, labelled)
+    examples = load_concept(data, BUNDLED[use], n, common.seed)
+    record_look(Atlas(common.atlas), model.digest, f"monitor {use} {data}, {BUNDLED[use]}", examples)
+    return talks_of(model, examples)
 
 
 def _benign(talks: "list[Talk]") -> "list[Talk]":

@@ -44,6 +44,7 @@ from assay.records import (
     digest,
     plain,
 )  # fmt: skip
+from assay.signing import check_signature
 
 FORMAT, VERSION = "assay claim card", 1
 MOST_BYTES, MOST_ROWS, MOST_DRAWS, MOST_ALPHA = 64 << 20, 1_000_000, 100_000, 0.2
@@ -114,7 +115,10 @@ def error_rates(kind: str) -> dict[str, Any] | None:
 
 
 def read_card(path: Path) -> Card:
-    """A card from a file, checked. Raises EvidenceError for what is no card, TamperedError for what does not follow."""
+    """A card from a file, checked, its signature too.
+
+    Raises EvidenceError for what is no card, TamperedError for what does not follow, and what `check_signature` raises.
+    """
     try:
         if path.stat().st_size > MOST_BYTES:
             raise EvidenceError(f"card {path}: {path.stat().st_size >> 20} MB; allowed: up to {MOST_BYTES >> 20} MB.")
@@ -124,6 +128,7 @@ def read_card(path: Path) -> Card:
     except (ValueError, RecursionError) as error:
         raise EvidenceError(f"card {path}: no JSON ({error}). Give the file that `assay claim export --out FILE.json`"
                             " wrote.") from error  # fmt: skip
+    check_signature(path, "claim")
     check_card(card)
     return card
 

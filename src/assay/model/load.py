@@ -28,6 +28,7 @@ from assay.model.find import PICKLES, Found, find_model, use_safetensors
 from assay.model.model import Model
 from assay.model.offload import home
 from assay.model.packaged import PACKAGED, list_models
+from assay.signing import INSIDE, REPAIRED, check_signature
 
 __all__ = ["LoadOptions", "Loaded", "list_models", "load_hf", "load_model"]
 
@@ -113,6 +114,8 @@ def load_hf(
         found, hf = _adopt(model, tokenizer, torch_dtype, torch_device, options)
     else:
         found = find_model(model)
+        if found.local:
+            check_folder(Path(found.where))
         with _quiet(found.local):
             hf = _read_weights(found, torch_dtype, options)
             if not found.local:
@@ -126,6 +129,14 @@ def load_hf(
     _refuse_misfit(tokenizer, hf, found)
     prepend, bos_id = _bos(found, tokenizer, prepend_bos)
     return Loaded(hf, tokenizer, found.name, found.source, prepend, bos_id)
+
+
+def check_folder(folder: Path) -> None:
+    """The signature of a repaired model, or of any folder that carries one. Raises as `assay.signing.check_signature`."""
+    if (folder / REPAIRED).is_file():
+        check_signature(folder, "model")
+    elif (folder / INSIDE).is_file():
+        check_signature(folder)
 
 
 def refuse_reading_ahead(hf: Any, name: str) -> None:

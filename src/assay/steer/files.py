@@ -8,7 +8,7 @@
 4. Any reader of safetensors gets the vector; any other vector file is read by `assay.steer.directions.from_file`, which asks
    for the site. Nothing in a file is executed; the size is limited; files are written beside and renamed.
 
-The hash shows that a file is whole. It does not show who wrote it.
+The hash shows that a file is whole. It does not show who wrote it; a signature (`assay.signing`) is checked on loading.
 """
 
 import json
@@ -27,6 +27,7 @@ from assay.errors import StoreError, UsageError, bad_argument
 from assay.files import write_file
 from assay.model.model import Model
 from assay.records import digest
+from assay.signing import check_signature, forget_signature
 from assay.sites import Site, parse_site
 from assay.steer.directions import Direction, from_file, vector_site
 
@@ -55,6 +56,7 @@ def save_direction(direction: Direction, path: str | Path) -> Path:
     except (TypeError, ValueError, RecursionError) as error:
         raise bad_argument("direction", direction.name, "a card and source of plain, finite values", str(error)) from error
     write_file(path, save({TENSOR: vector}, metadata={KEY: json.dumps(record, sort_keys=True)}))
+    forget_signature(path)
     return path
 
 
@@ -64,10 +66,12 @@ def load_direction(
     """A saved direction, for this model and site (None: the site it was made at).
 
     Raises UsageError for another model, tokenizer or site, unless `allow` names it ("model", "tokenizer", "site"), and for a
-    site it does not fit; StoreError for a file that is none, is damaged or is of a later version.
+    site it does not fit; StoreError for a file that is none, is damaged or is of a later version; as `check_signature`.
     """
     if unknown := set(allow) - set(ALLOWED):
         raise bad_argument("allow", sorted(unknown), ", ".join(ALLOWED))
+    if is_direction(path):
+        check_signature(path, "direction")
     direction = _read(Path(path))
     if site is not None:
         direction = _moved(direction, str(_resolved(site, model)), path, allow)

@@ -26,7 +26,9 @@ def kept_page(
         return Made([*([] if items else [text("empty", empty)]), *asked, *listed], empty=not items)
     found = kept_result(workspace.atlas, arguments["result"])
     claim = found["record"].get("claim") if isinstance(found["record"], dict) else None
-    return Made([*found["blocks"], *_state(claim), *asked, *listed], title=found["head"]["title"])
+    told = found["head"].get("disclosure")
+    marked = [text("disclosure", told["note"])] if isinstance(told, dict) and isinstance(told.get("note"), str) else []
+    return Made([*marked, *found["blocks"], *_state(claim), *asked, *listed], title=found["head"]["title"])
 
 
 def item_of(head: Mapping[str, Any], address: str) -> LinkItem:

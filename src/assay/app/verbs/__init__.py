@@ -1,7 +1,7 @@
 """Verbs: what people do through the app, and agents through their own server. The same list, roles, ledger and log for both.
 
 1. A verb is a function of a workspace, checked arguments and a report of its progress. It returns {"record": plain JSON,
-   "blocks": blocks to show}. One file in this folder may register several:
+   "blocks": blocks to show}; what an edited model gave also has a `disclosure`. One file in this folder may register several:
 
        @verb("find_features", "read", "Features by what is said of them.", required=("query",), query=string("Words."))
        def find_features(workspace, arguments, report): return {"record": ..., "blocks": [...]}
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from assay.app.arguments import Schema, checked, schema, string
 from assay.app.documents import clean
 from assay.errors import AssayError
+from assay.permissions import disclosure
 from assay.records import canonical
 from assay.registry import Registry
 
@@ -59,7 +60,8 @@ Run = Callable[["Workspace", Mapping[str, Any], Report], Result]
 class Verb:
     """Something to do. `role`: what it needs (read, intervene, modify); `parameters`: the JSON schema of its arguments.
 
-    `long`: runs as a job. `spends`: it reads sealed data, which is charged in the ledger.
+    `long`: runs as a job. `spends`: it reads sealed data, which is charged in the ledger. `changes`: what its answers are made
+    with, a key of `permissions.CHANGED` ("" for the model as it is); they then carry a `disclosure`.
     """
 
     name: str
@@ -69,20 +71,21 @@ class Verb:
     run: Run
     long: bool = False
     spends: bool = False
+    changes: str = ""
 
 
 VERBS: Registry[Verb] = Registry("verb")
 
 
 def verb(
-    name: str, role: str, summary: str, *, long: bool = False, spends: bool = False, required: Sequence[str] = (),
-    **arguments: Schema,
+    name: str, role: str, summary: str, *, long: bool = False, spends: bool = False, changes: str = "",
+    required: Sequence[str] = (), **arguments: Schema,
 ) -> Callable[[Run], Run]:  # fmt: skip
     """Registers a function as a verb. A verb of role *modify* gets the argument `reason`."""
 
     def add(run: Run) -> Run:
         reason = {"reason": string("Why weights are changed, in words.")} if role == "modify" else {}
-        VERBS.add(name, Verb(name, role, summary, schema(required, **arguments, **reason), run, long, spends))
+        VERBS.add(name, Verb(name, role, summary, schema(required, **arguments, **reason), run, long, spends, changes))
         return run
 
     return add
@@ -111,7 +114,8 @@ def run_verb(workspace: "Workspace", name: str, given: Mapping[str, Any], report
         workspace.log(f"refused: {name}", {**logged, "why": str(error)[:LOGGED]})
         raise
     workspace.log(name, logged, grant)
-    return found.run(workspace, arguments, report or Report())
+    done = found.run(workspace, arguments, report or Report())
+    return {**done, "disclosure": disclosure(found.changes, by=name)} if found.changes else done
 
 
 def _logged(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,8 @@ METHODS = ("eap-ig", "eap", "atp", "exact", "information-flow", "relevance")
 
 
 @verb("circuit_find", "intervene", "Find the smallest circuit that carries a task: scored on discover, sized on tune. States"
-      " the claim that it does; nothing sealed is read. Test it with circuit_test.", long=True, required=("task",),
+      " the claim that it does; nothing sealed is read. Test it with circuit_test.", long=True, changes="edited",
+      required=("task",),
       model=explore.model_name(), task=explore.data_name("task"), corruption=string("Of a bundled task. Default: its first."),
       method=string("How edges are scored.", "eap-ig", METHODS),
       level=string("edge or node. Default: edge; of atp and relevance node.", choices=("edge", "node")),

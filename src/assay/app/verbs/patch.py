@@ -19,7 +19,8 @@ STRONGEST, WIDEST = 12, 64
 
 
 @verb("patch", "intervene", "Activation patching: the share of a task's effect that every cell (layer by position, head or"
-      " component) brings back. Exploration on free splits; finished layers are kept.", long=True, required=("task",),
+      " component) brings back. Exploration on free splits; finished layers are kept.", long=True, changes="edited",
+      required=("task",),
       model=explore.model_name(), task=explore.data_name("task"), corruption=string("Of a bundled task. Default: its first."),
       site=string("resid_pre, resid_mid, resid_post, attn_out, mlp_out, q, k, v, z, components or mlp_act.L", "resid_post"),
       positions=string("all, last, or a label of the task", "all"),

@@ -25,7 +25,7 @@ SIZES = {"discover": 44, "tune": 33}
 
 
 @verb("generate", "intervene", "Continue a text unsteered, steered along a direction, and pushed along a random direction of"
-      " equal size.", long=True, required=("prompt",), model=explore.model_name(),
+      " equal size.", long=True, changes="steered", required=("prompt",), model=explore.model_name(),
       prompt=string("The text to continue.", longest=4000), direction=directions.SAVED, feature=directions.FEATURE,
       concept=directions.CONCEPT, site=directions.SITE,
       dose=number("Fraction of the residual norm; negative: the other way.", 0.2, -5, 5),
@@ -85,7 +85,8 @@ def _ended(model: "Model", tokens: Sequence[int]) -> bool:
 
 
 @verb("dose", "intervene", "Dose and response on tune: the effect on a task at every strength, damage to ordinary text, and"
-      " where text breaks. Chooses layer and strength; sealed data are not read.", long=True, required=("task",),
+      " where text breaks. Chooses layer and strength; sealed data are not read.", long=True, changes="steered",
+      required=("task",),
       model=explore.model_name(), task=explore.data_name("task"), direction=directions.SAVED, feature=directions.FEATURE,
       concept=directions.CONCEPT, site=directions.SITE,
       mode=string("How it is applied.", "add", ("add", "clamp", "project_out", "cap", "floor")),

@@ -77,7 +77,7 @@ def trace_show(workspace: "Workspace", arguments: explore.Arguments, report: Rep
 
 @verb("intervene", "intervene",
       "Change one latent of an attribution graph in the model: what the graph predicts, and what happens.",
-      required=("graph", "node"), graph=string("Its id, as trace gives it.", longest=64),
+      changes="edited", required=("graph", "node"), graph=string("Its id, as trace gives it.", longest=64),
       node=string("A latent of it, latent.LAYER.NUMBER@TOKEN.", longest=100),
       factor=number("What its activation is multiplied by; 0 switches it off.", 0.0, -10, 10))  # fmt: skip
 def intervene(workspace: "Workspace", arguments: explore.Arguments, report: Report) -> Result:

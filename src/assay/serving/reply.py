@@ -1,0 +1,245 @@
+"""One reply while it is made: tokens become text, activations become scores, and nothing is shown before it was judged.
+
+1. A token is shown once it was scored, which is one step after it was picked; without monitors at once.
+2. A token of which nothing is shown (it is, or may become, part of a stop text) is judged when it is settled that it belongs
+   to the reply, in the order of the tokens, so that the units of a monitor are those of the text that is shown.
+3. When the action is to block, an alert ends the reply before what alerted is shown. Without streaming nothing of it is shown.
+"""
+
+import asyncio
+import hashlib
+import time
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from assay.model.stream import Step
+from assay.model.written import Written
+from assay.permissions import disclosure
+from assay.serving.asked import Asked
+from assay.serving.log import Event
+from assay.serving.refused import Refused
+from assay.serving.watch import Alert, Watch, rounded
+
+BLOCKED, STEERED, MODIFIED = "blocked", "steered", "weights"  # words of `permissions.disclosure`
+FILTERED = "content_filter"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text of a choice that may be shown now, and the scores of the tokens it is made of, by monitor."""
+
+    choice: int
+    text: str
+    scores: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A choice is over."""
+
+    choice: int
+    finish: str
+    tokens: int
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The whole request is over, without an answer."""
+
+    problem: Refused
+
+
+Shown = Piece | Done | Failed
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request that is being done. `shown` is read by the task of the client."""
+
+    asked: Asked
+    loop: asyncio.AbstractEventLoop
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    shown: asyncio.Queue[Shown] = field(default_factory=asyncio.Queue)
+    began: float = field(default_factory=time.monotonic)
+    cancelled: bool = False
+
+    @property
+    def rows(self) -> int:
+        return len(self.asked.prompts) * len(self.asked.picks)
+
+    def tell(self, what: Sequence[Shown]) -> None:
+        """From any thread."""
+        try:
+            self.loop.call_soon_threadsafe(lambda: [self.shown.put_nowait(one) for one in what])
+        except RuntimeError:  # the loop has ended, and the client with it
+            self.cancelled = True
+
+
+@dataclass(eq=False)
+class Seen:
+    """What one monitor made of a step: scores (n,), and the activations (n, d) that drift is looked for in."""
+
+    scores: NDArray[Any]
+    activations: NDArray[Any] | None
+
+
+@dataclass(eq=False)
+class _Token:
+    position: int
+    piece: str
+    settled: bool
+    seen: list[tuple[float, Any]] | None = None  # by monitor
+
+
+@dataclass(eq=False)
+class Reply:
+    """One row: a choice of a ticket. `action`: what an alert does."""
+
+    ticket: Ticket
+    choice: int
+    row: int
+    prompt: int
+    written: Written
+    watch: Watch
+    action: str
+    keep_text: bool = False
+    tokens: int = 0
+    marks: dict[str, str] = field(default_factory=dict)
+    alerts: list[dict[str, Any]] = field(default_factory=list)
+    text: str = ""
+    over: bool = False
+    closing: bool = False  # its text has ended, its last token is being scored
+    _queue: deque[_Token] = field(default_factory=deque)
+
+    @property
+    def name(self) -> str:
+        return f"{self.ticket.id}/{self.choice}"
+
+    @property
+    def blocked(self) -> bool:
+        return BLOCKED in self.marks
+
+    def take(self, step: Step, seen: Sequence[Seen], stop: bool) -> tuple[list[Event], list[Shown], list[Alert]]:
+        """A step of this row; `stop`: its token ends the text. Events for the log, what is shown then, and what alerted."""
+        alerts = self._scored(step, seen)
+        if step.token is not None:
+            self.tokens += 1
+            if not stop:
+                self._add(step.token, not seen)
+        events: list[Event] = self._events(step, seen)
+        piece = self._judge(alerts)
+        finish = "stop" if step.finish is not None and self.written.stopped else step.finish
+        if finish is not None and not self.blocked:
+            piece, changed = self._last(piece, alerts)
+            events += changed
+        if self.blocked:
+            finish = FILTERED
+        shown: list[Shown] = []
+        events += [self._alert(alert) for alert in alerts]
+        self.text += piece.text
+        if piece.text or piece.scores:
+            shown.append(piece)
+        if finish is not None:
+            events.append(self.end(finish))
+            shown.append(Done(self.choice, finish, self.tokens, self.about()))
+        return events, shown, alerts
+
+    def begin(self, text: str) -> Event:
+        """What the log says when a reply is taken on."""
+        pick = self.ticket.asked.picks[self.choice % len(self.ticket.asked.picks)]
+        return {"kind": "begin", "reply": self.name, "prompt": sha(text), "tokens": self.prompt,
+                "temperature": pick.temperature, "top_p": pick.top_p, "seed": pick.seed, "most": pick.max_new_tokens,
+                **({"text": text} if self.keep_text else {})}  # fmt: skip
+
+    def end(self, finish: str) -> Event:
+        """What the log says when it is over."""
+        self.over = True
+        return {"kind": "end", "reply": self.name, "finish": finish, "tokens": self.tokens, "shown": sha(self.text),
+                "disclosure": sorted(self.marks), "monitors": self._readings(),
+                **({"text": self.text} if self.keep_text else {})}  # fmt: skip
+
+    def about(self) -> dict[str, Any]:
+        """What an answer says about how it was made."""
+        return {"reply": self.name, "monitors": self._readings(), "alerts": self.alerts,
+                "disclosure": [disclosure(mark, why=why) for mark, why in self.marks.items()] or None}  # fmt: skip
+
+    # internal --------------------------------------------------------------------------------
+
+    def _scored(self, step: Step, seen: Sequence[Seen]) -> list[Alert]:
+        """Scores of a step go to the tokens they are of; the prompt's are judged now."""
+        if not seen:
+            return []
+        if step.start == 0:
+            return [alert for number, one in enumerate(seen) for alert in self.watch.prompts(number, one.scores[1:])]
+        for token in self._queue:
+            if token.position == step.start:
+                token.seen = [(float(one.scores[0]), None if one.activations is None else one.activations[0]) for one in seen]
+        return []
+
+    def _add(self, token: int, unseen: bool) -> None:
+        piece = self.written.push(token)
+        settled = not self.written.holding and not self.written.stopped
+        if settled:
+            for before in self._queue:
+                before.settled = True
+        self._queue.append(_Token(self.prompt + self.tokens - 1, piece, settled or bool(piece), [] if unseen else None))
+
+    def _judge(self, alerts: list[Alert]) -> Piece:
+        """Tokens that were scored and are settled, in order; stops where a block begins."""
+        text, scores = "", {armed.monitor.name: [] for armed in self.watch.armed} if self.ticket.asked.scores else {}
+        while not self._block(alerts) and self._queue and self._queue[0].seen is not None and self._queue[0].settled:
+            token = self._queue.popleft()
+            for number, (score, activation) in enumerate(token.seen or ()):
+                alerts += self.watch.token(number, score, token.position, activation)
+                if scores:
+                    scores[self.watch.armed[number].monitor.name].append(rounded(score))
+            text += "" if self._block(alerts) else token.piece
+        return Piece(self.choice, text, {name: found for name, found in scores.items() if found})
+
+    def _last(self, piece: Piece, alerts: list[Alert]) -> tuple[Piece, list[Event]]:
+        """The end of a reply: what was held back, and the units that are complete with it."""
+        rest = self.written.end()
+        if not self.written.stopped:
+            for token in self._queue:
+                token.settled = True
+        more, events = self._judge(alerts), []
+        for number in range(len(self.watch.armed)):
+            found, changed = self.watch.end(number, self.prompt + self.tokens - 1)
+            alerts += found
+            events += [changed] if changed else []
+        text = "" if self._block(alerts) else piece.text + more.text + rest
+        scores = {name: piece.scores.get(name, []) + more.scores.get(name, []) for name in {**piece.scores, **more.scores}}
+        return Piece(self.choice, text, scores), events
+
+    def _block(self, alerts: Sequence[Alert]) -> bool:
+        """Whether these alerts, or earlier ones, end the reply."""
+        if alerts and self.action == "block" and not self.blocked:
+            self.marks[BLOCKED] = f"{alerts[0].monitor}, {alerts[0].unit} of the {alerts[0].part}"
+        return self.blocked
+
+    def _alert(self, alert: Alert) -> Event:
+        found = {"id": f"{self.name}/{len(self.alerts)}", **alert.to_json()}
+        self.alerts.append(found)
+        return {"kind": "alert", "reply": self.name, "action": self.action, "time": time.time(), **found}
+
+    def _events(self, step: Step, seen: Sequence[Seen]) -> list[Event]:
+        if not seen:
+            return []
+        first = 1 if step.start == 0 else 0
+        scores = {armed.monitor.name: [rounded(x) for x in one.scores[first:].tolist()]
+                  for armed, one in zip(self.watch.armed, seen, strict=True)}  # fmt: skip
+        return [{"kind": "scores", "reply": self.name, "from": step.start + first, "scores": scores}]
+
+    def _readings(self) -> list[dict[str, Any]]:
+        return [self.watch.readings(number) for number in range(len(self.watch.armed))]
+
+
+def sha(text: str) -> str:
+    """SHA-256 of a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,205 @@
+"""Monitors over one reply while it is made: scores of tokens, units that are complete, alerts.
+
+1. Every token after the first is scored, of the prompt and of the reply. What is judged are the reply (`judge` "reply"), the
+   whole prompt before the reply begins ("prompt"), or both; thresholds are those of the monitor, and promise their rate for
+   what it was calibrated on.
+2. A unit alerts when it is complete: a token at once; a segment with its last token; a reply at its end, a conversation (all
+   that the assistant said in it) with it. Where the pooling can only grow (max; segment, once there is a whole one), a reply
+   that is above its threshold stays there and alerts at once. A mean of the first few tokens is no reply.
+3. Hysteresis: a unit that alerted alerts again only after `QUIET` tokens in a row at or below its threshold.
+4. An uncalibrated monitor gives scores and never alerts: its state says why. Drift is looked for in windows of finished
+   replies.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from assay.model.model import Model
+from assay.monitor.drift import disarmed, drift
+from assay.monitor.records import CALIBRATED, Monitor
+from assay.monitor.units import Pooling, Running
+
+QUIET = 16
+WINDOW = 100  # replies between looks for drift
+GROWING = ("max", "segment")
+Array = NDArray[np.float64]
+JUDGED = ("reply", "prompt")
+
+
+@dataclass(frozen=True)
+class Alert:
+    """A unit above its threshold. `position`: of the last token that counts, in the prompt and reply together."""
+
+    monitor: str
+    part: str
+    unit: str
+    score: float
+    threshold: float
+    position: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {"monitor": self.monitor, "part": self.part, "unit": self.unit, "score": rounded(self.score),
+                "threshold": rounded(self.threshold), "position": self.position}  # fmt: skip
+
+
+@dataclass(eq=False)
+class Armed:
+    """A monitor in a server: its state now, and the newest replies, to notice drift."""
+
+    monitor: Monitor
+    state: str
+    scores: list[float] = field(default_factory=list)
+    means: list[Array] = field(default_factory=list)
+
+    @property
+    def calibrated(self) -> bool:
+        return self.state == CALIBRATED
+
+    @property
+    def sites(self) -> list[str]:
+        """What must be read: its own sites, and the one that drift is looked for at."""
+        held = self.monitor.baseline
+        return list(dict.fromkeys([*self.monitor.sites, *([held.site] if held is not None else [])]))
+
+    def add(self, score: float, mean: Array | None) -> dict[str, Any] | None:
+        """A finished reply; what changed, where its window says that the monitor has drifted."""
+        if mean is None or not self.calibrated:
+            return None
+        self.scores.append(score)
+        self.means.append(mean)
+        if len(self.scores) < WINDOW:
+            return None
+        found = drift(self.monitor, self.scores, np.array(self.means))
+        self.scores, self.means = [], []
+        if not found.found:
+            return None
+        self.monitor = disarmed(self.monitor, found)
+        self.state = self.monitor.state()
+        return {"kind": "state", "monitor": self.monitor.name, "state": self.state}
+
+
+@dataclass(eq=False)
+class _Part:
+    """One part that is judged under one monitor."""
+
+    how: Pooling
+    pooled: Running
+    quiet: dict[str, int] = field(default_factory=dict)
+
+
+class Watch:
+    """One reply under all monitors. `units`: those that may alert."""
+
+    def __init__(
+        self, armed: Sequence[Armed], units: Sequence[str], judge: Sequence[str], prompt: int,
+        turns: Sequence[tuple[int, int]] = (),
+    ) -> None:  # fmt: skip
+        self.armed, self.units, self.judge, self.prompt, self.turns = armed, units, judge, prompt, turns
+        self._parts = [{part: _Part(a.monitor.pooling, Running(a.monitor.pooling)) for part in JUDGED} for a in armed]
+        self._talks = [Running(a.monitor.pooling) for a in armed]
+        self._sums: list[Any] = [0.0 for _ in armed]
+        self._counts = [0 for _ in armed]
+
+    def prompts(self, number: int, scores: Array) -> list[Alert]:
+        """Scores of the prompt's tokens, the first left out, under one monitor; before anything else."""
+        for start, stop in self.turns:
+            for score in scores[max(0, start - 1) : stop - 1]:
+                self._talks[number].push(score)
+        if "prompt" not in self.judge or not len(scores):
+            return []
+        alerts = [alert for at, score in enumerate(scores) for alert in self._token(number, "prompt", float(score), at + 1)]
+        return alerts + self._end(number, "prompt", self.prompt - 1)
+
+    def token(self, number: int, score: float, position: int, activation: Array | None = None) -> list[Alert]:
+        """The score of one token of the reply under one monitor."""
+        self._talks[number].push(score)
+        if activation is not None:
+            self._sums[number] = self._sums[number] + activation
+            self._counts[number] += 1
+        alerts = self._token(number, "reply", score, position)
+        return alerts if "reply" in self.judge else []
+
+    def end(self, number: int, position: int) -> tuple[list[Alert], dict[str, Any] | None]:
+        """The reply is over: alerts of whole units, and what changed in the monitor's state."""
+        part, armed = self._parts[number]["reply"], self.armed[number]
+        if not part.pooled.n:
+            return [], None
+        alerts: list[Alert] = []
+        if "reply" in self.judge:
+            alerts += self._end(number, "reply", position)
+            alerts += self._above(number, "reply", "conversation", self._talks[number].value, position)
+        n = self._counts[number]
+        return alerts, armed.add(part.pooled.value, self._sums[number] / n if n else None)
+
+    def readings(self, number: int) -> dict[str, Any]:
+        """What is said of one monitor in an answer: its state, and the score, threshold and verdict of each unit."""
+        armed = self.armed[number]
+        parts = {name: part.pooled for name, part in self._parts[number].items()}
+        units: dict[str, Any] = {}
+        for name, running in {**parts, "conversation": self._talks[number]}.items():
+            if running.n:
+                units[name] = self._reading(armed, "reply" if name == "prompt" else name, running.value)
+        if "reply" in units:
+            units["reply"]["probability"] = rounded(armed.monitor.probability(parts["reply"].value))
+        return {"monitor": armed.monitor.name, "watches": armed.monitor.watches, "state": armed.state, "units": units}
+
+    # internal --------------------------------------------------------------------------------
+
+    def _reading(self, armed: Armed, unit: str, score: float) -> dict[str, Any]:
+        bar = armed.monitor.thresholds.get(unit) if armed.calibrated else None
+        return {"score": rounded(score), "threshold": None if bar is None else rounded(bar.value),
+                "above": None if bar is None else bar.alert(score)}  # fmt: skip
+
+    def _token(self, number: int, name: str, score: float, position: int) -> list[Alert]:
+        part = self._parts[number][name]
+        value = part.pooled.push(score)
+        alerts = self._above(number, name, "token", score, position)
+        whole = part.pooled.n >= part.how.width
+        if whole:
+            alerts += self._above(number, name, "segment", part.pooled.least or 0.0, position)
+        if part.how.name in GROWING and (whole or part.how.name == "max"):
+            alerts += self._above(number, name, "reply", value, position)
+        return alerts
+
+    def _end(self, number: int, name: str, position: int) -> list[Alert]:
+        """Units that are complete with the last token of a part."""
+        part, alerts = self._parts[number][name], []
+        if part.pooled.n < part.how.width:
+            alerts += self._above(number, name, "segment", part.pooled.least or 0.0, position)
+        if "reply" not in part.quiet:
+            alerts += self._above(number, name, "reply", part.pooled.value, position)
+        return alerts
+
+    def _above(self, number: int, name: str, unit: str, score: float, position: int) -> list[Alert]:
+        armed, quiet = self.armed[number], self._parts[number][name].quiet
+        bar = armed.monitor.thresholds.get(unit) if unit in self.units and armed.calibrated else None
+        if bar is None:
+            return []
+        if not bar.alert(score):
+            if unit in quiet:
+                quiet[unit] += 1
+            return []
+        told = unit in quiet and quiet[unit] < QUIET
+        quiet[unit] = 0
+        return [] if told else [Alert(armed.monitor.name, name, unit, score, bar.value, position)]
+
+
+class Readers:
+    """All monitors of a server over activations of many rows at once."""
+
+    def __init__(self, monitors: Sequence[Monitor], model: Model) -> None:
+        self.armed = [Armed(monitor, monitor.state(model)) for monitor in monitors]
+        self.sites = list(dict.fromkeys(site for armed in self.armed for site in armed.sites))
+
+    def scores(self, acts: Mapping[str, NDArray[np.float32]]) -> list[Array]:
+        """Scores of all tokens under every monitor."""
+        return [armed.monitor.token_scores(acts) for armed in self.armed]
+
+
+def rounded(score: float) -> float:
+    """Five significant digits, as answers and the log have it."""
+    return float(f"{score:.5g}")
