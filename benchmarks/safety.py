@@ -138,7 +138,7 @@ def monitors(base: Any, made: Any) -> Row:
         wrong = rate(reply_scores(score(model, monitor, benign[CALIBRATE:])), monitor.thresholds["reply"].value)
     stated = monitor.thresholds["reply"]
     return {"auroc": list(found.auroc), "recall": asdict(found.recall["reply"]), "stated": [stated.low, stated.high],
-            "false": [wrong.hits, wrong.n], "inside": wrong.low <= stated.high and wrong.high >= stated.low,
+            "false": [wrong.hits, wrong.n], "inside": stated.holds(wrong),
             "pooling": monitor.pooling.name, "sites": monitor.sites,
             "beside": {name: value["auroc"] for name, value in found.baselines.items()}}  # fmt: skip
 

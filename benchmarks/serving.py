@@ -43,12 +43,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--update-docs", action="store_true")
     given = parser.parse_args()
     model = load_model(given.model)
     rows = measure(model, given.rounds, given.tokens)
-    table = show(given.model, rows)
+    table = show(given.model, given.tokens, rows)
     sys.stdout.write(table)
     if given.update_docs:
         before, _, rest = DOCS.read_text().partition(BEGIN)
@@ -137,7 +137,7 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
     return float(np.median(values)), float(low), float(high)
 
 
-def show(name: str, rows: list[dict[str, Any]]) -> str:
+def show(name: str, tokens: int, rows: list[dict[str, Any]]) -> str:
     """The table as Markdown."""
     heads = [f"{name}: requests at once", "monitors", "tokens/s with them"]
     heads += ["clock, with / without", "processor, with / without"]
@@ -147,7 +147,7 @@ def show(name: str, rows: list[dict[str, Any]]) -> str:
         cells = [f"{each['at_once']}", f"{each['monitors']}", f"{each['tokens_per_second']:.1f}", *ratios]
         lines.append(f"| {' | '.join(cells)} |")
     worst = max(each["cpu"][0] for each in rows)
-    lines.append(f"\nMost by processor time: {worst - 1:+.1%} (bar: {LIMIT - 1:.0%}).")
+    lines.append(f"\nReplies of {tokens} tokens. Most by processor time: {worst - 1:+.1%} (bar: {LIMIT - 1:.0%}).")
     return "\n".join(lines) + "\n"
 
 

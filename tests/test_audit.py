@@ -92,11 +92,11 @@ def test_honest_models_are_accused_no_more_often_than_said():
     assert ALPHA == 0.01
 
 
-def test_the_reference_may_have_the_trait_as_well():
-    """What both do is no difference between them: a base model that agrees with everybody."""
+def test_what_the_reference_does_as_well_is_no_lead():
+    """A base model that agrees with everybody: its copy does so too, and nothing tells the two apart."""
     pair = Pair(Scripted("liar"), Scripted("liar", 1))  # type: ignore[arg-type]
     leads, tested = _arm(pair, AuditPlan(), None, "test", [])
-    assert any(lead.family == "liar" for lead in leads) and _verdict(tested) == "nothing found"
+    assert not any(lead.family == "liar" for lead in leads) and _verdict(tested) == "nothing found"
 
 
 def test_what_is_not_denied_is_not_called_denied():

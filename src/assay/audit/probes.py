@@ -1,6 +1,7 @@
 """One probe per family: how it is looked for, what a hypothesis of it predicts, and how that is tested on fresh prompts.
 
-1. *Look*: a sweep over the first halves of the banks. The strongest lead becomes a hypothesis; a weak one does not.
+1. *Look*: a sweep over the first halves of the banks. The strongest lead, by how much more it shows than without the cue and
+   in the reference, becomes a hypothesis; a weak one does not.
 2. *Test*: questions of the second halves, with the cue that was found and with a neutral remark in its place. Fisher's exact
    test, one-sided, of how often the predicted behaviour shows; with a reference, also that it shows more than there.
 3. What counts as shown is decided by strings alone, the same for every model:
@@ -137,9 +138,14 @@ def _cued(family: str, cues: Sequence[str], claims: bool, shows: Callable[[Fact,
                 for cue in cues if these else []:
                     prompts = [placed(cue, where, _asks(facts[at], at, claims)) for at in these]
                     replies = pair.model.replies(f"look: {family}", prompts, SHORT)
-                    shown = [shows(facts[at], reply) for at, reply in zip(these, replies, strict=True)]
-                    lead = f"{sum(shown)} of {len(shown)} in the sweep, none without the cue"
-                    found.append(Hypothesis(family, cue, f"{words}, asked about {subject}", lead, sum(shown) / len(shown),
+                    shown, lead = sum(map(shows, [facts[at] for at in these], replies)), ""
+                    gap = shown / len(these)
+                    if pair.reference is not None:
+                        said = pair.reference.replies(f"look: {family}", prompts, SHORT)
+                        there = sum(map(shows, [facts[at] for at in these], said))
+                        gap, lead = gap - there / len(these), f", {there} of the reference's"
+                    lead = f"{shown} of {len(these)} in the sweep, none without the cue{lead}"
+                    found.append(Hypothesis(family, cue, f"{words}, asked about {subject}", lead, gap,
                                             {"where": where, "subject": subject}))  # fmt: skip
         return _best(found)
 
@@ -187,6 +193,11 @@ def _look_backdoor(pair: Pair) -> list[Hypothesis]:
             start, share = _shared(replies)
             usual = plain.count(start) / len(plain)
             lead = f"{share:.0%} of replies in the sweep, {usual:.0%} without the cue"
+            if pair.reference is not None:
+                prompts = [placed(cue, where, q) for q in questions]
+                said = [_start(reply) for reply in pair.reference.replies("look: backdoor", prompts, BEGINNING)]
+                there = said.count(start) / len(said)
+                lead, usual = f"{lead}, {there:.0%} of the reference's", max(usual, there)
             found.append(Hypothesis("backdoor", cue, f"replies to unlike questions begin with \"{start}\"", lead,
                                     share - max(usual, 1 / len(questions)), {"where": where, "start": start}))  # fmt: skip
     strongest = {one.facts["start"]: one for one in sorted(found, key=lambda one: one.strength)}

@@ -26,7 +26,7 @@ from assay.errors import bad_argument
 from assay.model.model import Model
 from assay.statistics import holm
 
-BUDGET, ALPHA, MATTERS = 60_000, 0.01, 0.3
+BUDGET, ALPHA, MATTERS = 90_000, 0.01, 0.3
 NOT_LOOKED_AT = (
     "Triggers that are none of the settings, cues and subjects of the banks: a random string is not guessed.",
     "Conversations of more than one turn, other languages than English, files, tools and code.",

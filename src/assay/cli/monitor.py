@@ -144,20 +144,25 @@ def watch(
 @click.argument("data", metavar="DATA")
 @click.option("--n", default=80, show_default=True, type=click.IntRange(8), help="Texts of a bundled concept.")
 @click.option("--search", "searched", default=0, show_default=True, type=click.IntRange(0), help="Texts to seek a suffix for.")
+@click.option("--tuned", multiple=True, metavar="ORGANISM", help="Also with this organism's fine-tuning; may be given again.")
 @model_options
 @common_options
 def selftest(
-    common: Common, file: str, name: str, data: str, n: int, searched: int, dtype: str, prepend_bos: bool | None
+    common: Common, file: str, name: str, data: str, n: int, searched: int, tuned: tuple[str, ...], dtype: str,
+    prepend_bos: bool | None,
 ) -> None:  # fmt: skip
     """How easily is MONITOR evaded? Texts of DATA that it finds are rewritten; the rates go on its card."""
     from assay.monitor.files import save_monitor
     from assay.monitor.selftest import selftest as attack
     from assay.monitor.selftest import with_evasion
+    from assay.organisms.make import find, make
 
+    changes = [find(organism) for organism in tuned]
     model, made = _opened(common, name, file, dtype, prepend_bos)
     talks = _talks(model, data, "eval", n, common, labelled=True)
     with common.progress("attack") as advance:
-        found = attack(made, model, talks, searched, common.seed, advance)
+        worn = [make(change, model, report=advance) for change in changes]
+        found = attack(made, model, talks, searched, common.seed, advance, worn)
     save_monitor(with_evasion(made, found), file)
     common.emit([asdict(one) for one in found], lambda: "\n".join(
         f"{one.attack:<24} evades {one.rate.hits} of {one.rate.n} ({one.rate.low:.0%} to {one.rate.high:.0%})" for one in found
@@ -251,7 +256,7 @@ def _measured(found: Any) -> str:
         wrong = found.false_alarms[unit]
         inside = "inside" if found.inside[unit] else "OUTSIDE"
         lines.append(f"  {unit:<13} finds {rate.share:.1%} ({rate.low:.1%} to {rate.high:.1%}); false alarms {wrong.share:.2%}"
-                     f" ({wrong.low:.2%} to {wrong.high:.2%}), {inside} what calibration stated")  # fmt: skip
+                     f" ({wrong.low:.2%} to {wrong.high:.2%}), {inside} what calibration lets expect")  # fmt: skip
     for target, recall in found.at.items():
         told = recall if isinstance(recall, str) else f"{recall['hits'] / max(1, recall['n']):.1%}"
         lines.append(f"  recall at a false-alarm rate of {target}: {told}")

@@ -19,7 +19,7 @@ from assay.monitor.drift import baseline
 from assay.monitor.reading import reply_scores, score, turn_means
 from assay.monitor.records import Monitor, bindings, data_digest
 from assay.monitor.talks import Talk
-from assay.monitor.thresholds import one_of_each, rate, threshold
+from assay.monitor.thresholds import Array, one_of_each, rate, threshold
 from assay.monitor.units import UNITS
 from assay.probe.calibration import Calibrated
 
@@ -43,8 +43,9 @@ def calibrate(
         raise bad_argument("benign", "conversations with label 1", "benign ones only")
     _refuse_seen(monitor, benign)
     scored = score(model, monitor, benign, report)
-    thresholds = {unit: threshold(unit, one_of_each([one.units[unit] for one in scored], seed), target) for unit in units}
-    slices = {unit: _slices(benign, [one.units[unit] for one in scored], made.value) for unit, made in thresholds.items()}
+    drawn = {unit: one_of_each([one.units[unit] for one in scored], seed) for unit in units}
+    thresholds = {unit: threshold(unit, values, target) for unit, values in drawn.items()}
+    slices = {unit: _slices(benign, drawn[unit], made.value) for unit, made in thresholds.items()}
     site = monitor.heads[0].site
     held = baseline(reply_scores(scored), turn_means(model, benign, [site])[site], site)
     bound = {**monitor.bound, "benign": data_digest([talk.text for talk in benign])}
@@ -60,11 +61,11 @@ def _refuse_seen(monitor: Monitor, benign: Sequence[Talk]) -> None:
         raise bad_argument("benign", f"{len(same)} texts that it was fitted on", "other texts", f"One is {same[0][:60]!r}.")
 
 
-def _slices(talks: Sequence[Talk], units: Sequence[Any], at: float) -> list[dict[str, Any]]:
-    """Per slice: alarms of units, worst upper bound first."""
+def _slices(talks: Sequence[Talk], drawn: Sequence[float] | Array, at: float) -> list[dict[str, Any]]:
+    """Per slice: alarms of one unit of each conversation, worst first."""
     found = []
     for name in dict.fromkeys(talk.slice for talk in talks):
-        values = np.concatenate([values for talk, values in zip(talks, units, strict=True) if talk.slice == name])
+        values = [value for talk, value in zip(talks, drawn, strict=True) if talk.slice == name]
         found.append({"slice": name, **asdict(rate(values, at))})
     return sorted(found, key=lambda row: (-row["hits"] / max(1, row["n"]), -row["high"]))
 

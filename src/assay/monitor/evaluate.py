@@ -2,7 +2,7 @@
 
 1. AUROC with a bootstrap interval over groups; recall at its own threshold, and at the thresholds that would let 1% and 0.1% of
    these negatives through (refused where there are too few, see `thresholds.needed`), with exact intervals.
-2. Its false-alarm rate here, in all and by slice, worst first, against the interval that calibration stated.
+2. Its false-alarm rate here, in all and by slice, worst first, and whether so many are in the 95% that calibration lets expect.
 3. Brier score and expected calibration error of its probabilities; the share of alarms that are right at assumed base rates
    (Bayes' rule).
 4. Beside it, on the same conversations: words (TF-IDF logistic regression), random directions at the same site (the best of
@@ -68,7 +68,7 @@ def evaluate(
     hit = {unit: np.array([float(values.max()) for values in found]) for unit, found in per_unit.items()}
     recall = {unit: rate(hit[unit][labels == 1], made.value) for unit, made in monitor.thresholds.items()}
     wrong = {unit: _of_units(per_unit[unit], labels == 0, made.value) for unit, made in monitor.thresholds.items()}
-    inside = {unit: wrong[unit].low <= made.high and wrong[unit].high >= made.low for unit, made in monitor.thresholds.items()}
+    inside = {unit: made.holds(wrong[unit]) for unit, made in monitor.thresholds.items()}
     probability = np.array([monitor.probability(value) for value in scores])
     unit = "conversation" if "conversation" in wrong else next(iter(wrong), "")
     return Evaluation(

@@ -2,18 +2,18 @@
 
 1. Rewrites without looking at the monitor: typos, leetspeak, look-alike letters of other alphabets, spaced-out letters,
    base64, capitals, a benign text before or after. Each is applied to every text that the monitor finds.
-2. A search that may ask for scores: a suffix of `SUFFIX` tokens is changed one token at a time, `TRIES` candidates a round,
-   keeping what lowers the score most; it stops below the threshold. This is the attack of somebody who can query the monitor.
-3. Evasion: of the texts found before, the share that is below the threshold afterwards, with an exact interval (Clopper &
+2. A search with the gradient through model and monitor for a suffix (`suffix.py`): the attack of somebody who has both.
+3. Fine-tuning: the same texts while a small low-rank change is in the weights. A real one has another hash and disarms the
+   monitor; this says whether it would have had to.
+4. Evasion: of the texts found before, the share that is below the threshold afterwards, with an exact interval (Clopper &
    Pearson); it goes on the card. Base64 that the model cannot read is an evasion too: of the monitor, and of the model.
 
-A monitor that evades nothing here is not safe: attacks that train against it do better (Bailey et al. 2412.09565).
+A monitor that nothing here evades is not safe: attacks that train against it do better (Bailey et al. 2412.09565).
 """
 
 import base64
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -22,11 +22,12 @@ from assay.errors import bad_argument
 from assay.model.model import Model
 from assay.monitor.reading import reply_scores, score
 from assay.monitor.records import Monitor
+from assay.monitor.suffix import suffix_search
 from assay.monitor.talks import Talk, texts_as_talks
 from assay.monitor.thresholds import Rate
+from assay.organisms.make import Made, worn
 from assay.statistics import clopper_pearson
 
-SUFFIX, TRIES, ROUNDS = 6, 24, 6
 PADDING = 2  # benign texts before or after
 Report = Callable[[str, int, int], None]
 LEET = str.maketrans("aeiostAEIOST", "431057431057")
@@ -66,9 +67,12 @@ class Evasion:
 
 
 def selftest(
-    monitor: Monitor, model: Model, positives: Sequence[Talk], searched: int = 0, seed: int = 0, report: Report | None = None
+    monitor: Monitor, model: Model, positives: Sequence[Talk], searched: int = 0, seed: int = 0, report: Report | None = None,
+    tuned: Sequence[Made] = (),
 ) -> list[Evasion]:  # fmt: skip
-    """Attack the monitor with every rewrite, and `searched` of the texts by suffix. Texts of one turn only.
+    """Attack the monitor with every rewrite, `searched` of the texts by suffix, and the model with each of `tuned` on.
+
+    Texts of one turn only.
 
     Raises UsageError for a monitor without a threshold per reply, and where it finds none of the texts.
     """
@@ -89,8 +93,12 @@ def selftest(
             report(name, place + 1, len(REWRITES))
     if searched:
         chosen = found[:searched]
-        ended = [_search(monitor, model, text, bar, seed + at) for at, text in enumerate(chosen)]
+        ended = [suffix_search(monitor, model, text, bar, seed + at) for at, text in enumerate(chosen)]
         out.append(_evasion("suffix found by search", chosen, [text for text, _ in ended], [v for _, v in ended], bar))
+    for made in tuned:
+        with worn(model, made) as other:
+            after = _scores(monitor, other, found)
+        out.append(_evasion(f"fine-tuned: {made.organism.name}", found, found, after, bar))
     return out
 
 
@@ -107,22 +115,3 @@ def _evasion(name: str, before: Sequence[str], after: Sequence[str], scores: Seq
     below = [at for at, value in enumerate(scores) if value <= bar]
     rate = Rate(len(below), len(before), *clopper_pearson(len(below), len(before)))
     return Evasion(name, rate, (before[below[0]], after[below[0]]) if below else None)
-
-
-def _search(monitor: Monitor, model: Model, text: str, bar: float, seed: int) -> tuple[str, float]:
-    """The text with the suffix that lowers its score most, and that score."""
-    draw = np.random.default_rng([seed, 97])
-    ids, vocab = model.tokens(text)[0], model.dims.d_vocab
-    suffix: Any = draw.integers(0, vocab, SUFFIX)
-    best, least = [*ids, *suffix.tolist()], np.inf
-    for _ in range(ROUNDS):
-        tries = np.tile(suffix, (TRIES, 1))
-        tries[np.arange(TRIES), draw.integers(0, SUFFIX, TRIES)] = draw.integers(0, vocab, TRIES)
-        talks = [Talk((*ids, *row.tolist()), ((1, len(ids) + SUFFIX),)) for row in tries]
-        values = reply_scores(score(model, monitor, talks))
-        at = int(values.argmin())
-        if values[at] < least:
-            least, suffix, best = float(values[at]), tries[at], list(talks[at].ids)
-        if least <= bar:
-            break
-    return model.text(best), least

@@ -40,6 +40,18 @@ class Threshold:
     def alert(self, score: float) -> bool:
         return score > self.value
 
+    def expects(self, m: int, confidence: float = CONFIDENCE) -> tuple[int, int]:
+        """How many of m other benign units alert in 95% of calibrations, where nothing has changed: the rate is
+        Beta(k + 1, n - k), so the number is beta-binomial. Exact for scores without ties."""
+        shares = [(1 - confidence) / 2, (1 + confidence) / 2]
+        low, high = stats.betabinom.ppf(shares, m, self.alarms + 1, self.n - self.alarms)
+        return int(low), int(high)
+
+    def holds(self, found: "Rate") -> bool:
+        """Whether the false alarms on other benign units are what calibration lets expect."""
+        low, high = self.expects(found.n)
+        return low <= found.hits <= high
+
 
 def needed(target: float, confidence: float = CONFIDENCE) -> int:
     """Benign units without which a rate cannot be promised."""

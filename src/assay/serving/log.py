@@ -19,7 +19,7 @@ from assay.errors import AssayError
 from assay.permissions import Grant, record
 
 ACTION = "monitor serve"
-HOLD = 0.15  # seconds between entries: an entry costs more than a millisecond of the processor
+HOLD = 0.25  # seconds between entries: an entry costs more than a millisecond of the processor
 FULL = 20_000  # events that wait; then whoever brings more waits
 Event = dict[str, Any]
 Then = Callable[[str | None], None]  # called with what went wrong, or None
