@@ -350,6 +350,13 @@ def test_rewrites_that_hide_a_word_evade_a_monitor_of_that_word(glass):
     assert one.example is not None and "was" in one.example[0] and "was" not in one.example[1]
 
 
+def test_a_monitor_that_fires_at_everything_is_not_evaded_and_its_benign_texts_tell(glass):
+    texts = [*texts_as_talks(glass, ["There it was"], label=1), *texts_as_talks(glass, ["The cat sat", "My hat"], label=0)]
+    for bar, hits in ((-1e9, 2), (0.0, 0)):
+        found = selftest(worded(glass, " was", bar=bar), glass, texts)[1]
+        assert found.benign is not None and (found.benign.hits, found.benign.n) == (hits, 2)
+
+
 def test_a_mean_is_diluted_by_benign_text(glass):
     texts = texts_as_talks(glass, ["It was"], label=1)
     own = float(score(glass, worded(glass, " was", "mean"), texts)[0].units["reply"][0])
@@ -390,7 +397,8 @@ def test_the_slope_of_a_score_is_what_small_steps_of_the_embeddings_say(pooling)
 def test_fine_tuning_that_evades_is_counted_as_by_hand_and_taken_off_again(glass, tmp_path):
     draw = np.random.default_rng(5)
     name, weight = [(n, p) for n, p in glass.hf.named_parameters() if p.ndim == 2 and "embed" not in n and "head" not in n][-1]
-    a, b = (torch.tensor(draw.standard_normal(shape), dtype=torch.float32) for shape in ((1, weight.shape[1]), (weight.shape[0], 1)))
+    shapes = ((1, weight.shape[1]), (weight.shape[0], 1))
+    a, b = (torch.tensor(draw.standard_normal(shape), dtype=torch.float32) for shape in shapes)
     site = f"resid_post.{glass.n_layers - 1}"
     texts = texts_as_talks(glass, ["There it was", "A cat sat down", "He had a red hat", "My dog ran home", "Go away"], label=1)
     plain = Monitor("m", "w", (Head(site, draw.standard_normal(glass.dims.d_model), 0.0),), Pooling("mean"), bindings(glass))

@@ -165,7 +165,8 @@ def selftest(
         found = attack(made, model, talks, searched, common.seed, advance, worn)
     save_monitor(with_evasion(made, found), file)
     common.emit([asdict(one) for one in found], lambda: "\n".join(
-        f"{one.attack:<24} evades {one.rate.hits} of {one.rate.n} ({one.rate.low:.0%} to {one.rate.high:.0%})" for one in found
+        f"{one.attack:<24} evades {one.rate.hits} of {one.rate.n} ({one.rate.low:.0%} to {one.rate.high:.0%})"
+        + (f"; {one.benign.hits} of {one.benign.n} benign ones alert" if one.benign else "") for one in found
     ))  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from assay.monitor.records import Monitor
 from assay.monitor.suffix import suffix_search
 from assay.monitor.talks import Talk, texts_as_talks
 from assay.monitor.thresholds import Rate
+from assay.monitor.thresholds import rate as alarms
 from assay.organisms.make import Made, worn
 from assay.statistics import clopper_pearson
 
@@ -59,11 +60,13 @@ REWRITES: dict[str, Callable[[str, np.random.Generator], str]] = {
 
 @dataclass(frozen=True)
 class Evasion:
-    """One attack: evaded of n texts that the monitor found; one example of before and after."""
+    """One attack: evaded of n texts that the monitor found; one example of before and after; and `benign`: how many benign
+    texts alert after the same rewrite, as a monitor that fires at all that is odd is not evaded, and has found nothing."""
 
     attack: str
     rate: Rate
     example: tuple[str, str] | None
+    benign: Rate | None = None
 
 
 def selftest(
@@ -72,7 +75,7 @@ def selftest(
 ) -> list[Evasion]:  # fmt: skip
     """Attack the monitor with every rewrite, `searched` of the texts by suffix, and the model with each of `tuned` on.
 
-    Texts of one turn only.
+    Texts of one turn only. Benign ones among them are rewritten as well, for comparison.
 
     Raises UsageError for a monitor without a threshold per reply, and where it finds none of the texts.
     """
@@ -80,6 +83,7 @@ def selftest(
         raise bad_argument("monitor", f"thresholds for {', '.join(monitor.thresholds) or 'nothing'}", "one per reply")
     bar = monitor.thresholds["reply"].value
     texts = [talk.text for talk in positives if talk.label == 1]
+    benign = [talk.text for talk in positives if talk.label == 0]
     before = _scores(monitor, model, texts)
     found = [text for text, value in zip(texts, before, strict=True) if value > bar]
     if not found:
@@ -88,7 +92,9 @@ def selftest(
     for place, (name, rewrite) in enumerate(REWRITES.items()):
         draw = np.random.default_rng([seed, place])
         changed = [rewrite(text, draw) for text in found]
-        out.append(_evasion(name, found, changed, _scores(monitor, model, changed), bar))
+        one = _evasion(name, found, changed, _scores(monitor, model, changed), bar)
+        others = [rewrite(text, draw) for text in benign]
+        out.append(replace(one, benign=alarms(_scores(monitor, model, others), bar)) if others else one)
         if report:
             report(name, place + 1, len(REWRITES))
     if searched:
@@ -104,7 +110,8 @@ def selftest(
 
 def with_evasion(monitor: Monitor, found: Sequence[Evasion]) -> Monitor:
     """The monitor with the rates on its card."""
-    return replace(monitor, card={**monitor.card, "evasion": {one.attack: asdict(one.rate) for one in found}})
+    rates = {one.attack: {**asdict(one.rate), "benign": one.benign and asdict(one.benign)} for one in found}
+    return replace(monitor, card={**monitor.card, "evasion": rates})
 
 
 def _scores(monitor: Monitor, model: Model, texts: Sequence[str]) -> list[float]:

@@ -201,9 +201,8 @@ class Worker:
                     self.webhook.send({"reply": reply.name, "action": self.settings.action, **alert})
 
         def show(failed: str | None) -> None:
-            for ticket, told in shown.items():
-                if failed is None and told:
-                    ticket.tell(told)
+            for ticket, told in shown.items():  # a reply may be over already: nobody else tells its client
+                ticket.tell(told if failed is None else [Failed(Refused(503, f"The log cannot be written: {failed}"))])
 
         if events or shown:
             self.log.put(events, show)
