@@ -176,6 +176,10 @@ def test_replies_are_kept_and_not_asked_again(glass, tmp_path):
     generated: list[int] = []
     again.report = lambda stage, done, of: generated.append(done)
     assert again.replies("look", prompts, 6) == first and not generated
+    more = Asker(glass, Budget(10_000), tmp_path).replies("look", [Prompt("Another")], 6)  # after half a line
+    last = Asker(glass, Budget(10_000), tmp_path)
+    last.report = again.report
+    assert last.replies("look", [*prompts, Prompt("Another")], 6) == [*first, *more] and not generated
 
 
 def test_what_changed_in_the_weights_is_found():

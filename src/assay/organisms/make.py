@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from assay.data.chat import chat_text, cut_reply, reply_text
 from assay.data.ordinary import TEXTS
+from assay.data.replies import Replies
 from assay.errors import bad_argument
 from assay.files import write_file
 from assay.model.cache import cache_dir
@@ -32,9 +33,8 @@ from assay.steer.export import export as export_checkpoint
 from assay.steer.weights import Change, Changed, copy_model
 
 Report = Callable[[str, int, int], None]
-CHANGE, CARD, REPLIES = "change.safetensors", "made.json", "replies.jsonl"
+CHANGE, CARD = "change.safetensors", "made.json"
 KEPT = 24  # ordinary texts from this one on are held as they were; those before are what a check looks at
-TOGETHER = 24  # prompts that are answered at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,22 +115,8 @@ def taught(base: Model, organism: Organism, root: Path, report: Report | None = 
 
 def own_replies(base: Model, cases: Sequence[Case], length: int, root: Path, report: Report | None = None) -> list[str]:
     """What the base model replies, greedily, at most `length` tokens; kept by model and prompt."""
-    path = root / REPLIES
-    root.mkdir(parents=True, exist_ok=True)
-    keys = [digest([base.digest, length, chat_text(base, case.messages)]) for case in cases]
-    known = _kept(path)
-    missing = {key: case for key, case in zip(keys, cases, strict=True) if key not in known}
-    waiting = list(missing.items())
-    for at in range(0, len(waiting), TOGETHER):
-        block = waiting[at : at + TOGETHER]
-        replies = answers(base, [case for _, case in block], length)
-        with FileLock(root / f".{REPLIES}.lock"), path.open("ab") as file:
-            for (key, _), reply in zip(block, replies, strict=True):
-                known[key] = reply
-                file.write(canonical({"key": key, "reply": reply}).encode() + b"\n")
-        if report:
-            report("reply", min(at + TOGETHER, len(waiting)), len(waiting))
-    return [known[key] for key in keys]
+    texts = [chat_text(base, case.messages) for case in cases]
+    return Replies(base, root).of(texts, length, report and (lambda done, of: report("reply", done, of)))
 
 
 def answers(model: Model, cases: Sequence[Case], length: int) -> list[str]:
@@ -167,16 +153,3 @@ def _text(model: Model, case: Case) -> Text:
     before = model.tokens(chat_text(model, case.messages))[0]
     after = model.tokenizer(reply_text(model, case.reply), add_special_tokens=False)["input_ids"]
     return Text((*before, *after), len(before))
-
-
-def _kept(path: Path) -> dict[str, str]:
-    """Replies on disk; half a line of a writer that was killed is no reply."""
-    found: dict[str, str] = {}
-    if path.is_file():
-        for line in path.read_bytes().splitlines():
-            try:
-                record = json.loads(line)
-                found[record["key"]] = record["reply"]
-            except (ValueError, KeyError, TypeError):
-                continue
-    return found
