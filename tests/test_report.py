@@ -11,7 +11,7 @@ from rich.console import Console
 from assay.errors import UsageError
 from assay.report.html import heat_map_html, render_report, script_json
 from assay.report.markdown import render_markdown, safe
-from assay.report.story import claim_card, number, unexplained_rows
+from assay.report.story import claim_card, number, percent, unexplained_rows
 from assay.report.terminal import patch_table, tasks_table, verdict_panel
 from report_records import HOSTILE, TOKENS, demo, refuted, supported, sweep, tasks, undecided
 
@@ -211,3 +211,9 @@ def test_verdict_panel_and_tasks_table_say_everything():
     text = " ".join(printed(verdict_panel(supported()), width=120).split())
     assert "✓ supported" in text and "0.40 to 0.55" in text and "This does not show" in text
     assert "96%" in printed(tasks_table(tasks())) and "2.80 to 3.50" in printed(tasks_table(tasks()))
+
+
+@pytest.mark.parametrize(("share", "words"), [(0, "0%"), (1, "100%"), (0.5, "50%"), (0.9995, "99.95%"), (0.0005, "0.05%"),
+                                              (1e-6, "under 0.01%"), (1 - 1e-6, "over 99.99%"), (None, "–")])  # fmt: skip
+def test_nearly_all_is_not_called_all(share, words):
+    assert percent(share) == words

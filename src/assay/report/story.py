@@ -42,8 +42,12 @@ def chance(p: Any) -> str:
 
 
 def percent(share: Any) -> str:
-    """A share in whole per cent."""
-    return "–" if number(share) == "–" else f"{share:.0%}".replace("-", "−")
+    """A share in whole per cent; nearly none is not called none, nor nearly all all."""
+    if number(share) == "–":
+        return "–"
+    if 0 < share < 0.005 or 0.995 <= share < 1:
+        return "under 0.01%" if share < 0.00005 else "over 99.99%" if share >= 0.99995 else f"{share:.2%}"
+    return f"{share:.0%}".replace("-", "−")
 
 
 def deciding(verdict: Mapping[str, Any]) -> dict[str, Any]:
