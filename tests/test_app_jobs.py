@@ -174,6 +174,26 @@ def test_only_so_many_jobs_wait(place):
     assert {job.state for job in jobs.listing()} == {"interrupted"}
 
 
+def test_a_resume_that_is_refused_leaves_the_job_as_it_was(place):
+    place.mkdir()
+    jobs = Jobs(Workspace(place))
+    try:
+        failed = jobs.add("fail_test", {})
+        while failed.state != "failed":
+            time.sleep(0.01)
+        (place / "gate").write_text("")
+        first = jobs.add("count_test", {"n": 2})
+        while first.state == "queued":
+            time.sleep(0.01)
+        for _ in range(MOST_QUEUED):
+            jobs.add("count_test", {"n": 2})
+        with pytest.raises(TooMany):
+            jobs.resume(failed.id)
+        assert jobs.get(failed.id).state == "failed"
+    finally:
+        jobs.close()
+
+
 def test_a_server_that_ends_interrupts_its_job_and_the_next_one_resumes_it(place):
     place.mkdir()
     (place / "gate").write_text("")

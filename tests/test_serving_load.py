@@ -281,35 +281,35 @@ def test_a_killed_server_has_logged_all_it_showed_and_goes_on(glass, tmp_path):
     from assay.monitor.files import save_monitor
 
     file = save_monitor(monitor(glass, reply=1e6), tmp_path / "hand.safetensors")
-    process, record = launch(tmp_path, "--monitor", str(file))
+    process, record = launch(tmp_path, "--monitor", str(file), "--rows", "4")
     client = openai.OpenAI(base_url=record["address"], api_key=TOKEN, max_retries=0)
-    texts, replies = {}, []
+    texts, broken = {}, []
 
     def read(at):
-        body = {"model": "glass-en", "prompt": prompts(4)[at], "max_tokens": 100, "temperature": 0,
+        body = {"model": "glass-en", "prompt": prompts(16)[at], "max_tokens": 100, "temperature": 0,
                 "extra_body": {"assay": {"token_scores": True}}}  # fmt: skip
         try:
             for part in client.completions.create(stream=True, **body):
                 texts.setdefault(part.id, []).append((part.choices[0].text, getattr(part, "assay", {}).get("token_scores", {})))
         except Exception:  # whatever the client makes of a connection that broke
-            replies.append(at)
+            broken.append(at)
 
-    threads = [threading.Thread(target=read, args=(at,)) for at in range(4)]
+    threads = [threading.Thread(target=read, args=(at,)) for at in range(16)]
     for thread in threads:
         thread.start()
-    wait_for(lambda: sum(map(len, texts.values())) > 60)
+    wait_for(lambda: len(texts) >= 4)  # four are made at a time; the others wait, and are cut off for certain
     process.kill()
     process.wait()
     for thread in threads:
         thread.join()
-    assert permissions.verify(tmp_path / "log") == [] and len(texts) == 4 and replies
+    assert permissions.verify(tmp_path / "log") == [] and len(texts) >= 4 and broken
     scores = {}
     for event in events(tmp_path / "log", "scores"):
         scores.setdefault(event["reply"].partition("/")[0], []).extend(event["scores"]["hand"])
     for name, parts in texts.items():
         shown = [x for _, each in parts for x in each.get("hand", [])]
         kept = scores[name.partition("-")[2]]
-        assert len(shown) > 3 and any(kept[at : at + len(shown)] == shown for at in range(len(kept)))  # all that was seen
+        assert shown and any(kept[at : at + len(shown)] == shown for at in range(len(kept)))  # all that was seen
     before = (tmp_path / "log" / "audit.jsonl").read_bytes()
     process, record = launch(tmp_path)
     client = openai.OpenAI(base_url=record["address"], api_key=TOKEN)

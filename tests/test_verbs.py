@@ -1,6 +1,7 @@
 """Verbs that run a model: the numbers are the library's, sealed data stay sealed, and what is refused is logged."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from assay.app.documents import make_document, pages
 from assay.app.forms import form_of
 from assay.app.results import kept_result, results
 from assay.app.verbs import Cancelled, Report, run_verb, verbs
+from assay.app.verbs import steer as steer_verb
 from assay.app.verbs import trace as trace_verb
 from assay.app.verbs.claims import subject_of
 from assay.app.workspace import Workspace
@@ -230,6 +232,34 @@ def test_generate_streams_what_it_returns(workspace, model):
     record = run_verb(workspace, "generate", given, heard)["record"]
     assert heard.texts == {side: record[side] for side in ("unsteered", "steered", "random")}
     assert record["unsteered"] == model.generate([TEXT], max_new_tokens=7).texts[0]
+
+
+def test_a_letter_of_several_tokens_is_streamed_when_it_is_whole(monkeypatch):
+    """A tokenizer whose tokens are bytes: steps of four tokens end inside letters of three."""
+    import assay.steer.effects
+
+    text = "abc日本def"
+    tokens = list(text.encode())
+
+    class Bytes:
+        def generate(self, ids, max_new_tokens, edits):
+            return SimpleNamespace(tokens=[tokens[len(row) - 1 : len(row) - 1 + max_new_tokens] for row in ids])
+
+        def text(self, found):
+            return bytes(found).decode(errors="replace")
+
+    class Heard(Report):
+        def __init__(self):
+            self.pieces = []
+
+        def piece(self, side, text):
+            self.pieces.append(text)
+
+    heard = Heard()
+    monkeypatch.setattr(assay.steer.effects, "pushed_edits", lambda *_: None)
+    monkeypatch.setattr("assay.model.stream.stop_ids", lambda model: ())
+    said = steer_verb._written(Bytes(), [0], ["push"], None, len(tokens), heard)  # type: ignore[arg-type]
+    assert said == [text] and "".join(heard.pieces) == text and not any("\ufffd" in piece for piece in heard.pieces)
 
 
 def test_dose_saves_a_direction_that_a_claim_can_name(workspace, model):

@@ -161,11 +161,12 @@ class Jobs:
         return job
 
     def resume(self, name: str) -> Job:
-        """Run a job's call again under its id. Raises UsageError for one that is running or done."""
+        """Run a job's call again under its id. Raises UsageError for one that is running or done, `TooMany`."""
         with self._changed:
             job = self.get(name)
             if job.state not in AGAIN:
                 raise bad_argument("job", f"{name} ({job.state})", f"one that is {', '.join(AGAIN)}")
+            self._check_room()  # a job that is refused stays as it was
             self.workspace.log("job resume", {"job": name, "verb": job.verb})
             job.state, job.error, job.message, job.ended = "queued", None, "", ""
             return self._enqueue(job)
@@ -198,10 +199,7 @@ class Jobs:
 
     def _enqueue(self, job: Job) -> Job:
         with self._changed:
-            if self._closing:
-                raise TooMany("this server is ending; start it again.")
-            if len(self._queue) >= MOST_QUEUED:
-                raise TooMany(f"{len(self._queue)} jobs are waiting; allowed: {MOST_QUEUED}. Cancel one, or wait.")
+            self._check_room()
             self._hold()
             job.server = self.server
             self._live[job.id] = _Live(job)
@@ -212,6 +210,13 @@ class Jobs:
                 self._thread.start()
             self._changed.notify_all()
         return job
+
+    def _check_room(self) -> None:
+        """Raises `TooMany` where no further job is taken."""
+        if self._closing:
+            raise TooMany("this server is ending; start it again.")
+        if len(self._queue) >= MOST_QUEUED:
+            raise TooMany(f"{len(self._queue)} jobs are waiting; allowed: {MOST_QUEUED}. Cancel one, or wait.")
 
     def _hold(self) -> None:
         """The lock that says this server lives, from its first job on."""

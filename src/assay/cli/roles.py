@@ -64,6 +64,7 @@ def permitted(atlas: Path, options: Mapping[str, Any]) -> Iterator[None]:
         yield
         return
     from assay import permissions
+    from assay.cli.common import check_place
 
     given, body = options.get("allow") or (), _body(options)
     named = [each for each in ([given] if isinstance(given, str) else given) if each in permissions.ROLES]
@@ -73,6 +74,7 @@ def permitted(atlas: Path, options: Mapping[str, Any]) -> Iterator[None]:
         if atlas.is_dir():
             permissions.record(atlas, f"refused: {name}", {**body, "why": str(error)})
         raise
+    check_place("--atlas", atlas, folder=True)
     fresh = not atlas.exists()
     permissions.record(atlas, name, body, grant)
     try:

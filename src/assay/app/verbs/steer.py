@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SIDES = ("unsteered", "steered", "random")
 PIECE = 4  # tokens written before they are shown
+HALF = "\ufffd"  # stands for a letter whose tokens are not all there
 CLAIM_SHARES = (-1.0, -0.5, 0.5, 1.0)  # of the chosen strength
 SIZES = {"discover": 44, "tune": 33}
 
@@ -56,13 +57,16 @@ def generate(workspace: "Workspace", arguments: explore.Arguments, report: Repor
 
 
 def _written(model: "Model", ids: Sequence[int], pushes: Sequence[Any], how: Any, most: int, report: Report) -> list[str]:
-    """Greedy continuations under every push, a few tokens at a time. A text that ended stays as it is."""
+    """Greedy continuations under every push, a few tokens at a time. A text that ended stays as it is.
+
+    A letter may be of several tokens: what ends inside one is told when the rest is there.
+    """
     from assay.steer.effects import pushed_edits
 
     new: list[list[int]] = [[] for _ in pushes]
     said = [""] * len(pushes)
     open_ = list(range(len(pushes)))
-    while open_ and len(new[open_[0]]) < most:
+    while open_:
         step = min(PIECE, most - len(new[open_[0]]))
         chosen = [pushes[side] for side in open_]
         made = model.generate([[*ids, *new[side]] for side in open_], max_new_tokens=step,
@@ -70,18 +74,21 @@ def _written(model: "Model", ids: Sequence[int], pushes: Sequence[Any], how: Any
         for side, found in zip(list(open_), made.tokens, strict=True):
             new[side] += found
             whole = model.text(new[side])
-            report.piece(SIDES[side], whole[len(said[side]) :] if whole.startswith(said[side]) else "")
-            said[side] = whole
-            if len(found) < step or _ended(model, found):
+            over = len(found) < step or _ended(model, found) or len(new[side]) >= most
+            settled = whole if over else whole.rstrip(HALF)
+            if settled.startswith(said[side]):
+                report.piece(SIDES[side], settled[len(said[side]) :])
+                said[side] = settled
+            if over:
                 open_.remove(side)
         report("writing", max(map(len, new)), most)
-    return said
+    return [model.text(tokens) for tokens in new]
 
 
 def _ended(model: "Model", tokens: Sequence[int]) -> bool:
-    stop = model.hf.generation_config.eos_token_id  # type: ignore[union-attr]
-    stops = stop if isinstance(stop, list) else [stop]
-    return bool(tokens) and tokens[-1] in stops
+    from assay.model.stream import stop_ids
+
+    return bool(tokens) and tokens[-1] in stop_ids(model)
 
 
 @verb("dose", "intervene", "Dose and response on tune: the effect on a task at every strength, damage to ordinary text, and"
