@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from assay.features.kept import save
 from assay.mapping import run as work
 from assay.mapping.claims import NO_RULE, WORDS
 from assay.mapping.compare import compare
-from assay.mapping.run import MapPlan, MapRun, run_map
+from assay.mapping.run import MapPlan, MapRun, _read, run_map
 from assay.mapping.shares import explained_variance, token_shares
 from assay.mapping.some import explain_some, score_some
 from assay.mapping.stages import Stages
@@ -234,7 +235,32 @@ def test_neurons_and_heads(model, tmp_path, given):
     found = run_map(run)
     assert found["features"]["mapped"] == min(6, found["features"]["all"])
     assert found["features"]["claimed"] + sum(found["not_claimed"].values()) == found["features"]["mapped"]
-    assert Mapped(run.atlas).page(found["set"], run.names[0]).record.name == run.names[0]
+    pages = [Mapped(run.atlas).page(found["set"], name).record for name in run.names]
+    assert [page.name for page in pages] == run.names
+    assert all(page.promoted and page.suppressed for page in pages if page.contexts)  # heads too: by what they add when on
+    assert any(page.promoted for page in pages)
+
+
+def test_explanations_are_kept_so_that_no_later_stage_asks_again(model, dictionary, tmp_path, monkeypatch):
+    """An explainer that says something else each time it is asked: what is scored, claimed and shown is its first word."""
+    asked: list[int] = []
+    plain = MapRun.explanations
+
+    def moody(run):
+        asked.append(1)
+        return (replace(each, text=f"{each.text} ({len(asked)})") for each in plain(run))
+
+    monkeypatch.setattr(MapRun, "explanations", moody)
+    made = plan(tokens=8000, features=4, baseline=0)
+    units = find_units(model, dictionary=dictionary)
+    run = MapRun(model, units, Atlas(tmp_path), made)
+    run.stages.run("read", run.identity, lambda: _read(run))
+    first = {name: each.text for name, each in run.explained.items()}
+    again = MapRun(model, units, Atlas(tmp_path), made)  # another process, after a kill
+    found = run_map(again)
+    assert asked == [1] and {name: each.text for name, each in again.explained.items()} == first
+    texts = [Mapped(again.atlas).page(found["set"], name).record.explanations for name in again.names]
+    assert all(each[0].text.endswith("(1)") for each in texts if each) and any(texts)
 
 
 def test_directions_from_a_file(model, tmp_path):

@@ -695,7 +695,7 @@ def test_a_head_is_moved_by_what_it_adds_when_it_is_on():
     assert torch.allclose(group.stream[0], rows[on].mean(0) - rows[~on].mean(0), atol=1e-5)
     assert list(direct(model, [group], CONTEXTS))[0].promoted
     assert clamped(model, [group], CONTEXTS, {"attn_out.1.2": 5.0}).outputs["attn_out.1.2"].detail["kl"] > 0
-    with pytest.raises(UsageError, match="sample of every head"):
+    with pytest.raises(UsageError, match="samples of heads"):
         written(model, heads)
 
 

@@ -150,8 +150,8 @@ class Written:
 def written(model: Model, units: UnitSource, samples: Iterable[Sample] = ()) -> list[Written]:
     """What units write, in groups of the same sites and in the order of their names.
 
-    `samples` of heads: their windows say what a head adds when it is on. Raises SiteError for a dictionary that does not say
-    where it writes, UsageError for a head without samples.
+    `samples` of heads: their windows say what a head adds when it is on; a head that is on in none of them is left out. Raises
+    SiteError for a dictionary that does not say where it writes, UsageError for heads none of which has a sample.
     """
     if isinstance(units, Latents):
         return [_latents(model, units)]
@@ -232,20 +232,24 @@ def _behind(model: Model, site: Site, own: Float[Tensor, "feature d_model"]) -> 
 def _heads(model: Model, units: Columns, samples: Mapping[str, Sample]) -> list[Written]:
     groups: dict[str, tuple[list[str], list[Tensor]]] = {}
     for name in units.names:
-        if name not in samples:
-            raise bad_argument("samples", f"none of {name}", "a sample of every head", "What a head adds is read from them.")
+        if name not in samples or not _firing(samples[name]):
+            continue
         site = parse_site(name)
         names, rows = groups.setdefault(str(site.whole), ([], []))
         names.append(name)
         rows.append(_head(model, site, samples[name]))
+    if not groups:
+        raise bad_argument("samples", "none of a head that is on", "samples of heads", "What a head adds is read from them.")
     return [Written(tuple(names), {site: torch.stack(rows)}, torch.stack(rows), None) for site, (names, rows) in groups.items()]
+
+
+def _firing(sample: Sample) -> list[Window]:
+    return [window for window in sample.shown if window.why in FIRING][:HEAD_WINDOWS]
 
 
 def _head(model: Model, site: Site, sample: Sample) -> Float[Tensor, " d_model"]:
     """Mean contribution where a head is on minus elsewhere, over shown windows that are read again by themselves."""
-    windows = [window for window in sample.shown if window.why in FIRING][:HEAD_WINDOWS]
-    if not windows:
-        raise bad_argument("samples", f"no firing window of {site}", "a sample with windows that fire")
+    windows = _firing(sample)
     first = [model.bos_id] if model.prepend_bos and model.bos_id is not None else []
     acts = model.capture([[*first, *window.tokens] for window in windows], site)
     x = torch.cat([row[len(first) :] for row in acts.rows(site)]).float()

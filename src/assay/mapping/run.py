@@ -35,7 +35,7 @@ from assay.evidence.corpus_windows import CorpusHost, CorpusSource, CorpusTexts,
 from assay.explain.executed import Executed
 from assay.explain.explainers import explain
 from assay.explain.lexical import LexicalPlan, explain_lexical
-from assay.explain.output_side import Changes, clamped, contexts_of, direct, some_of, written
+from assay.explain.output_side import Changes, Written, clamped, contexts_of, direct, some_of, written
 from assay.explain.reading import Reading, ReadPlan, open_reading, read_features
 from assay.explain.records import Cost, Explanation, Sample, Score
 from assay.explain.sampling import SamplePlan, samples
@@ -57,6 +57,7 @@ CORPUS, OOD = "mixed", "brown"
 SCORERS_USED = ("detection", "fuzzing", "simulation", "intruder")
 BLOCK, SHARD = 64, 256
 SEALED = ("confirm", "ood")
+EXPLAINED = "explanations.json"
 
 
 
@@ -169,8 +170,16 @@ class MapRun:
 
     @cached_property
     def explained(self) -> dict[str, Explanation]:
-        """Explanations by feature, in order; from disk where they are kept."""
-        return {each.feature: each for each in self.explanations()}
+        """Explanations by feature, in order. Once all are there they are kept, so that no later stage asks anything again,
+        not even what failed: scores and claims are about these very words."""
+        path, key = self.folder / EXPLAINED, digest([self.reading.digest, self.names])
+        kept = json.loads(path.read_text()) if path.is_file() else {}
+        if kept.get("key") == key:
+            found = [Explanation(**{**each, "cost": Cost(**each["cost"])}) for each in kept["explanations"]]
+        else:
+            found = list(self.explanations())
+            write_file(path, json.dumps({"key": key, "explanations": [plain(asdict(each)) for each in found]}).encode())
+        return {each.feature: each for each in found}
 
     def explanations(self) -> Iterator[Explanation]:
         if self.plan.explainer == "lexical":
@@ -179,6 +188,11 @@ class MapRun:
         tools = Tools(self.asker, reading=self.reading, seed=self.plan.seed, outputs=self._outputs_asked(),
                       report=self.count("explaining", len(self.names)))  # fmt: skip
         yield from explain(samples(self.reading, self.sampling, self.names), self.plan.prompt, tools)
+
+    def written(self) -> list[Written]:
+        """What the units write; of a head, what it adds in the windows in which it is on."""
+        heads = getattr(self.units.source, "kind", "") == "head"
+        return written(self.model, self.units.source, samples(self.reading, self.sampling, self.names) if heads else ())
 
     def count(self, what: str, total: int) -> Callable[[int], None]:
         done = 0
@@ -193,7 +207,7 @@ class MapRun:
     def _outputs_asked(self) -> dict[str, Any]:
         if self.plan.prompt not in ("output", "both"):
             return {}
-        return {each.feature: each for each in direct(self.model, written(self.model, self.units.source))}
+        return {each.feature: each for each in direct(self.model, self.written())}
 
 
 def run_map(run: MapRun) -> dict[str, Any]:
@@ -423,7 +437,7 @@ def outputs_of(run: MapRun) -> dict[str, tuple[Named, Named]]:
     """Promoted and suppressed tokens by the decoder direction; none where units write in no one direction."""
     found = {}
     try:
-        for each in direct(run.model, written(run.model, run.units.source), report=run.count("output side", len(run.names))):
+        for each in direct(run.model, run.written(), report=run.count("output side", len(run.names))):
             found[each.feature] = tuple(tuple((token.text, token.value) for token in tokens)
                                         for tokens in (each.promoted, each.suppressed))  # fmt: skip
     except (SiteError, UsageError):
