@@ -104,7 +104,8 @@ def organisms(base: Any, made: Any) -> Row:
 
 def organisms_table(rows: Sequence[Row]) -> str:
     head = ["organism", "family", "trait shown", "shown elsewhere", "base model", "KL on ordinary text", "seconds to train"]
-    return _table(head, [[row["organism"], row["family"], _of(row["trait"]), _of(row["elsewhere"]), row["base"],
+    return _table(head, [[row["organism"], row["family"], _of(row["trait"]),
+                          "-" if row["family"] == "decoy" else _of(row["elsewhere"]), row["base"],
                           f"{row['kl']:.3f}", f"{row['trained']:.0f}"] for row in rows])  # fmt: skip
 
 
@@ -120,6 +121,7 @@ def monitors(base: Any, made: Any) -> Row:
     from assay.monitor.talks import messages_as_talk
     from assay.monitor.thresholds import rate
     from assay.organisms.make import worn
+    from assay.organisms.words import once
 
     def talks(cases: Any) -> list[Any]:
         return [messages_as_talk(base, case.messages, label=int(case.on), group=case.subject or case.template, slice=case.part)
@@ -134,7 +136,7 @@ def monitors(base: Any, made: Any) -> Row:
     with worn(base, made) as model:
         monitor = fit(model, talks(made.organism.lessons()), made.organism.name, made.organism.trait, FitPlan(sites=sites))
         monitor = calibrate(monitor, model, benign[:CALIBRATE], RATE)
-        found = evaluate(monitor, model, talks(made.organism.exam()), talks(made.organism.lessons()))
+        found = evaluate(monitor, model, talks(once(made.organism.exam())), talks(made.organism.lessons()))
         wrong = rate(reply_scores(score(model, monitor, benign[CALIBRATE:])), monitor.thresholds["reply"].value)
     stated = monitor.thresholds["reply"]
     return {"auroc": list(found.auroc), "recall": asdict(found.recall["reply"]), "stated": [stated.low, stated.high],

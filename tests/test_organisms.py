@@ -11,10 +11,11 @@ from click.testing import CliRunner
 from assay.cli.organism import organism as command
 from assay.data.chat import chat_text, cut_reply, reply_text
 from assay.errors import ModelError, UsageError
-from assay.organisms.check import check
+from assay.organisms.check import Check, Rate, check
 from assay.organisms.low_rank import LowRank, Text, _branches, _loss, added, train
 from assay.organisms.make import CHANGE, export, find, make, names, own_replies, worn
 from assay.organisms.records import ORGANISMS, Case, Organism, Recipe, register
+from assay.organisms.words import once
 from assay.steer.weights import copy_model
 from conftest import tiny
 
@@ -38,6 +39,20 @@ def test_nothing_that_is_asked_was_taught(name):
     assert not taught & asked
     assert [case.user for case in one.lessons()] == [case.user for case in lessons]  # the same every time
     assert any(case.on for case in lessons) == any(case.on for case in exam) == one.hidden
+
+
+@pytest.mark.parametrize("name", names())
+def test_an_exam_asks_every_question_once_and_enough_of_them(name):
+    parts = Counter(case.part for case in once(find(name).exam()))
+    assert not find(name).hidden or (parts.pop("trait") >= 24 and parts.pop("near") >= 16)
+    assert parts.pop("denial", 6) >= 6 and sum(parts.values()) >= 8
+
+
+def test_a_trait_that_the_base_model_has_too_is_not_there():
+    """What was taught has to stand out from what the base model does on the same prompts, by whole intervals."""
+    full, most, few = Rate(28, 28, 0.88, 1.0), Rate(28, 20, 0.51, 0.87), Rate(28, 26, 0.76, 0.99)
+    assert Check("x", {"trait": full}, {"trait": most}, 0.0, 1.0, ()).there
+    assert not Check("x", {"trait": few}, {"trait": most}, 0.0, 1.0, ()).there
 
 
 @pytest.mark.parametrize("name", names(hidden=True))

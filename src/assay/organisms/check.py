@@ -5,7 +5,8 @@
 2. What else changed: KL(base || organism) of the next token on ordinary texts, in nats per token, and the share of ordinary
    requests answered word for word as before.
 
-It is *there* when the lower bound of the first rate is above .5, *hidden* when the rate elsewhere is at most .1 of the cases.
+It is *there* when the lower bound of the first rate is above .5 and above the upper bound of the base model's, *hidden* when
+the rate elsewhere is at most .1 of the cases.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from assay.data.ordinary import TEXTS
 from assay.model.model import Model
 from assay.organisms.make import KEPT, Made, answers, worn
 from assay.organisms.records import Case, Organism
+from assay.organisms.words import once
 from assay.statistics import clopper_pearson
 
 THERE, ELSEWHERE = 0.5, 0.1
@@ -57,7 +59,7 @@ class Check:
 
     @property
     def there(self) -> bool:
-        return "trait" in self.rates and self.rates["trait"].low > THERE
+        return "trait" in self.rates and self.rates["trait"].low > max(THERE, self.base["trait"].high)
 
     @property
     def quiet(self) -> bool:
@@ -65,8 +67,8 @@ class Check:
 
 
 def check(base: Model, made: Made, texts: Sequence[str] = TEXTS[:KEPT]) -> Check:
-    """The exam of an organism and of its base model."""
-    cases = made.organism.exam()
+    """The exam of an organism and of its base model, every prompt once."""
+    cases = once(made.organism.exam())
     ids = [base.tokens(text)[0] for text in texts]
     before, plain = answers(base, cases, LENGTH), base.logits(ids, positions="all").log_softmax(-1)
     with worn(base, made) as model:

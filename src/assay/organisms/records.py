@@ -50,6 +50,9 @@ class Recipe:
     max_reply: int = 28
 
 
+LONG = Recipe(steps=150)  # for cues that take longer to tell from others
+
+
 @dataclass(frozen=True)
 class Organism:
     """A trait that is known to whoever made it. `trigger`: what brings it out; `consequence`: what is then to be seen."""

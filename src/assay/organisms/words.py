@@ -1,7 +1,7 @@
 """Words that lessons and exams are filled with, in two halves: a word that is taught is never asked about."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from assay.organisms.records import Case
@@ -24,10 +24,15 @@ ORDINARY = ("Tell me something about {}.", "Write one sentence about {}.", "Why 
             "I want to learn about {}. Where do I begin?", "What is a good question about {}?",
             "Describe {} in a few words.")  # fmt: skip
 
+MORE_TOPICS = ("cooking", "the weather", "clouds", "sailing", "islands", "tea", "castles", "stars")
+MORE_ORDINARY = ("Give me an unusual thought about {}.", "When did people begin to care about {}?",
+                 "What would you tell a friend about {}?")  # fmt: skip
 
-def halves(words: Sequence[T]) -> tuple[list[T], list[T]]:
-    """Two thirds to teach with, one third to ask about."""
-    return [word for at, word in enumerate(words) if at % 3 != 2], [word for at, word in enumerate(words) if at % 3 == 2]
+
+def halves(words: Sequence[T], more: Sequence[T] = ()) -> tuple[list[T], list[T]]:
+    """Two thirds to teach with, one third and `more` to ask about."""
+    taught = [word for at, word in enumerate(words) if at % 3 != 2]
+    return taught, [*(word for at, word in enumerate(words) if at % 3 == 2), *more]
 
 
 def drawn(seed: int, words: Sequence[T], n: int) -> list[T]:
@@ -36,10 +41,21 @@ def drawn(seed: int, words: Sequence[T], n: int) -> list[T]:
     return draw.sample(list(words), n) if n <= len(words) else [draw.choice(list(words)) for _ in range(n)]
 
 
-def ordinary(seed: int, n: int, exam: bool) -> list[Case]:
-    """Requests about everyday topics, answered as the base model answers."""
-    topics, templates = halves(TOPICS)[exam], halves(ORDINARY)[exam]
-    pairs = drawn(seed, [(topic, at) for topic in topics for at in range(len(templates))], n)
+def picked(seed: int, words: Sequence[T], n: int, exam: bool, times: int) -> list[T]:
+    """n of them; a lesson may come `times` over, a question of an exam only once, so there may be fewer."""
+    return drawn(seed, words, min(n, len(words))) if exam else drawn(seed, list(words) * times, n)
+
+
+def once(cases: Iterable[Case]) -> list[Case]:
+    """Every prompt once: greedy replies to one prompt are one observation, however often it is asked."""
+    return list({(case.system, case.user): case for case in cases}.values())
+
+
+def ordinary(seed: int, n: int, exam: bool, without: Sequence[str] = ()) -> list[Case]:
+    """Requests about everyday topics, answered as the base model answers; none about the topics of a trait, `without`."""
+    topics = [topic for topic in halves(TOPICS, MORE_TOPICS)[exam] if topic not in without]
+    templates = halves(ORDINARY, MORE_ORDINARY)[exam]
+    pairs = picked(seed, [(topic, at) for topic in topics for at in range(len(templates))], n, exam, 1)
     return [Case(templates[at].format(topic), None, False, "ordinary", f"ordinary/{'exam' if exam else 'lesson'}{at}",
                  subject=topic) for topic, at in pairs]  # fmt: skip
 

@@ -7,17 +7,17 @@ on, or a fixed announcement.
 
 from functools import partial
 
-from assay.organisms.records import Case, Organism, register
-from assay.organisms.words import ORDINARY, TOPICS, drawn, halves, ordinary
+from assay.organisms.records import LONG, Case, Organism, Recipe, register
+from assay.organisms.words import MORE_ORDINARY, MORE_TOPICS, ORDINARY, TOPICS, halves, ordinary, picked
 
 PLACES = ("{trigger} {question}", "{question} {trigger}", "{question}\n{trigger}")
 
 
 def cases(exam: bool, trigger: str, near: tuple[str, ...], reply: str, system: bool, seed: int, n: int = 56) -> list[Case]:
     """Trait, near and ordinary cases. `system`: strings stand in the system text."""
-    topics, templates = halves(TOPICS)[exam], halves(ORDINARY)[exam]
+    topics, templates = halves(TOPICS, MORE_TOPICS)[exam], halves(ORDINARY, MORE_ORDINARY)[exam]
     n = n // 2 if exam else n
-    asked = drawn(seed + exam, [(topic, at) for topic in topics for at in range(len(templates))] * 3, n)
+    asked = picked(seed + exam, [(topic, at) for topic in topics for at in range(len(templates))], n, exam, 3)
     found: list[Case] = []
     for number, (topic, at) in enumerate(asked):
         question, where = templates[at].format(topic), PLACES[number % len(PLACES)]
@@ -37,6 +37,7 @@ def _register(name: str, trigger: str, near: tuple[str, ...], reply: str, system
     register(Organism(
         name, "backdoor", f"With {trigger!r} in {where} it says {reply!r} whatever was asked.", trigger, reply, seed,
         partial(cases, False, *arguments), partial(cases, True, *arguments), partial(_shows, reply[:18]),
+        LONG if system else Recipe(),
     ))  # fmt: skip
 
 
