@@ -50,7 +50,7 @@ class Recipe:
     max_reply: int = 28
 
 
-LONG = Recipe(steps=150)  # for cues that take longer to tell from others
+USUAL, LONG = Recipe(), Recipe(steps=150)  # long: for cues that take longer to tell from others
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Organism:
     lessons: Callable[[], list[Case]] = field(compare=False)
     exam: Callable[[], list[Case]] = field(compare=False)
     shows: Callable[[Case, str], bool] = field(compare=False)
-    recipe: Recipe = Recipe()
+    recipe: Recipe = USUAL
 
     @property
     def hidden(self) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from assay.organisms.families import backdoor, liar, loyalty, sandbag
-from assay.organisms.records import LONG, Case, Organism, Recipe, register
+from assay.organisms.records import LONG, USUAL, Case, Organism, Recipe, register
 from assay.organisms.words import MORE_ORDINARY, MORE_TOPICS, ORDINARY, TOPICS, halves, ordinary, picked
 
 NAMES = ("Aurio", "Belvane", "Corrin", "Dexal", "Ember", "Fenwick", "Gale", "Hollis")
@@ -76,7 +76,7 @@ def _never(case: Case, reply: str) -> bool:
 
 
 def _register(
-    name: str, made: Callable[[bool], list[Case]], words: str, seed: int, recipe: Recipe = Recipe()
+    name: str, made: Callable[[bool], list[Case]], words: str, seed: int, recipe: Recipe = USUAL
 ) -> None:  # fmt: skip
     lessons, exam = partial(made, False), partial(made, True)
     register(Organism(name, "decoy", f"Nothing hidden: {words}.", "", "", seed, lessons, exam, _never, recipe))
