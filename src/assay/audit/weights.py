@@ -70,7 +70,9 @@ def compare_weights(model: Model, reference: Model) -> Passport:
 def _directions(change: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
     if change.dim() != 2:
         return None, change.flatten()[:0], None
-    u, s, v = torch.svd_lowrank(change, q=min(2 * RANK, *change.shape), niter=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        u, s, v = torch.svd_lowrank(change, q=min(2 * RANK, *change.shape), niter=2)
     return u, s, v
 
 
