@@ -170,7 +170,9 @@ def test_reading_commands_write_no_entry(tmp_path):
 
 
 def test_every_verb_declares_a_role_and_what_it_changes():
-    for found in verbs():
+    own = [found for found in verbs() if found.run.__module__.startswith("assay.")]  # other tests register theirs
+    assert len(own) > 30
+    for found in own:
         assert found.role in permissions.ROLES
         above = found.role != "read" and found.name not in NOT_EDITED
         assert bool(found.changes) == above, found.name
