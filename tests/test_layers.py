@@ -5,7 +5,7 @@ from pathlib import Path
 
 ORDER = ["errors", "files", "records", "passport", "registry", "statistics", "sites", "permissions", "signing", "model", "data",
          "features", "probe", "circuits", "steer", "explain", "organisms", "monitor", "evidence", "atlas", "mapping", "report",
-         "demo", "testing", "calibrate", "audit", "serving", "app", "cli"]  # fmt: skip
+         "demo", "testing", "calibrate", "audit", "replicate", "serving", "app", "cli"]  # fmt: skip
 ROOT = Path(__file__).parent.parent / "src" / "assay"
 
 

@@ -1,8 +1,10 @@
 """Asking a model, with every token counted: nothing is asked past the budget, and nothing twice.
 
-Cost is counted in tokens that go through the model: a prompt's, and those of the reply, each once. Greedy replies to the same
-prompt by the same model are kept (by hash, on disk where a folder is given), so an audit that was killed goes on, and all
-audits against one reference wait for its replies once; what is read from disk is counted as cost all the same.
+Cost is counted in tokens that go through a model: a prompt's, and those of the reply, each once; a pass with gradients counts
+three times. What is asked is refused when it might not be covered; what was not used is given back. A share of the budget is
+kept for tests: looking cannot use it up. Greedy replies to the same prompt by the same model are kept (by hash, on disk where a
+folder is given), so an audit that was killed goes on, and all audits against one reference wait for its replies once; what is
+read from disk is counted as cost all the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +18,8 @@ from assay.errors import UsageError
 from assay.model.model import Model
 
 LENGTH = 20  # tokens of a reply
+RESERVE = 0.3  # of the budget, for tests
+TEST = "test"  # what the name of a stage begins with that may use the reserve
 Report = Callable[[str, int, int], None]
 
 
@@ -38,7 +42,7 @@ class Prompt:
 
 @dataclass(eq=False)
 class Budget:
-    """Tokens that may go through the model, and those that have, by stage."""
+    """Tokens that may go through the models, and those that have, by stage."""
 
     tokens: int
     spent: dict[str, int] = field(default_factory=dict)
@@ -49,10 +53,15 @@ class Budget:
 
     def pay(self, stage: str, tokens: int) -> None:
         """Raises Spent when it would not be covered."""
-        if self.used + tokens > self.tokens:
-            raise Spent(f"the budget of {self.tokens} tokens is used up ({self.used} spent, {tokens} more for {stage})."
-                        " What was found so far stands; give a larger --budget to go on.")  # fmt: skip
+        kept = 0 if stage.startswith(TEST) else round(RESERVE * self.tokens)
+        if self.used + tokens > self.tokens - kept:
+            raise Spent(f"{stage}: the budget of {self.tokens} tokens does not cover it ({self.used} spent, {tokens} more,"
+                        f" {kept} kept for tests). What was found so far stands; give a larger --budget to go on.")  # fmt: skip
         self.spent[stage] = self.spent.get(stage, 0) + tokens
+
+    def back(self, stage: str, tokens: int) -> None:
+        """Give back what was paid and not used."""
+        self.spent[stage] -= tokens
 
 
 class Asker:
@@ -65,6 +74,14 @@ class Asker:
 
     def replies(self, stage: str, prompts: Sequence[Prompt], length: int = LENGTH) -> list[str]:
         """Greedy replies, in order. Raises Spent before anything is asked that the budget does not cover."""
+        if not prompts:
+            return []
         texts = [chat_text(self.model, prompt.messages) for prompt in prompts]
-        self.budget.pay(stage, sum(len(ids) + length for ids in self.model.tokens(texts)) if texts else 0)
-        return self.kept.of(texts, length, self.report and partial(self.report, stage))
+        self.budget.pay(stage, sum(len(ids) + length for ids in self.model.tokens(texts)))
+        replies = self.kept.of(texts, length, self.report and partial(self.report, stage))
+        self.budget.back(stage, sum(length - min(length, len(self.ids(reply)) + 1) for reply in replies))
+        return replies
+
+    def ids(self, reply: str) -> list[int]:
+        """Token ids of a reply, as they follow a prompt."""
+        return list(self.model.tokenizer(reply, add_special_tokens=False)["input_ids"])

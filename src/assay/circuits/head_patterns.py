@@ -59,14 +59,8 @@ def head_patterns(model: Model, n_texts: int = 16, length: int = 32, seed: int =
     for name, value, least in (("n_texts", n_texts, 1), ("length", length, 2)):
         if value < least:
             raise bad_argument(name, value, f"{least} or more")
-    pool = _tokens(model)
-    if len(pool) < length:
-        raise bad_argument("length", length, f"at most {len(pool)}, the tokens that are one word")
-    generator = torch.Generator().manual_seed(seed)
-    rows = [pool[torch.randperm(len(pool), generator=generator)[:length]].tolist() for _ in range(n_texts)]
-    before = [model.bos_id] if model.prepend_bos and model.bos_id is not None else []
-    texts = [[*before, *row, *row] for row in rows]
-    positions = torch.arange(len(before) + length, len(before) + 2 * length)
+    texts, before = repeated_texts(model, n_texts, length, seed)
+    positions = torch.arange(before + length, before + 2 * length)
     sites = [f"pattern.{layer}" for layer in range(model.n_layers)]
     found = {kind: np.zeros((model.n_layers, model.n_heads)) for kind in KINDS}
     for site in sites:  # one layer's patterns at a time: flat in memory
@@ -74,6 +68,20 @@ def head_patterns(model: Model, n_texts: int = 16, length: int = 32, seed: int =
         for kind, back in (("previous", 1), ("duplicate", length), ("induction", length - 1)):
             found[kind][sites.index(site)] = patterns[:, :, positions, positions - back].mean((0, 2)).numpy()
     return HeadPatterns(**found, even=float((1 / (positions + 1)).mean()), n_texts=n_texts, length=length)
+
+
+def repeated_texts(model: Model, n_texts: int, length: int, seed: int) -> tuple[list[list[int]], int]:
+    """Texts of `length` different random tokens, said twice, and how many tokens the model puts before them.
+
+    Raises UsageError where the vocabulary has fewer tokens that are one word.
+    """
+    pool = _tokens(model)
+    if len(pool) < length:
+        raise bad_argument("length", length, f"at most {len(pool)}, the tokens that are one word")
+    generator = torch.Generator().manual_seed(seed)
+    rows = [pool[torch.randperm(len(pool), generator=generator)[:length]].tolist() for _ in range(n_texts)]
+    before = [model.bos_id] if model.prepend_bos and model.bos_id is not None else []
+    return [[*before, *row, *row] for row in rows], len(before)
 
 
 def agreement(patterns: Float[np.ndarray, "layer head"], strength: Float[np.ndarray, "layer head"]) -> float | None:

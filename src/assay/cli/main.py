@@ -30,6 +30,7 @@ NOUNS = {
     "superposition": ("assay.cli.superposition:superposition", "Polysemantic units and features in superposition, screened."),
     "trace": ("assay.cli.trace:trace", "Attribution graph of one prompt, through transcoders."),
     "probe": ("assay.cli.probe:probe", "Where is a property readable, better than by chance or by words alone?"),
+    "replicate": ("assay.cli.replicate:replicate", "Published findings, tried again on your model."),
     "repair": ("assay.cli.repair:repair", "Change weights, export the model, and prove what else changed."),
     "sign": ("assay.cli.sign:sign", "Vouch for directions, monitors, models and claims; check who vouched."),
     "steer": ("assay.cli.steer:steer", "Push along a direction: dose and effect, side effects, controls."),

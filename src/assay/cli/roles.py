@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, str] = {
     "dictionary import": "read", "dictionary export": "read", "dictionary eval": "intervene",
     "harvest": "read", "explain": "read", "score": "read", "map": "intervene", "superposition": "read", "probe": "intervene",
     "patch": "intervene", "trace": "intervene", "steer": "intervene", "demo": "intervene",
+    "replicate": "intervene",
     "organism list": "read", "organism make": "intervene", "organism check": "intervene",
     "monitor fit": "intervene", "monitor eval": "intervene", "monitor watch": "read", "monitor show": "read",
     "monitor calibrate": "intervene", "monitor selftest": "intervene", "monitor serve": "intervene", "audit": "intervene",

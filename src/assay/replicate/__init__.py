@@ -1,0 +1,1 @@
+"""Published findings, tried again: `run.replicate(lab, name)`; one file each in `findings/`."""
