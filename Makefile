@@ -1,4 +1,5 @@
 # setup: .venv, pinned packages, packaged models.  demo: a finding on the real model.  test: everything.
+# docs: generated pages, and the site in site/.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -40,6 +41,8 @@ browser:
 
 docs: setup
 	$(BIN)/python docs/commands.py
+	$(BIN)/python docs/gates.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: models .venv-bench/.ready
 	.venv-bench/bin/python benchmarks/engine.py --update-docs

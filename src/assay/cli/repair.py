@@ -30,7 +30,7 @@ def repair() -> None:
 @click.argument("name", metavar="MODEL")
 @click.option("--fault", metavar="TASK", help="A bundled task that the model does badly.")
 @click.option("--file", "fault_file", metavar="FILE", help="The fault as a task file, JSONL or CSV.")
-@click.option("--method", required=True, type=click.Choice(METHODS))
+@click.option("--method", required=True, type=click.Choice(METHODS), help="How weights are changed; see docs/repair.md.")
 @click.option("--direction", metavar="FILE", help="project-out: a saved direction of the residual stream.")
 @click.option("--units", metavar="z.9.3,..", help="Heads (z.L.H) or neurons (mlp_act.L.N), separated by commas.")
 @click.option("--factor", "factors", multiple=True, type=float, help="scale-*: may be given again. Default: 0, 0.5, 1.5, 2.")

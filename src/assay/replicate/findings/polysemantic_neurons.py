@@ -19,7 +19,7 @@ from assay.features.sentences import encoder_of
 from assay.replicate.base import Lab, finding
 from assay.replicate.records import Found, figure
 
-CORPUS, CONTEXT, POOL = "brown", 128, 300
+CORPUS, CONTEXT, POOL = "brown", 64, 300
 
 
 @finding(
@@ -43,7 +43,7 @@ def polysemantic_neurons(lab: Lab) -> Found:
     layer = lab.model.sites(list(dictionary.spec.inputs))[0].layer
     site, rng = f"mlp_act.{layer}", random.Random(f"polysemy-{lab.seed}")
     kept = packed(lab.model, CORPUS, CONTEXT, tokens=lab.sizes.tokens)
-    rows = [(row.tokens.tolist(), row.name) for row in kept]
+    rows = [(row.tokens.tolist(), row.number) for row in kept]
     plan = ContextPlan(top=24, sample=0, before=16, after=8, seed=lab.seed)
     neurons = site_units(lab.model, site, sorted(rng.sample(list(site_units(lab.model, site).only), lab.sizes.units)))
     latents = latent_units(lab.model, dictionary, sorted(rng.sample(range(dictionary.width), 2 * lab.sizes.units)))
