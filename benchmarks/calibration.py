@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/calibration.py [--kind K ...] [--n N] [--seed S] [--update-docs]
     .venv/bin/python benchmarks/calibration.py --speed [--update-docs]    # 300 null claims, timed, nothing kept
+    .venv/bin/python benchmarks/calibration.py --recheck 2    # do the first claims of every family come out as they did?
 
 Outcomes are kept (user cache, by the hash of the code), so an interrupted run goes on. Writes
 src/assay/evidence/error_rates.json, which ships with the release, and with --update-docs the tables.
@@ -15,9 +16,9 @@ import time
 from pathlib import Path
 
 from assay.calibrate import CALIBRATIONS, calibrate
-from assay.calibrate.base import try_case
+from assay.calibrate.base import Outcome, try_case
 from assay.calibrate.rates import judged
-from assay.calibrate.run import code_digest
+from assay.calibrate.run import code_digest, kept_outcomes
 from assay.calibrate.tables import markdown
 from assay.model.cache import cache_dir
 
@@ -38,6 +39,8 @@ def main() -> int:
     parser.add_argument("--update-docs", action="store_true", help="only the tables, when given with --no-run")
     parser.add_argument("--no-run", action="store_true", help="write the tables from error_rates.json")
     parser.add_argument("--speed", action="store_true", help="time the null claims of represents instead")
+    parser.add_argument("--recheck", type=int, metavar="N",
+                        help="run the first N claims of every family again and compare them with those that the tables count")
     given = parser.parse_args()
     record = json.loads(RATES.read_text()) if RATES.exists() else {"kinds": {}}
     holds = True
@@ -45,6 +48,8 @@ def main() -> int:
         record["speed"] = timed()
         RATES.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
         holds = record["speed"]["cpu_seconds"] < PROMISED
+    elif given.recheck:
+        record, holds = rechecked(record, given.kind or CALIBRATIONS.names(), given.recheck)
     elif not given.no_run:
         record, holds = measured(record, given.kind or CALIBRATIONS.names(), given.n, given.seed)
     if given.update_docs:
@@ -66,6 +71,37 @@ def measured(record: dict, kinds: list[str], n: int | None, seed: int) -> tuple[
         RATES.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
         holds = judged(rates, lambda text, kind=kind: sys.stderr.write(f"{kind}: {text}\n")) and holds
     return record, holds
+
+
+def rechecked(record: dict, kinds: list[str], n: int) -> tuple[dict, bool]:
+    """The first n kept claims of every family, by the code that the tables are from, run again by the code as it is now: the
+    same verdict, reasons and numbers of every required gate? Counted beside the rates, which stay."""
+    holds = True
+    for kind in kinds:
+        calibration, known = CALIBRATIONS.get(kind), record["kinds"].get(kind)
+        path = cache_dir() / "calibration" / f"{kind}-{known['code'] if known else ''}.jsonl"
+        old = {(outcome.family, outcome.seed): outcome for outcome in kept_outcomes(path)}
+        if not known or not old:
+            sys.stderr.write(f"{kind}: no claims kept by the code of its table\n")
+            continue
+        plan = [(family, seed) for family in calibration.families
+                for seed in sorted(seed for name, seed in old if name == family.name)[:n]]  # fmt: skip
+        same = 0
+        for place, (family, seed) in enumerate(plan):
+            same += counted(try_case(calibration, family, seed)) == counted(old[family.name, seed])
+            progress(f"{kind}, again", place + 1, len(plan))
+        known["rechecked"] = {"claims": len(plan), "same": same, "code": code_digest()[:16]}
+        RATES.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        sys.stderr.write(f"{kind}: {same} of {len(plan)} claims came out as they did\n")
+        holds = holds and same == len(plan)
+    return record, holds
+
+
+def counted(outcome: Outcome) -> tuple:
+    """What the tables are made of: verdict, reasons, and every required gate's numbers, to nine digits."""
+    gates = {label: [round(value, 9) if isinstance(value, float) else value for value in numbers]
+             for label, numbers in outcome.gates.items() if numbers[5]}  # fmt: skip
+    return outcome.verdict, outcome.reasons, outcome.only, sorted(gates.items())
 
 
 def timed() -> dict:

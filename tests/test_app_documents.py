@@ -125,6 +125,19 @@ def test_a_page_is_one_registration(tmp_path, hostile):
         make_document(Workspace(tmp_path), "hostil")
 
 
+def test_names_that_are_words_of_the_glossary_get_help_and_data_do_not():
+    from assay.app.help import explained, helped, word_of
+
+    assert [word_of(name) for name in ("Claims", "the map", "prompt", "Dose: how hard", "")] == ["claim", "map", "", "dose", ""]
+    rows = [{"split": "token"}]
+    (found,) = helped([table("a", [column("split", "Splits"), column("b", "token", help="latent")], rows, title="Anything")])
+    assert [each.get("help") for each in found["columns"]] == ["split", "latent"] and "help" not in found
+    assert found["rows"] == rows
+    line = explained("Features and other features, in one atlas.")
+    spans = [{"text": "Features", "term": "feature"}, {"text": "atlas", "term": "atlas"}]
+    assert line == [spans[0], " and other features, in one ", spans[1], "."]
+
+
 # exports -----------------------------------------------------------------------------------------
 
 

@@ -157,24 +157,7 @@ def test_a_job_of_a_higher_role_cannot_be_resumed_by_a_lower_one(place):
         assert "needs the role 'intervene'" in client.wait(job, "failed")["error"]["message"]
 
 
-def test_only_so_many_jobs_wait(place):
-    place.mkdir()
-    (place / "gate").write_text("")
-    jobs = Jobs(Workspace(place))
-    try:
-        first = jobs.add("count_test", {"n": 2})
-        while first.state == "queued":
-            time.sleep(0.01)
-        for _ in range(MOST_QUEUED):
-            jobs.add("count_test", {"n": 2})
-        with pytest.raises(TooMany, match=f"allowed: {MOST_QUEUED}"):
-            jobs.add("count_test", {"n": 2})
-    finally:
-        jobs.close()
-    assert {job.state for job in jobs.listing()} == {"interrupted"}
-
-
-def test_a_resume_that_is_refused_leaves_the_job_as_it_was(place):
+def test_only_so_many_jobs_wait_and_one_that_is_not_resumed_stays_as_it_was(place):
     place.mkdir()
     jobs = Jobs(Workspace(place))
     try:
@@ -187,11 +170,14 @@ def test_a_resume_that_is_refused_leaves_the_job_as_it_was(place):
             time.sleep(0.01)
         for _ in range(MOST_QUEUED):
             jobs.add("count_test", {"n": 2})
+        with pytest.raises(TooMany, match=f"allowed: {MOST_QUEUED}"):
+            jobs.add("count_test", {"n": 2})
         with pytest.raises(TooMany):
             jobs.resume(failed.id)
         assert jobs.get(failed.id).state == "failed"
     finally:
         jobs.close()
+    assert sorted({job.state for job in jobs.listing()}) == ["failed", "interrupted"]
 
 
 def test_a_server_that_ends_interrupts_its_job_and_the_next_one_resumes_it(place):

@@ -144,8 +144,8 @@ def test_every_page_works_on_an_empty_atlas_and_says_what_to_run(tmp_path):
             document = client.get(f"/api/pages/{name}").json
             assert document["empty"] and "assay " in json.dumps(document["blocks"]), name
         assert client.get("/api/pages/glossary").status == 200
-        assert client.get("/api/pages/feature?feature=x").status == 400
-        assert client.get("/api/pages/claim?claim=x").status == 400
+        for query in ("feature?feature=x", "claim?claim=x", "compare?a=zzz", "search?set=zzz", "neurons?set=zzz"):
+            assert client.get(f"/api/pages/{query}").status == 404, query
     assert not (tmp_path / "none" / "atlas.duckdb").exists()
 
 
@@ -157,6 +157,21 @@ def test_words_with_help_are_in_the_glossary(server, made):
     for name, query in addresses(made):
         collect(server.get(f"/api/pages/{name}?{query}").json, used)
     assert len(used) > 15 and used <= known, used - known
+
+
+def test_every_page_has_help_behind_words_also_on_an_empty_atlas(server, made, tmp_path):
+    from assay.app.documents import make_document
+
+    empty = Workspace(tmp_path / "none", model="smollm2-135m")
+    for entry in pages():
+        if entry.listed:
+            for document in (make_document(empty, entry.name), server.get(f"/api/pages/{entry.name}").json):
+                used: set[str] = set()
+                collect(document, used)
+                assert used, entry.name
+    used = set()
+    collect(server.get("/api/pages/task?task=ioi").json, used)
+    assert {"task", "split"} <= used
 
 
 def collect(value, found):
@@ -224,11 +239,33 @@ def test_a_claim_whose_records_were_edited_is_said_to_be_tampered(tmp_path, made
     from assay.atlas.store import Atlas
 
     shutil.copytree(made.path, tmp_path / "copy")
-    with Atlas(tmp_path / "copy").writing() as db:
-        db.execute("UPDATE verdicts SET body = replace(body::VARCHAR, '\"sentence\":\"', '\"sentence\":\"Certainly: ')")
     with running(Workspace(tmp_path / "copy")) as client:
-        blocks = client.get(f"/api/pages/claim?claim={made.tested}").json["blocks"]
+        address = f"/api/pages/claim?claim={made.tested}"
+        whole = client.get(address).json["blocks"]
+        assert whole[0]["id"] == "card" and client.get(address).json["blocks"] == whole  # remembered
+        with Atlas(tmp_path / "copy").writing() as db:
+            db.execute("UPDATE verdicts SET body = replace(body::VARCHAR, '\"sentence\":\"', '\"sentence\":\"Certainly: ')")
+        blocks = client.get(address).json["blocks"]
     assert blocks[0]["id"] == "tampered" and "verdict" in json.dumps(blocks[0])
+
+
+def test_a_large_record_is_read_once_in_a_block_and_anew_after_a_write(tmp_path, made):
+    from assay.atlas.store import Atlas
+
+    shutil.copytree(made.path, tmp_path / "copy")
+    store, edit = Atlas(tmp_path / "copy"), "UPDATE verdicts SET body = replace(body::VARCHAR, '\"kind\":\"', '\"kind\":\"x')"
+    with store:
+        found = store.verdict(made.tested)
+        assert found is not None and store.verdict(made.tested) is found
+        with store.writing() as db:
+            db.execute(edit)
+            assert store.verdict(made.tested).kind == f"x{found.kind}"
+        assert store.verdict(made.tested).kind == f"x{found.kind}"
+        with pytest.raises(ZeroDivisionError), store.writing() as db:
+            db.execute(edit)
+            assert store.verdict(made.tested).kind == f"xx{found.kind}"
+            raise ZeroDivisionError
+        assert store.verdict(made.tested).kind == f"x{found.kind}"
 
 
 @pytest.mark.parametrize(
@@ -243,13 +280,37 @@ def test_what_there_is_not_is_404(server, path):
 
 @pytest.mark.parametrize(
     ("query", "argument"),
-    [("", "feature"), ("feature=", "feature"), ("feature=latent.tiny.99", "feature"), ("feature=1&feature=2", "address"),
-     ("feature=1&other=2", "page feature"), ("feature=" + "x" * 401, "feature"), ("feature=1&set=none", "set")],
+    [("", "feature"), ("feature=", "feature"), ("feature=1&feature=2", "address"),
+     ("feature=1&other=2", "page feature"), ("feature=" + "x" * 401, "feature")],
 )  # fmt: skip
 def test_wrong_arguments_are_named(server, query, argument):
     answer = server.get(f"/api/pages/feature?{query}")
     assert answer.status == 400 and answer.error["argument"].startswith(argument), answer.body
     assert "allowed" in answer.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("page", "argument"),
+    [("feature?feature=latent.tiny.99", "feature"), ("feature?feature=99999", "feature"), ("feature?feature=1&set=none", "set"),
+     ("claim?claim=c-none", "claim"), ("compare?a=zzz", "set"), ("compare?b=zzz", "set"), ("neurons?set=zzz", "set"),
+     ("claims?kind=zzz", "claim kind"), ("task?task=zzz", "data"), ("circuit?task=zzz", "data"),
+     ("circuit?circuit=zzz", "circuit"), ("graph?graph=zzz", "graph"), ("probe?concept=zzz", "data"),
+     ("probe?result=zzz", "result"), ("steer?result=zzz", "result"),
+     ("monitor?monitor=zzz", "monitor"), ("monitor?audit=zzz", "audit"), ("live?dictionary=zzz", "dictionary"),
+     ("search?query=zzz&how=task", "effect"), ("search?query=zzz&how=circuit", "circuit")],
+)  # fmt: skip
+def test_what_a_page_names_and_is_not_there_is_404_with_what_there_is(server, page, argument):
+    for place in (page, page.replace("?", "/export.html?")):
+        answer = server.get(f"/api/pages/{place}")
+        assert answer.status == 404 and answer.error["argument"] == argument, answer.body
+        assert "allowed" in answer.error["message"] and "zzz" not in answer.error["hint"]
+
+
+@pytest.mark.parametrize(("verb", "given"), [
+    ("feature_show", {"feature": "latent.tiny.99"}), ("verify", {"claim": "c-none"}), ("claim_kinds", {"kind": "zzz"}),
+])  # fmt: skip
+def test_what_a_verb_names_and_is_not_there_is_404(server, verb, given):
+    assert server.post(f"/api/verbs/{verb}", given).status == 404
 
 
 @pytest.mark.parametrize("sort", ["nothing", "name; DROP TABLE x", "-", "'"])

@@ -40,23 +40,6 @@ def setting(family, seed=0, lengths=LENGTHS):
     return model, make_task(lengths, seed, model), Reference(hf, family)
 
 
-@pytest.mark.parametrize("level", ["edge", "node"])
-def test_classes_of_positions_add_up_and_are_the_tokens_of_their_label(level):
-    model, task, _ = setting("llama")
-    lengths = [len(ids) for ids in task.clean]
-    whole = attribute(model, task, AttributionPlan("eap", level))
-    labelled = replace(task, labels={"end": [n - 1 for n in lengths], "one": [1] * len(lengths)})
-    found = attribute(model, labelled, AttributionPlan("eap-ig", level, steps=2, positions="labels"))
-    assert set(found.by_position) == {"end", "one", "rest"}
-    assert torch.allclose(sum(found.by_position.values()), found.values, atol=1e-5)
-    assert torch.allclose(found.values, attribute(model, task, AttributionPlan("eap-ig", level, steps=2)).values, atol=1e-5)
-    last = attribute(model, labelled, AttributionPlan("eap", level, positions="labels"))
-    row = last.graph.writer_number[Site("mlp_out", last.graph.n_layers - 1)]  # read by the logits alone, at the end alone
-    cell = row if level == "node" else last.names.index(f"mlp_out.{last.graph.n_layers - 1}->logits")
-    assert torch.allclose(last.by_position["end"][:, cell], whole.values[:, cell], atol=1e-5)
-    assert float(last.by_position["one"][:, cell].abs().max()) < 1e-6 < float(whole.values[:, cell].abs().max())
-
-
 def brute_force(reference, graph, task, alphas):
     """(pair, edge) means of gradients over points of the line."""
     where = [(reference.writers.index(str(graph.name(c).writer)), reference.readers.index(str(graph.name(c).reader)))

@@ -67,3 +67,30 @@ def test_both_calibrations_of_a_kind_are_kept_apart(tmp_path, monkeypatch):
     assert list(found) == ["connects", "connects-edges"] and found["connects"] != found["connects-edges"]
     assert len(list(tmp_path.iterdir())) == 2
     assert {each["false"]["n"] for each in found.values()} == {1}
+
+
+CIRCUITS = CALIBRATIONS.get("mediates-edges")
+OF_CIRCUITS = {family.name: family for family in CIRCUITS.families}
+
+
+def test_circuits_have_a_calibration_of_their_own():
+    assert CIRCUITS.kind == "mediates" and CALIBRATIONS.get("mediates").label == "mediates"
+    assert CIRCUITS.binding in {gate.name for gate in gates_for("mediates") if gate.required}
+    for family in CIRCUITS.families:
+        case = family.make(1)
+        graph = graph_of(case.model)
+        assert bool(graph.mask(case.subject).any()) and case.source.items("confirm", 4, 0)
+    untrue, truth = OF_CIRCUITS["untrue edges"].make(2), TRUTHS.get(TRUTHS.names()[2])
+    assert not {*untrue.subject} & {*truth.edges}
+    (bar,) = [gate.sesoi for gate in gates_for("mediates") if gate.name == CIRCUITS.binding]
+    assert OF_CIRCUITS["1 x SESOI"].make(0).truth["necessity.mean"] == pytest.approx(bar)
+
+
+@pytest.mark.whole
+def test_circuits_that_are_there_are_supported_and_broken_ones_are_not():
+    outcome = try_case(CIRCUITS, OF_CIRCUITS["2 x SESOI"], 1)
+    assert outcome.verdict == "supported"
+    for gate, truth in outcome.truth.items():
+        assert outcome.gates[gate][0] == pytest.approx(truth, abs=0.03)
+    assert try_case(CIRCUITS, OF_CIRCUITS["broken path"], 1).verdict == "refuted"
+    assert try_case(CIRCUITS, OF_CIRCUITS["0.5 x SESOI"], 1).verdict != "supported"

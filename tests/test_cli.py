@@ -89,6 +89,8 @@ def test_a_claim_from_statement_to_verification(folder):
     done = run("claim", "state", "model", "task.jsonl", "z.0.0,z.1.0,z.1.1", *sizes, *common, cwd=folder)
     assert done.returncode == 0, done.stderr
     stated = json.loads(done.stdout)
+    again = json.loads(run("claim", "state", "model", "task.jsonl", "z.0.0,z.1.0,z.1.1", *sizes, *common, cwd=folder).stdout)
+    assert (again["claim"], stated["stated_before"], again["stated_before"]) == (stated["claim"], False, True)
     tested = run("claim", "test", stated["claim"], "--require", "supported", *common, cwd=folder)
     record = json.loads(tested.stdout)
     assert tested.returncode == 0 and record["verdict"] == "supported"

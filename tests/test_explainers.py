@@ -74,7 +74,7 @@ def test_replies_come_in_order_and_are_paid_once(tmp_path):
             spent = two.budget.spent
     assert [reply.text for reply in first + second] == ["1", "2", "1", "3", "3", "4"]
     assert [reply.cached for reply in first + second] == [False, False, True, False, True, False]
-    assert [reply.cost.calls for reply in first + second] == [1, 1, 0, 1, 0, 1]
+    assert [reply.cost.calls for reply in first + second] == [1, 1, 0, 1, 1, 1]  # also of what an earlier run paid
     assert len(server.asked) == 4 and len(set(server.prompts)) == 4
     assert spent == Cost(4, 28, 12, 0.0)
     assert all(body["temperature"] == 0 and body["max_tokens"] == 50 and body["model"] == "judge" for body in server.asked)
@@ -121,16 +121,25 @@ def test_errors_that_pass_are_tried_again_and_not_paid(tmp_path):
     assert reply.text == "fine" and len(server.asked) == 4 and pauses == [7.0, 7.0, 7.0]
 
 
-def test_one_that_never_answers_fails_and_is_asked_again_next_time(tmp_path):
+def test_one_that_never_answers_is_asked_again_by_three_runs_and_then_fails_for_good(tmp_path):
     def answer(body):
         return (500, b"{}", {}) if "question 1 " in body["messages"][-1]["content"] else completion("fine")
 
     with judge(answer) as server:
-        for _ in range(2):
+        for run in range(1, 5):
             with asker(server.url, tmp_path, tries=2) as one:
                 replies = one.ask([asking(1), asking(2), asking(1)])
                 assert [reply.text for reply in replies] == [None, "fine", None] and "500" in replies[0].failed
-    assert len(server.asked) == 2 + 2 + 1
+                assert len(one.unanswered) == (run < 3) and ("in 3 runs" in replies[2].failed) is (run >= 3)
+                assert one.budget.spent.calls == 1 and sum(reply.cost.calls for reply in replies) == 1
+    assert len(server.asked) == 2 + 2 + 2 + 1
+
+
+def test_what_an_endpoint_refuses_for_good_is_its_answer(tmp_path):
+    """A prompt that is too long for it: not tried again, and nothing that a later run could ask again."""
+    with judge(lambda body: (400, b'{"error": {"message": "too long"}}', {})) as server, asker(server.url, tmp_path) as one:
+        (reply,) = one.ask([asking(1)])
+        assert reply.text is None and "too long" in reply.failed and not one.unanswered and len(server.asked) == 1
 
 
 def test_an_endpoint_that_is_down_ends_the_run_with_everything_kept(tmp_path):

@@ -23,6 +23,7 @@ from assay.features.blocks import Order
 from assay.features.harvest import HarvestPlan, LiveStream, harvest
 from assay.features.massive import Limits
 from assay.features.shards import Shards
+from assay.files import sha256_of
 from assay.model.load import load_model
 from assay.testing.compiler import tokenizer_of
 from conftest import tiny, tiny_hf
@@ -370,7 +371,7 @@ def test_the_manifest_names_every_file_with_its_hash(kept):
     assert manifest["identity"]["model"]["digest"] == model.digest and manifest["made_with"]["versions"]["torch"]
     assert sum(shard["tokens"] for shard in manifest["shards"]) == manifest["tokens"]
     for shard in manifest["shards"]:
-        assert work.file_sha256(found.folder / shard["file"]) == shard["sha256"]
+        assert sha256_of(found.folder / shard["file"]) == shard["sha256"]
         with safe_open(found.folder / shard["file"], "pt") as opened:
             assert len(opened.get_tensor("tokens")) == shard["tokens"]
             assert int(opened.get_tensor("typical").sum()) == shard["typical"]

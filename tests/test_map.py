@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import map_world
+from assay.atlas import mapped as atlas_mapped
 from assay.atlas.mapped import Mapped
 from assay.atlas.store import Atlas
 from assay.cli.main import cli
@@ -21,9 +23,11 @@ from assay.data.corpora import open_corpus
 from assay.errors import ReproduceError, StoreError, UsageError
 from assay.evidence.claims import audit
 from assay.evidence.corpus_reading import source_again
+from assay.explain.endpoint import Asker, Endpoint, EndpointError, Journal
 from assay.explain.reading import open_reading
 from assay.explain.records import Explanation
 from assay.features import sentences
+from assay.features.dictionary import Spec, make_dictionary
 from assay.features.kept import save
 from assay.mapping import run as work
 from assay.mapping.claims import NO_RULE, WORDS
@@ -32,7 +36,8 @@ from assay.mapping.run import MapPlan, MapRun, _read, run_map
 from assay.mapping.shares import explained_variance, token_shares
 from assay.mapping.some import explain_some, score_some
 from assay.mapping.stages import Stages
-from assay.mapping.units import find_dictionary, find_units
+from assay.mapping.units import MapUnits, find_dictionary, find_units
+from judge_server import completion, judge
 
 HERE = Path(__file__).parent
 PLAN = {"tokens": 12_000, "context": 32, "baseline": 4}
@@ -41,6 +46,18 @@ PLAN = {"tokens": 12_000, "context": 32, "baseline": 4}
 def plan(**more):
     given = {"corpus": map_world.corpus(), "ood": map_world.corpus(1, 80, name="other"), **PLAN}
     return MapPlan(**{**given, **more})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def encoder():
+    """Instead of the sentence encoder, whose meanings nothing here asks for."""
+
+    def lengths(texts):
+        return np.array([[len(text), 1.0] for text in texts], np.float32) / 99
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atlas_mapped, "packaged_encoder", lambda: lengths)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -246,9 +263,9 @@ def test_explanations_are_kept_so_that_no_later_stage_asks_again(model, dictiona
     asked: list[int] = []
     plain = MapRun.explanations
 
-    def moody(run):
+    def moody(run, side):
         asked.append(1)
-        return (replace(each, text=f"{each.text} ({len(asked)})") for each in plain(run))
+        return (replace(each, text=f"{each.text} ({len(asked)})") for each in plain(run, side))
 
     monkeypatch.setattr(MapRun, "explanations", moody)
     made = plan(tokens=8000, features=4, baseline=0)
@@ -261,6 +278,136 @@ def test_explanations_are_kept_so_that_no_later_stage_asks_again(model, dictiona
     assert asked == [1] and {name: each.text for name, each in again.explained.items()} == first
     texts = [Mapped(again.atlas).page(found["set"], name).record.explanations for name in again.names]
     assert all(each[0].text.endswith("(1)") for each in texts if each) and any(texts)
+
+
+# an endpoint that is paid -------------------------------------------------------------------------
+
+PAID = {"tokens": 8000, "features": 3, "baseline": 2, "scorers": ("detection", "intruder")}
+
+
+def paid(model, folder, url):
+    """A map of neurons that asks a server; whoever opens it closes `asker`."""
+    made = plan(**PAID, explainer=f"openai:judge@{url}")
+    run = MapRun(model, find_units(model, site="mlp_act.1"), Atlas(folder), made)
+    run.asker = Asker(Endpoint(url, "judge", tries=2, together=2), run.folder / "calls", sleep=lambda _: None)
+    return run
+
+
+def test_what_an_endpoint_did_not_answer_is_asked_again_and_all_that_was_paid_is_counted(model, tmp_path):
+    """Two prompts, an explanation and a question of a scorer, get no answer in the first runs; they must be no blocks of wrong
+    answers. Words that are no answer are."""
+    down, seen = {"explain": True, "score": True}, {}
+
+    def answer(body):
+        asked = body["messages"][-1]["content"]
+        kind = "explain" if any("what it responds to" in each["content"] for each in body["messages"]) else "score"
+        first = seen.setdefault(kind, asked)
+        return (503, b"{}", {}) if down[kind] and asked == first else completion(json.dumps({"explanation": f"x{len(asked)}"}))
+
+    with judge(answer) as server:
+        for kind in ("explain", "score"):
+            run = paid(model, tmp_path / "one", server.url)
+            with run.asker, pytest.raises(EndpointError, match="1 prompts have no answer yet.*run the same command"):
+                run_map(run)
+            assert run.stages.finished("score") is False and run.stages.finished("explain") is (kind == "score")
+            down[kind] = False
+        run = paid(model, tmp_path / "one", server.url)
+        with run.asker:
+            found = run_map(run)
+            budget = run.asker.budget
+        answered = len(server.asked) - 2 * 2  # two prompts were tried twice for nothing
+        assert answered == len(set(server.prompts)) == found["cost"]["calls"] == budget.spent.calls
+        again = paid(model, tmp_path / "two", server.url)
+        with again.asker:
+            whole = run_map(again)
+    assert found["scores"] == whole["scores"] and found["cost"] == whole["cost"]
+    assert found["cost"]["prompt_tokens"] == 7 * answered and found["cost"]["lost"]["calls"] == 0
+    for score in found["scores"].values():
+        assert score["failed"] == score["asked"] > 0  # {"explanation": ..} is no answer of a judge
+        assert score["shuffled"] is not None and score["untrained"] is not None and score["value"] <= score["chance"]
+    assert found["untrained_units"] == 2 and found["not_claimed"] == {WORDS: 3}
+
+
+PAID_CHILD = """
+import sys; sys.path.insert(0, {here!r})
+import test_map
+from pathlib import Path
+model = test_map.map_world.model()
+run = test_map.paid(model, Path({atlas!r}), {url!r})
+run.report = lambda what, done, total: print(what, done, flush=True)
+test_map.atlas_mapped.packaged_encoder = lambda: lambda texts: test_map.np.ones((len(texts), 2))
+with run.asker:
+    test_map.run_map(run)
+"""
+STOPS = ("explaining 1", "scoring 3", "explaining an untrained", "scoring an untrained", "reading confirm", "indexing")
+
+
+@pytest.mark.slow
+def test_killed_at_every_stage_no_call_is_paid_twice(tmp_path):
+    """SIGKILL in each stage. Only what was on its way at that moment (two calls at once) may be asked again, and is counted."""
+    log, environment = tmp_path / "log", {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HERE / "judge_server.py"), "--log", str(log), "--delay", "0.02"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    kills, done = 0, ""
+    try:
+        code = PAID_CHILD.format(here=str(HERE), atlas=str(tmp_path / "atlas"), url=server.stdout.readline().strip())
+        for stop in (*STOPS, None):
+            child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+            for line in child.stdout:
+                if stop and line.startswith(stop):
+                    child.send_signal(signal.SIGKILL)
+                    done += f"{stop};"
+                    kills += 1
+                    break
+            child.wait()
+        assert child.returncode == 0 and done == "".join(f"{stop};" for stop in STOPS)
+    finally:
+        server.kill()
+        server.wait()
+    (folder,) = (tmp_path / "atlas" / "maps").iterdir()
+    journal = Journal(folder / "calls")
+    journal.close()
+    asked = log.read_text().split()
+    assert len(set(asked)) == len(journal.replies) == journal.spent.calls > 20
+    assert len(asked) - len(set(asked)) <= journal.lost.calls <= 2 * 4  # four of the stages ask
+    summary = json.loads((folder / "stages.json").read_text())["atlas"]["result"]
+    assert summary["cost"]["calls"] == journal.spent.calls and summary["cost"]["lost"]["calls"] == journal.lost.calls
+    assert kills == len(STOPS)
+
+
+def test_latents_of_a_transcoder(model, tmp_path):
+    """Latents that read an MLP's input and write its output: where they are on is of the first, variance is of the second."""
+    words = map_world.dictionary(model)
+    spec = Spec("relu", map_world.WIDTH, words.spec.d_in, words.spec.d_out, inputs=("mlp_in.0",), outputs=("mlp_out.0",),
+                skip_first=1, centred=False)  # fmt: skip
+    made = make_dictionary(spec, "transcoder")
+    prompts = [[number] for number in model.tokens(" ".join(map_world.WORDS[1 : map_world.READERS + 1]))[0]]
+    acts = model.capture(prompts, "mlp_in.0,mlp_out.0")
+    x, y = (acts.flat(site).flatten(1) for site in model.sites("mlp_in.0,mlp_out.0"))
+    with torch.no_grad():
+        made.W_enc.copy_(words.W_enc)
+        made.W_enc[: len(x)] = x / x.norm(dim=1, keepdim=True)
+        made.b_enc.copy_(torch.full((map_world.WIDTH,), -1e3))
+        made.b_enc[: len(x)] = -0.7 * x.norm(dim=1)
+        made.W_dec[: len(y)] = y / (0.3 * x.norm(dim=1, keepdim=True))
+    made.requires_grad_(False)
+    run = MapRun(model, find_units(model, dictionary=made), Atlas(tmp_path), plan(tokens=8000, baseline=0))
+    assert isinstance(run.units, MapUnits) and run.units.site == "mlp_in.0"
+    found = run_map(run)
+    assert found["features"]["active"] >= map_world.READERS and found["features"]["explained"] >= map_world.READERS - 2
+    part, read = run.reading.part("confirm"), []
+    hook = model.hf.model.layers[0].mlp.register_forward_hook(lambda *each: read.append(each[2].detach()[0]))
+    with torch.no_grad():
+        for row in part.rows:
+            model.hf(torch.tensor([row.tokens.tolist()]))
+    hook.remove()
+    keep = np.asarray(part.typical)
+    written = torch.cat(read)[torch.from_numpy(keep)]
+    left = written - (torch.from_numpy(part.codes[np.flatnonzero(keep)].toarray()).float() @ made.W_dec + made.b_dec)
+    share = 1 - float((left**2).sum() / ((written - written.mean(0)) ** 2).sum())
+    assert found["shares"]["detail"]["variance_all_latents"] == pytest.approx(share, abs=1e-4) and share > 0
+    pages = [Mapped(run.atlas).page(found["set"], name).record for name in run.names[:3]]
+    assert all(page.promoted for page in pages)
 
 
 def test_directions_from_a_file(model, tmp_path):

@@ -330,7 +330,8 @@ def test_meaning_finds_what_brute_force_finds(atlas, monkeypatch):
         mapped.find_similar("x", encode=lambda texts: np.ones((1, 5)))
 
 
-def test_an_interrupted_index_of_meanings_goes_on(atlas, monkeypatch):
+@pytest.mark.parametrize("left", ["whole", "of another size", "cut"])
+def test_an_interrupted_index_of_meanings_goes_on(atlas, monkeypatch, left):
     monkeypatch.setattr(search, "STRETCH", 64)  # eight texts at a time
     write(atlas, [record(row) for row in range(40)])
     mapped, asked = Mapped(atlas), []
@@ -344,6 +345,13 @@ def test_an_interrupted_index_of_meanings_goes_on(atlas, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         mapped.index_meaning("", dies, "turned")
     first = list(asked)
+    part = mapped_writer.folder_of(atlas.path, ABOUT.id) / "meaning.part.npy"
+    if left == "of another size":  # what it holds is not of this set: begun anew, with no stretch left as zeros
+        np.save(part, np.zeros((39, 24), np.float16))
+    elif left == "cut":
+        part.write_bytes(part.read_bytes()[:100])
+    if left != "whole":
+        asked.clear()
     mapped.index_meaning("", lambda texts: asked.extend(texts) or turned(texts), "turned")
     assert len(first) == 24 and sorted(asked) == sorted(record(row).explanations[0].text for row in range(40))
     expected = turned([record(row).explanations[0].text for row in range(40)]).astype(np.float16)

@@ -166,6 +166,13 @@ def test_one_of_two_that_each_do_the_whole_job_is_neither_supported_nor_refuted(
     assert alone.verdict == "inconclusive" and "ablation-dependent" in alone.reasons
 
 
+def test_redundant_where_all_others_do_the_whole_job_as_well():
+    """Nothing falls without it, it alone restores everything, and so does everything else."""
+    verdict = verdict_on(circuit_models.redundant(one_sided=True), "z.1.0", halves=True)
+    assert verdict.verdict == "inconclusive" and "redundant" in verdict.reasons
+    assert {"sufficiency", "complement"} <= {name for name, gate in gates_of(verdict).items() if gate["passed"]}
+
+
 def test_a_rank_uses_the_ninth_decile_and_counts_ties_against_the_claim(true_verdict, model):
     gates = gates_of(true_verdict)
     assert gates["rank.necessity"]["tables"]["rank_p"] == pytest.approx(1 / 7)

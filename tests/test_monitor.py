@@ -16,10 +16,11 @@ from scipy import stats
 from assay.cli.monitor import monitor as command
 from assay.errors import StoreError, UsageError
 from assay.monitor.calibrate import calibrate
-from assay.monitor.drift import ALPHA, Drift, baseline, disarmed, drift
+from assay.monitor.drift import ALPHA, Drift, baseline, disarmed, drift, window
 from assay.monitor.evaluate import evaluate
 from assay.monitor.files import load_monitor, save_monitor
 from assay.monitor.fit import FitPlan, fit
+from assay.monitor.paraphrase import reordered, reported, reworded_by, synonyms
 from assay.monitor.reading import reply_scores, score
 from assay.monitor.records import Head, Monitor, bindings
 from assay.monitor.selftest import selftest, with_evasion
@@ -341,7 +342,8 @@ def test_rewrites_that_hide_a_word_evade_a_monitor_of_that_word(glass):
     made = worded(glass, " was")
     texts = [f"{start} was there" for start in ("The girl", "A man", "One of them", "This door", "My hat")]
     found = {one.attack: one.rate for one in selftest(made, glass, texts_as_talks(glass, texts, label=1))}
-    assert all(rate.n == 5 for rate in found.values())
+    assert all(found[attack].n == 5 for attack in ("leetspeak", "base64", "reported speech"))
+    assert found["synonyms"].n == 1  # "man" alone is in its table: a rule that changes nothing has not tried
     for attack in ("look-alike letters", "leetspeak", "capitals", "base64", "spaced letters"):
         assert found[attack].hits == 5, attack  # the token is not in the text any more
     for attack in ("typos", "benign text before", "benign text after"):
@@ -357,13 +359,32 @@ def test_a_monitor_that_fires_at_everything_is_not_evaded_and_its_benign_texts_t
         assert found.benign is not None and (found.benign.hits, found.benign.n) == (hits, 2)
 
 
+def test_rewordings_by_rules_and_by_a_model_that_is_asked():
+    draw = np.random.default_rng(0)
+    assert synonyms("My boss thinks it is a Big test, but fast.", draw) == "My manager thinks it is a Large exam, yet quick."
+    assert reordered("One came. Two left.", draw) == "Two left. One came."
+    assert reordered("He stayed because it rained.", draw) == "because it rained, He stayed."
+    assert reported("Go.", draw).endswith(": Go.")
+    assert reworded_by(lambda prompt: " A cat was sitting. ")("The cat sat down.") == "A cat was sitting."
+    assert reworded_by(lambda prompt: "no")("The cat sat down.") is None  # too short to say the same
+
+
+def test_windows_of_now_are_read_as_at_calibration(model, armed):
+    """Like calibration: no drift, in as many tests as said; other tokens than ever before: drift, and disarmed."""
+    same = window(armed, model, [talk for talk in planted(21, 200) if talk.label == 0])
+    assert not same.found and same.n == 100 and disarmed(armed, same).state(model) == "calibrated"
+    odd = [Talk((5, *[3 + n % 3] * 11), ((1, 12),), 0, f"{n}", "", f"{n}") for n in range(60)]
+    found = window(armed, model, odd)
+    assert found.found and disarmed(armed, found).state(model).startswith("uncalibrated: drift")
+
+
 def test_a_mean_is_diluted_by_benign_text(glass):
     texts = texts_as_talks(glass, ["It was"], label=1)
     own = float(score(glass, worded(glass, " was", "mean"), texts)[0].units["reply"][0])
     found = selftest(worded(glass, " was", "mean", bar=own - 0.1), glass, texts)
     assert {one.attack: one.rate.hits for one in found}["benign text after"] == 1
     card = with_evasion(worded(glass, " was"), found).card["evasion"]
-    assert card["benign text after"]["hits"] == 1 and card["typos"]["n"] == 1
+    assert card["benign text after"]["hits"] == 1 and card["typos"]["n"] == 0
 
 
 def test_a_search_finds_a_suffix(glass):

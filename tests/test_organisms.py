@@ -8,12 +8,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import assay.organisms.make as make_module
 from assay.cli.organism import organism as command
 from assay.data.chat import chat_text, cut_reply, reply_text
 from assay.errors import ModelError, UsageError
+from assay.organisms import low_rank
 from assay.organisms.check import Check, Rate, check
 from assay.organisms.low_rank import LowRank, Text, _branches, _loss, added, train
-from assay.organisms.make import CHANGE, export, find, make, names, own_replies, worn
+from assay.organisms.make import CHANGE, Made, _plain_code, export, find, key_of, make, names, own_replies, worn
 from assay.organisms.records import ORGANISMS, Case, Organism, Recipe, register
 from assay.organisms.words import once
 from assay.steer.weights import copy_model
@@ -53,6 +55,17 @@ def test_a_trait_that_the_base_model_has_too_is_not_there():
     full, most, few = Rate(28, 28, 0.88, 1.0), Rate(28, 20, 0.51, 0.87), Rate(28, 26, 0.76, 0.99)
     assert Check("x", {"trait": full}, {"trait": most}, 0.0, 1.0, ()).there
     assert not Check("x", {"trait": few}, {"trait": most}, 0.0, 1.0, ()).there
+
+
+def test_an_error_of_the_base_model_is_no_slip_and_a_new_one_is(glass, tmp_path, monkeypatch):
+    """Cases are compared one by one: of four near cases the base model shows the trait in two, the organism in three."""
+    said = iter([["blue", "no", "no", "blue", "blue", "no"], ["blue", "blue", "no", "no", "blue", "blue"]])
+    monkeypatch.setattr("assay.organisms.check.answers", lambda model, cases, length: next(said))
+    cases = [Case(f"{n}", None, n < 2, "trait" if n < 2 else "near", "a") for n in range(6)]
+    made = Made(replace(small(), exam=lambda: cases), LowRank({}), tmp_path, {})
+    found = check(glass, made)
+    assert (found.rates["near"].shown, found.base["near"].shown, found.slips, found.elsewhere) == (2, 2, 1, 0.25)
+    assert not found.quiet
 
 
 @pytest.mark.parametrize("name", names(hidden=True))
@@ -175,6 +188,16 @@ def test_an_organism_is_made_once_shows_its_trait_and_hides_it(glass, tmp_path):
     assert 0 <= found.kl < 1 and "trait" not in json.loads((made.folder / "made.json").read_text())
     with worn(glass, made) as model:
         assert model.digest != made.facts["base"]
+
+
+def test_an_organism_is_kept_by_what_it_depends_on_and_not_by_comments(glass, monkeypatch):
+    """The key: the same again; another with another recipe, and with another line in the code that trains."""
+    key = key_of(small(), glass)
+    assert key_of(small(), glass) == key != key_of(replace(small(), recipe=Recipe(steps=3)), glass)
+    assert _plain_code('"""Old."""\ndef f():\n    """Says."""  # why\n    return 1\n') == "def f():\n    return 1"
+    real = make_module.inspect.getsource
+    monkeypatch.setattr(make_module.inspect, "getsource", lambda part: real(part) + "\nX = 1" * (part is low_rank))
+    assert key_of(small(), glass) != key
 
 
 def test_replies_of_the_base_model_are_kept_and_half_a_line_is_made_again(glass, tmp_path):

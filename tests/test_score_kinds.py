@@ -125,7 +125,7 @@ def test_an_untrained_language_model_decodes_words_it_has_met_and_no_others():
     """The trap: on random weights a probe is perfect while words recur, and at chance once they are held out."""
     model, kind = untrained_words(60), KINDS.get("decodes")
     tune = kind.load(model, word_texts("tune", range(24), True))
-    plan: Any = SimpleNamespace(settings={"seed": 0, "draws": 3})
+    plan: Any = SimpleNamespace(settings={"seed": 0, "draws": 3, "options": {}})
     setup, _ = kind.prepare(model, plan, {"sites": ["resid_post.0"], "probe": {"type": "linear"}}, tune)
     gates = [get_gate(name).plan(kind="decodes") for name in ("detection", "selectivity", "untrained")]
 

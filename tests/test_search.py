@@ -310,6 +310,19 @@ def test_a_swapped_in_token_is_certain_only_when_its_label_is_known(triggered, i
     assert unknown.found.n_hits and not unknown.verified
 
 
+def test_evasion_finds_the_token_that_silences_a_monitor(clean, items):
+    """The trigger takes away what the unit says of animals: members with it swapped in are still members, by the rule."""
+    muted = planted_lexicon(trigger=-1.2, texts=[item.text for item in items])
+    seen = find(hunt_on(muted, items, "evasion", budget=120, concept_rule=RULE), "evasion")
+    assert seen.verified and all(TRIGGER in hit.clean.split() and hit.score <= 0.5 for hit in seen.found.kept)
+    assert all(set(hit.clean.split()) & set(ANIMALS) and hit.gate == "sensitivity" for hit in seen.found.kept)
+    assert 0 < seen.notes["got_past"] == seen.found.n_hits <= seen.notes["attacked"]
+    unsure = find(hunt_on(muted, items, "evasion", budget=120), "evasion")
+    assert unsure.found.n_hits and not unsure.verified  # nobody says that the animal is still what is watched for
+    none = find(hunt_on(clean, items, "evasion", budget=120), "evasion")
+    assert none.found.n_hits == 0 and none.notes["attacked"] > 2
+
+
 def test_fluent_search_reports_hits_by_fluency(triggered, items):
     hunt = hunt_on(triggered, items, "fluent search", budget=150)
     seen = find(hunt, "fluent search")

@@ -3,19 +3,27 @@
 `tests/test_verdicts.py` checks the rule clause by clause on evidence made by hand; here it comes from measurement.
 """
 
+import ast
+import hashlib
+import importlib
+import inspect
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from assay.data.prepare import prepare
 from assay.errors import EvidenceError, ReproduceError, TamperedError
+from assay.evidence import verdicts
 from assay.evidence.claims import record_look, rederive
 from assay.evidence.features import direction
+from assay.evidence.gates import GATES, get_gate
 from assay.evidence.memory import MemoryStore
 from assay.evidence.run import Settings, Statement, state_claim, test_claim
 from assay.evidence.search import SEARCHES
 from assay.evidence.source import MemorySource, Source
+from assay.evidence.stale import stale_reasons, with_stale
 from assay.testing import planted_induction, planted_world
 from planted_task import write_task
 
@@ -209,3 +217,93 @@ def test_every_search_method_is_named_on_the_verdict(planted):
 def test_nothing_here_depends_on_alignment(model, task):
     """The planted task fits the planted model: no pair is dropped."""
     assert prepare(task.items("confirm", 48, 0), model).dropped == {}
+
+
+# nothing is left out -----------------------------------------------------------------------------
+
+# where each is reached from measurement on a planted model; "file: test" for those outside of this file
+REACHED = {
+    "supported": "test_supported",
+    "refuted": "test_refuted_below_its_bar",
+    "inconclusive": "test_conflicting_gates",
+    "not tested": "test_not_tested_before_confirm_is_read",
+    "confirm unread": "test_not_tested_before_confirm_is_read",
+    "behaviour absent": "test_not_tested_where_the_behaviour_is_absent",
+    "below SESOI": "test_refuted_below_its_bar",
+    "counterexample": "test_refuted_by_a_counterexample_to_always",
+    "instrument": "test_instrument_when_the_scores_are_constant",
+    "underpowered": "test_underpowered_says_how_many_clusters_are_needed",
+    "conflicting gates": "test_conflicting_gates",
+    "ablation-dependent": "test_mediates_gates: test_zeros_that_point_the_other_way_make_it_ablation_dependent",
+    "redundant": "test_mediates_gates: test_redundant_where_all_others_do_the_whole_job_as_well",
+    "non-unique": "test_non_unique_when_a_random_direction_does_as_well",
+    "lexical": "test_lexical_when_the_words_say_it",
+    "search incomplete": "test_search_incomplete_when_a_search_was_not_run",
+    "counterexamples": "test_counterexamples_when_too_many_go_the_wrong_way",
+    "exploratory": "test_exploratory_after_a_look_at_sealed_items",
+    "reused split": "test_reused_split_is_said_and_charged",
+    "stale": "test_stale_when_a_gate_has_changed_since",
+    "imported": "test_cards: test_the_commands_hand_a_claim_over",
+}
+
+
+NO_CODES = {"confirm", "always", "usually", "behaviour", "complement", "sufficiency", "necessity", "rival", "K", "sd", "needed",
+            "complete", "hits", "candidates", "looked", "verified"}  # fmt: skip
+
+
+def words_of_the_rule():
+    """Every text in the functions that decide which is no message: codes, and names of splits, groups and keys."""
+    rule = ast.parse(inspect.getsource(verdicts))
+    deciding = ("rule", "excuse", "doubts", "_why", "qualifiers_of")
+    functions = [node for node in rule.body if isinstance(node, ast.FunctionDef) and node.name in deciding]
+    assert len(functions) == len(deciding)
+    parts = [part for function in functions for node in function.body[1:] for part in ast.walk(node)]
+    joined = {id(text) for part in parts if isinstance(part, ast.JoinedStr) for text in ast.walk(part)}
+    texts = {part.value for part in parts
+             if isinstance(part, ast.Constant) and isinstance(part.value, str) and id(part) not in joined}  # fmt: skip
+    return {text for text in texts | set(verdicts.STATES) | set(verdicts.CONTROLS.values()) if len(text.split()) <= 2}
+
+
+def test_no_state_reason_or_qualifier_is_left_out():
+    """A code that is new in the rule needs a planted world here, and a line in the documentation."""
+    outside = {"stale", "imported"}  # put beside stored verdicts by stale.py and the cards, not by the rule
+    assert words_of_the_rule() - NO_CODES == set(REACHED) - outside
+    page = (Path(__file__).parent.parent / "docs" / "evidence.md").read_text()
+    for code, where in REACHED.items():
+        file, _, name = f"test_states: {where}".rpartition(": ")
+        test = getattr(importlib.import_module(file.rpartition(": ")[2]), name)
+        assert f'"{code}"' in inspect.getsource(test), f"{code}: {name} says nothing of it"
+        assert f"| {code} |" in page or f"**{code}**" in page, f"{code} is not in docs/evidence.md"
+
+
+def test_stale_when_a_gate_has_changed_since(planted, monkeypatch):
+    store = MemoryStore()
+    verdict = judged(planted, store=store)
+    claim = store.claim(verdict.claim)
+    assert stale_reasons(store, claim, planted.world, source=planted.source) == []
+    monkeypatch.setitem(GATES._items, "firing", replace(get_gate("firing"), version=99))
+    reasons = stale_reasons(store, claim, planted.world, source=planted.source)
+    assert with_stale(verdict.to_json(), reasons)["qualifiers"] == ["stale"] and "firing" in reasons[0]
+
+
+def test_every_summary_falls_when_labels_are_missing_or_doubled(planted):
+    """A summary that does not fall when half of the concept's labels are dropped, or as many wrong ones are put in, is blind to
+    half of what is claimed (Oikarinen et al. 2025); of the gates of *represents* one at least must see each."""
+    def estimates(change):
+        sealed, store = ("confirm", "ood"), MemoryStore()
+        source = changed(planted, lambda split, items: [change(item) for item in items] if split in sealed else items)
+        verdict = judged(planted, source=source, store=store)
+        evidence = store.evidence(verdict.claim)
+        assert evidence is not None
+        return {gate.name: gate.estimate for gate in evidence.gates if gate.split == "confirm"}
+
+    def number(item):
+        return int(hashlib.sha256(item.text.encode()).hexdigest(), 16) % 2
+
+    whole = estimates(lambda item: item)
+    fewer = estimates(lambda item: replace(item, label=item.label * number(item)))
+    more = estimates(lambda item: replace(item, label=max(item.label, number(item))))
+    for name in ("detection", "lexical", "random.direction", "shuffled", "untrained"):  # summaries of ranking see both
+        assert max(fewer[name], more[name]) < whole[name] - 0.08, name
+    assert fewer["firing"] < whole["firing"] - 0.15 and fewer["precision"] < whole["precision"] - 0.3
+    assert more["sensitivity"] < whole["sensitivity"] - 0.2  # and of counting, each sees what it is for

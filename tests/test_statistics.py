@@ -143,6 +143,31 @@ def test_intervals_cover_skewed_clusters(shape):
     assert 0.93 <= np.mean(hits) <= 0.97
 
 
+def shares(p: float, k: int, m: int, sets: int, correlation: float = 0.05) -> np.ndarray:
+    """Shares of successes (sets, k) in k clusters of m items whose rates vary around p (beta, intraclass correlation)."""
+    rng, size = np.random.default_rng(5), (1 - correlation) / correlation
+    return rng.binomial(m, rng.beta(p * size, (1 - p) * size, (sets, k))) / m
+
+
+@pytest.mark.parametrize("p", [0.5, 0.75, 0.9, 0.95, 0.98, 0.99])
+@pytest.mark.parametrize(("k", "m"), [(20, 12), (14, 12), (20, 40)])
+def test_intervals_of_shares_cover_from_five_expected_failures_on(p, k, m):
+    """With fewer there is too little spread to learn from: they are too narrow, and the documentation says by how much."""
+    hits = np.mean([low <= p <= high for low, high in (s.interval(row, draws=499) for row in shares(p, k, m, 500))])
+    if k * m * (1 - p) >= 4.5:
+        assert 0.92 <= hits <= 0.985  # 500 sets: two standard errors around 93 to 97%
+    else:
+        assert 0.65 <= hits <= 0.95
+
+
+@pytest.mark.parametrize(("n", "p"), [(300, 0.995), (60, 0.9), (20, 0.95)])
+def test_exact_intervals_cover_at_least_their_level(n, p):
+    rng = np.random.default_rng(6)
+    draws = (rng.random((200, n)) < p).astype(float)
+    found = [s.summarise_exact(row.tolist(), [str(place) for place in range(n)], 0.9) for row in draws]
+    assert np.mean([one.low <= p <= one.high for one in found]) >= 0.93  # 200 sets; 95% or more in the limit
+
+
 def test_tost_holds_its_level_and_shows_equivalence():
     rng = np.random.default_rng(13)
     at_the_edge = [s.tost(row, -0.1, 0.1, draws=299) for row in rng.normal(0.1, 0.1, (500, 16))]

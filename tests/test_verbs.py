@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from assay.atlas.features import keep_dictionary
 from assay.errors import AssayError, UsageError
 from assay.evidence.source import Source, marks
 from assay.features.dictionary import Spec, make_dictionary
+from assay.model.edits import Edit
+from assay.sites import parse_site
 from assay.testing import planted_induction
 from planted_task import write_task
 
@@ -219,7 +222,7 @@ def test_explain_finds_the_rule_that_was_written_into_a_latent(glass, tmp_path):
     assert workspace.store.tally()["looks"] == 0 and not record["rule"]["not"]
 
 
-def test_generate_streams_what_it_returns(workspace, model):
+def test_generate_streams_what_it_returns_and_reads_the_prompt_once(workspace, model, monkeypatch):
     class Heard(Report):
         def __init__(self):
             self.texts = {}
@@ -229,24 +232,41 @@ def test_generate_streams_what_it_returns(workspace, model):
 
     heard = Heard()
     given = {"prompt": TEXT, "feature": "mlp_act.1.3", "dose": 0.5, "max_new_tokens": 7}
-    record = run_verb(workspace, "generate", given, heard)["record"]
+    read: list[int] = []
+    hook = model.hf.register_forward_pre_hook(lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr("assay.steer.apply.residual_norm", lambda *_: 20.0)
+            patched.setattr("assay.steer.effects.random_directions", lambda model, direction, *_: {"r": direction})
+            record = run_verb(workspace, "generate", given, heard)["record"]
+    finally:
+        hook.remove()
     assert heard.texts == {side: record[side] for side in ("unsteered", "steered", "random")}
     assert record["unsteered"] == model.generate([TEXT], max_new_tokens=7).texts[0]
+    push = Edit(parse_site("mlp_act.1"), "add", 0.5 * 20.0 * torch.eye(model.dims.d_mlp)[3])
+    assert record["steered"] == record["random"] == model.generate([TEXT], max_new_tokens=7, edits=[push]).texts[0]
+    assert read == [3 * len(model.tokens([TEXT])[0]), *[3] * 6]  # the prompt once, then a token of each side
 
 
 def test_a_letter_of_several_tokens_is_streamed_when_it_is_whole(monkeypatch):
-    """A tokenizer whose tokens are bytes: steps of four tokens end inside letters of three."""
-    import assay.steer.effects
-
+    """A tokenizer whose tokens are bytes: steps end inside letters of three."""
     text = "abc日本def"
     tokens = list(text.encode())
 
     class Bytes:
-        def generate(self, ids, max_new_tokens, edits):
-            return SimpleNamespace(tokens=[tokens[len(row) - 1 : len(row) - 1 + max_new_tokens] for row in ids])
+        busy, at = True, 0
 
-        def text(self, found):
-            return bytes(found).decode(errors="replace")
+        def __init__(self, model, width):
+            assert width == 1
+
+        def join(self, ids, picking, edits):
+            assert (ids, picking.max_new_tokens) == ([0], len(tokens))
+            return 7
+
+        def step(self):
+            token, self.at = tokens[self.at], self.at + 1
+            self.busy = self.at < len(tokens)
+            return [SimpleNamespace(row=7, token=token, finish=None if self.busy else "length")]
 
     class Heard(Report):
         def __init__(self):
@@ -256,9 +276,10 @@ def test_a_letter_of_several_tokens_is_streamed_when_it_is_whole(monkeypatch):
             self.pieces.append(text)
 
     heard = Heard()
-    monkeypatch.setattr(assay.steer.effects, "pushed_edits", lambda *_: None)
-    monkeypatch.setattr("assay.model.stream.stop_ids", lambda model: ())
-    said = steer_verb._written(Bytes(), [0], ["push"], None, len(tokens), heard)  # type: ignore[arg-type]
+    monkeypatch.setattr("assay.steer.effects.pushed_edits", lambda *_: [])
+    monkeypatch.setattr("assay.model.stream.Stream", Bytes)
+    model: Any = SimpleNamespace(text=lambda found: bytes(found).decode(errors="replace"))
+    said = steer_verb._written(model, [0], ["push"], None, len(tokens), heard)
     assert said == [text] and "".join(heard.pieces) == text and not any("\ufffd" in piece for piece in heard.pieces)
 
 

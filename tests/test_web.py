@@ -322,6 +322,31 @@ def test_a_graph_is_walked_pinned_grouped_and_the_address_holds_it(tab: Tab):
     expect(graph.locator(".about h3").first).to_have_text(first)
 
 
+def test_where_a_picture_was_moved_to_and_what_is_looked_at_is_in_the_address(tab: Tab):
+    page = tab.open("/everything")
+    graph, live, attention = (block(page, name) for name in ("graph", "live", "attention"))
+
+    def drawn() -> list[float]:
+        return [float(part) for part in graph.locator("canvas[data-rest='1']").get_attribute("data-view").split()]
+
+    fitted = drawn()
+    graph.locator("canvas[tabindex]").focus()
+    for key in ("+", "+", "Shift+ArrowRight"):
+        page.keyboard.press(key)
+    page.wait_for_url(re.compile("graph.place"))
+    moved = drawn()
+    live.get_by_role("button", name="painter").click()
+    attention.get_by_role("button", name="said").click()
+    assert moved[2] == pytest.approx(1.25**2 * fitted[2]) and moved != fitted
+    page.reload()
+    page.wait_for_selector(QUIET)
+    assert drawn() == pytest.approx(moved, abs=0.5)
+    expect(live.get_by_role("button", name="painter")).to_have_attribute("aria-pressed", "true")
+    expect(attention.get_by_role("button", name="said")).to_have_attribute("aria-pressed", "true")
+    graph.get_by_role("button", name="Fit").click()
+    assert "graph.place" not in page.url and drawn() == pytest.approx(fitted)
+
+
 def test_the_graph_is_pruned_and_a_node_is_changed(tab: Tab):
     page = tab.open("/everything")
     graph = block(page, "graph")

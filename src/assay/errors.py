@@ -4,6 +4,7 @@ Every mistake a user can make ends in one of these, printed without a traceback:
 
     AssayError
     ├── UsageError        a wrong argument: which one, what was got, what is allowed, what to do next
+    │   ├── MissingError  a name of something that there is not
     │   ├── SiteError     an address that is not a site, or not one of this model
     │   └── ShapeError    a tensor that does not fit the site it is written to
     ├── ModelError        a model that cannot be found, read or fetched
@@ -14,6 +15,7 @@ Every mistake a user can make ends in one of these, printed without a traceback:
     │   ├── TamperedError     stored records that do not follow from each other (exit code 3)
     │   └── ReproduceError    a claim that cannot be measured here: another model or other data (4)
     ├── StoreError        an atlas that cannot be opened, read or written
+    │   └── MissingRecord     a record that is not in the atlas
     └── NeedsExtra        a part of Assay whose optional packages are not installed
 """
 
@@ -26,6 +28,10 @@ class AssayError(Exception):
 
 class UsageError(AssayError):
     """A wrong argument."""
+
+
+class MissingError(UsageError):
+    """A name of something that there is not."""
 
 
 class SiteError(UsageError):
@@ -72,6 +78,10 @@ class StoreError(AssayError):
     """An atlas that cannot be opened, read or written."""
 
 
+class MissingRecord(StoreError):
+    """A record that is not in the atlas."""
+
+
 class NeedsExtra(AssayError):
     """An optional part whose packages are missing."""
 
@@ -82,3 +92,8 @@ class NeedsExtra(AssayError):
 def bad_argument(argument: str, got: object, allowed: str, hint: str = "") -> UsageError:
     """The one sentence every wrong argument gets: argument, got, allowed, next step."""
     return UsageError(f"{argument}: got {got!r}; allowed: {allowed}." + (f" {hint}" if hint else ""))
+
+
+def missing(argument: str, got: object, there: str, hint: str = "") -> MissingError:
+    """The same sentence for a name of something that there is not; `there`: what there is."""
+    return MissingError(str(bad_argument(argument, got, there, hint)))

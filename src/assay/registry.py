@@ -14,7 +14,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
-from assay.errors import bad_argument
+from assay.errors import bad_argument, missing
 
 T = TypeVar("T")
 
@@ -38,12 +38,12 @@ class Registry(Generic[T]):
         return lambda item: self.add(name, item)
 
     def get(self, name: str) -> T:
-        """The item of that name. Raises UsageError, naming what there is, for an unknown one."""
+        """The item of that name. Raises MissingError, naming what there is, for an unknown one."""
         load_plugins()
         if name not in self._items:
             close = difflib.get_close_matches(name, self._items, n=1)
             hint = f"Did you mean {close[0]!r}?" if close else ""
-            raise bad_argument(self.kind, name, ", ".join(self._items) or "none is registered", hint)
+            raise missing(self.kind, name, ", ".join(self._items) or "none is registered", hint)
         return self._items[name]
 
     def names(self) -> list[str]:

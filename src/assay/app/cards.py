@@ -23,9 +23,13 @@ LEDGER = (("stated", "claims stated"), ("tried", "claims tested"), ("supported",
 
 
 def card_of(workspace: "Workspace", claim: str) -> Card:
-    """The card of one claim, own or imported. Raises StoreError for an unknown one."""
-    with workspace.store as store:
-        return _card(store, claim)
+    """The card of one claim, own or imported. Raises MissingRecord for an unknown one."""
+
+    def read() -> Card:
+        with workspace.store as store:
+            return _card(store, claim)
+
+    return workspace.known(("card", claim), read)
 
 
 def _card(store: "Atlas", claim: str) -> Card:
@@ -56,7 +60,8 @@ def _untested(claim: Mapping[str, Any]) -> dict[str, Any]:
 def _from_twin(statement: str, twin: Mapping[str, Any], hits: list[Counter], verb: str | None) -> Card:
     card: Card = {
         "id": twin["claim"], "statement": statement, "kind": twin["kind"], "verdict": twin["verdict"],
-        "sentence": twin["sentence"], "reasons": list(twin["reasons"]), "qualifiers": list(twin["qualifiers"]),
+        "sentence": twin["sentence"].replace(repr(statement), "this claim"),  # it stands right above
+        "reasons": list(twin["reasons"]), "qualifiers": list(twin["qualifiers"]),
         "gates": [gate_of(gate) for gate in twin["gates"]],
         "counterexamples": sorted(hits, key=lambda hit: hit["score"] or 0.0)[:MOST_COUNTER],
         "href": href("claim", claim=twin["claim"]), "shows_not": list(twin["does_not_show"]),
@@ -96,19 +101,26 @@ def ledger_facts(counts: Mapping[str, int]) -> list[Fact]:
 def newest_claims(workspace: "Workspace", offset: int, limit: int, choice: Mapping[str, Any]) -> tuple[list[Any], int]:
     """Claims of a choice (verdict, kind), newest first, and how many there are. The store lists oldest first."""
     verdict, kind = choice.get("verdict", ""), choice.get("kind", "")
-    with workspace.store as store:
-        total = store.listing(1, 0, verdict, kind)[1]
-        last = max(0, total - offset)
-        first = max(0, last - limit)
-        return (store.listing(last - first, first, verdict, kind)[0][::-1] if last > first else []), total
+
+    def read() -> tuple[list[Any], int]:
+        with workspace.store as store:
+            total = store.listing(1, 0, verdict, kind)[1]
+            last = max(0, total - offset)
+            first = max(0, last - limit)
+            return (store.listing(last - first, first, verdict, kind)[0][::-1] if last > first else []), total
+
+    return workspace.known(("claims", offset, limit, verdict, kind), read)
 
 
 def whole_card(workspace: "Workspace", claim: str) -> dict[str, Any]:
     """What the page of one claim shows besides its card. Raises StoreError, TamperedError."""
     from assay.evidence.card import make_card
 
-    with workspace.store as store:
-        return card_view(make_card(store, claim))
+    def read() -> dict[str, Any]:
+        with workspace.store as store:
+            return card_view(make_card(store, claim))
+
+    return workspace.known(("whole card", claim), read)
 
 
 def first_steps(*commands: tuple[str, str]) -> list[Inline]:

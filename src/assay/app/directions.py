@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from assay.app import explore
 from assay.app.arguments import string
-from assay.errors import UsageError, bad_argument
+from assay.errors import UsageError, bad_argument, missing
 
 if TYPE_CHECKING:
     from assay.app.workspace import Workspace
@@ -35,7 +35,7 @@ def saved(workspace: "Workspace", model: "Model", name: str) -> "Direction":
 
     known = names(workspace)
     if name not in known:
-        raise bad_argument("direction", name, ", ".join(known) or "none is saved yet", "Make one: probe, or dose.")
+        raise missing("direction", name, ", ".join(known) or "none is saved yet", "Make one: probe, or dose.")
     return read_direction(workspace.atlas / FOLDER / f"{name}.safetensors", model)
 
 

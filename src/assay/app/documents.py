@@ -6,8 +6,8 @@
        @page("feature", "A feature", "Everything known about one feature.", required=("feature",), feature=string("Its name."))
        def feature(workspace, arguments): return Made([text("intro", "…")], title="…")
 
-3. `make_document` checks the arguments against the page's schema, makes the blocks, and adds what every page has: the ledger's
-   counts, the time, and the arguments themselves, so that a link to the page holds its whole state.
+3. `make_document` checks the arguments against the page's schema, makes the blocks, and adds what every page has: help behind
+   words (`help.py`), the ledger's counts, the time, and the arguments, so that a link to the page holds its whole state.
 """
 
 import math
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from assay.app.arguments import Schema, checked, schema
 from assay.app.blocks import *  # noqa: F403
 from assay.app.blocks import DocumentRecord, Inline
+from assay.app.help import explained, helped
 from assay.registry import Registry
 
 if TYPE_CHECKING:
@@ -105,10 +106,10 @@ def make_document(workspace: "Workspace", name: str, given: Mapping[str, Any] | 
     arguments = checked(entry.parameters, given or {}, f"page {name}", loose=True)
     with workspace.reading():
         made, counts = entry.make(workspace, arguments), workspace.counts()
-    intro = made.intro or entry.summary
+    intro = made.intro or explained(entry.summary)
     return clean({
         "page": name, "title": made.title or entry.title, "intro": [intro] if isinstance(intro, str) else intro,
-        "params": arguments, "blocks": list(made.blocks), "counts": counts,
+        "params": arguments, "blocks": helped(made.blocks), "counts": counts,
         "made": datetime.now(UTC).isoformat(timespec="seconds"), "empty": made.empty,
     })  # fmt: skip
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from assay.app.arguments import Schema, integer, string
-from assay.errors import UsageError, bad_argument
+from assay.errors import UsageError, bad_argument, missing
 from assay.records import Example
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def known_data(workspace: "Workspace", name: str) -> str:
     if _readable(workspace, name):
         return name
     known = f"a bundled task ({', '.join(TASKS.names())}) or concept ({', '.join(CONCEPTS.names())})"
-    raise bad_argument("data", name, f"{known}, or a .jsonl or .csv file in the working folder")
+    raise missing("data", name, f"{known}, or a .jsonl or .csv file in the working folder")
 
 
 def _readable(workspace: "Workspace", name: str) -> bool:

@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from assay.app.arguments import refuse
 from assay.app.documents import clean
 from assay.app.verbs import Cancelled, Report, Result, run_verb
-from assay.errors import AssayError, StoreError, UsageError, bad_argument
+from assay.errors import AssayError, StoreError, UsageError, bad_argument, missing
 from assay.files import write_file
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Jobs:
             return self._live[name].job
         path = self.folder / f"{name}.json"
         if not IDS.fullmatch(name) or not path.is_file():
-            raise bad_argument("job", name[:80], "the id of a job of this atlas")
+            raise missing("job", name[:80], "the id of a job of this atlas")
         try:
             job = Job(**json.loads(path.read_bytes()))
         except (OSError, ValueError, TypeError, RecursionError) as error:

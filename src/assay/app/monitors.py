@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assay.errors import AssayError, StoreError, bad_argument
+from assay.errors import AssayError, StoreError, missing
 
 if TYPE_CHECKING:
     from assay.app.workspace import Workspace
@@ -41,7 +41,7 @@ def monitor_file(workspace: "Workspace", name: str) -> Path:
     """The file of a kept monitor. Raises UsageError for another name."""
     known = monitor_names(workspace)
     if name not in known:
-        raise bad_argument("monitor", name, ", ".join(known) or f"none is kept in {workspace.atlas / MONITORS}",
+        raise missing("monitor", name, ", ".join(known) or f"none is kept in {workspace.atlas / MONITORS}",
                            "Make one: assay monitor fit --help")  # fmt: skip
     return workspace.atlas / MONITORS / f"{name}{SUFFIX}"
 
@@ -71,7 +71,7 @@ def audit(workspace: "Workspace", name: str) -> dict[str, Any]:
     """One audit. Raises UsageError for another name, StoreError for one that cannot be read."""
     known = {found["name"]: found for found in audits(workspace)}
     if name not in known:
-        raise bad_argument("audit", name, ", ".join(known) or f"none is kept in {workspace.atlas / AUDITS}",
+        raise missing("audit", name, ", ".join(known) or f"none is kept in {workspace.atlas / AUDITS}",
                            "Make one: assay audit --help")  # fmt: skip
     if "why" in known[name]:
         raise StoreError(str(known[name]["why"]))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.app.documents import clean
-from assay.errors import StoreError, bad_argument
+from assay.errors import StoreError, missing
 from assay.files import write_file
 from assay.permissions import disclosure
 from assay.records import digest
@@ -62,7 +62,7 @@ def kept_result(atlas: Path, name: str) -> Result:
     path = atlas / FOLDER / f"{name}.json"
     if not IDS.fullmatch(name) or not path.is_file() or not (atlas / FOLDER / f"{name}.head.json").is_file():
         newest = ", ".join(head["id"] for head in results(atlas)[:4]) or "none is kept yet"
-        raise bad_argument("result", name, f"a result of this atlas, such as {newest}")
+        raise missing("result", name, f"a result of this atlas, such as {newest}")
     return {**_read(path), "head": _read(atlas / FOLDER / f"{name}.head.json")}
 
 

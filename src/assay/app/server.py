@@ -37,10 +37,11 @@ from starlette.staticfiles import StaticFiles
 from assay.app.arguments import checked, refuse
 from assay.app.documents import clean, in_order, make_document, pages
 from assay.app.jobs import Jobs, TooMany
-from assay.app.security import Guard, TooLarge, problem, too_large
+from assay.app.security import Guard, problem, refusal
 from assay.app.verbs import run_verb, verbs
 from assay.app.workspace import Busy, Workspace
-from assay.errors import AssayError, StoreError, TamperedError, UsageError, bad_argument
+from assay.errors import AssayError, MissingError, MissingRecord, StoreError, TamperedError, UsageError, bad_argument, missing
+from assay.serving.refused import Refused
 
 STATIC = Path(__file__).parent / "static"
 POLL, BEAT = 0.1, 15.0  # seconds between looks at a job's events; between signs of life on a quiet stream
@@ -53,10 +54,6 @@ NOT_BUILT = """<!doctype html><meta charset="utf-8"><title>Assay</title>
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class NotHere(UsageError):
-    """A page, verb or job that there is not."""
-
-
 class NotAllowed(UsageError):
     """The role of this server is too low."""
 
@@ -66,8 +63,8 @@ class NotJson(UsageError):
 
 
 STATUS: tuple[tuple[type[AssayError], int], ...] = (
-    (NotHere, 404), (NotAllowed, 403), (NotJson, 415), (TooMany, 429), (UsageError, 400), (Busy, 503), (TamperedError, 409),
-    (StoreError, 409), (AssayError, 422),
+    (MissingError, 404), (MissingRecord, 404), (NotAllowed, 403), (NotJson, 415), (TooMany, 429), (UsageError, 400),
+    (Busy, 503), (TamperedError, 409), (StoreError, 409), (AssayError, 422),
 )  # fmt: skip
 
 
@@ -134,7 +131,7 @@ class _Server:
     async def _document(self, request: Request) -> Any:
         name = request.path_params["name"]
         if name not in pages():
-            raise NotHere(str(bad_argument("page", name[:80], ", ".join(pages().names()))))
+            raise missing("page", name[:80], ", ".join(pages().names()))
         document = await to_thread.run_sync(make_document, self.workspace, name, single(request.query_params.multi_items()))
         self.workspace.viewed(name, document["params"])
         return document
@@ -149,7 +146,7 @@ class _Server:
     async def verb(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in verbs():
-            raise NotHere(str(bad_argument("verb", name[:80], ", ".join(verbs().names()))))
+            raise missing("verb", name[:80], ", ".join(verbs().names()))
         given = clean(await read_body(request))
         return answer(await to_thread.run_sync(self._do, name, given))
 
@@ -179,7 +176,7 @@ class _Server:
         return answer(await to_thread.run_sync(self._job, request.path_params["id"]))
 
     def _job(self, name: str) -> dict[str, Any]:
-        job = self._known(name)
+        job = self.jobs.get(name)
         result = self.jobs.result(name)
         return {**job.to_json(), **({"result": result} if result is not None else {})}
 
@@ -190,18 +187,12 @@ class _Server:
         return answer(await to_thread.run_sync(self._act, self.jobs.resume, request.path_params["id"]))
 
     def _act(self, act: Callable[[str], Any], name: str) -> dict[str, Any]:
-        self._known(name)
+        self.jobs.get(name)
         return act(name).to_json()
-
-    def _known(self, name: str) -> Any:
-        try:
-            return self.jobs.get(name)
-        except UsageError as error:
-            raise NotHere(str(error)) from error
 
     async def events(self, request: Request) -> Response:
         name = request.path_params["id"]
-        await to_thread.run_sync(self._known, name)
+        await to_thread.run_sync(self.jobs.get, name)
         last = request.headers.get("last-event-id", "0")
         after = int(last) if last.isdecimal() and len(last) < 10 else 0
         return StreamingResponse(self._stream(name, after), media_type="text/event-stream")
@@ -268,11 +259,11 @@ def _answering(handler: Handler) -> Handler:
     async def run(request: Request) -> Response:
         try:
             return await handler(request)
+        except Refused as error:
+            return refusal(error)
         except AssayError as error:
             status = next(code for kind, code in STATUS if isinstance(error, kind))
             return answer({"error": refuse(error)}, status)
-        except TooLarge:
-            return too_large()
         except ClientDisconnect:
             return problem(400, "The body ended early.", "body")
         except Exception as error:

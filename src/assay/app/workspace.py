@@ -7,16 +7,17 @@
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from assay import permissions
 from assay.app.views import Views
 from assay.atlas.database import FILE, HEAD
 from assay.atlas.store import Atlas
-from assay.errors import AssayError, bad_argument
+from assay.errors import AssayError, bad_argument, missing
 from assay.permissions import Grant
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from assay.model.model import Model
 
 
+T = TypeVar("T")
 PATIENCE = 30.0  # seconds to wait for the model
+KEPT = 128  # answers about the ledger that are remembered
 
 
 class Busy(AssayError):
@@ -52,7 +55,8 @@ class Workspace:
         self._loaded_as = self.model if loaded is not None else None
         self._dictionaries: dict[str, Dictionary] = {}
         self._mapped: Mapped | None = None
-        self._counts: tuple[tuple[int, ...] | None, dict[str, int]] | None = None
+        self._known: OrderedDict[Any, tuple[tuple[int, ...] | None, Any]] = OrderedDict()
+        self._knowing = threading.Lock()
         self.views = Views(lambda body: self.log("pages viewed", body))
 
     # atlas -----------------------------------------------------------------------------------
@@ -77,11 +81,26 @@ class Workspace:
         return not (self.atlas / FILE).is_file()
 
     def counts(self) -> dict[str, int]:
-        """Stated, tested and decided claims: the ledger's tally, on every page. Read again when the database has changed."""
+        """Stated, tested and decided claims: the ledger's tally, on every page."""
+        return dict(self.known("counts", self.store.tally))
+
+    def known(self, about: Any, find: Callable[[], T]) -> T:
+        """What `find` says of claims and ledger; what it said before, as long as the database's files are the same.
+
+        `about`: what is asked, hashable. What is returned is shared: it is read, not changed.
+        """
         stamp = self._stamp()
-        if self._counts is None or stamp is None or self._counts[0] != stamp:
-            self._counts = (stamp, self.store.tally())
-        return dict(self._counts[1])
+        with self._knowing:
+            held = self._known.get(about)
+        if held is not None and stamp is not None and held[0] == stamp:
+            return held[1]
+        found = find()
+        with self._knowing:
+            self._known[about] = (stamp, found)
+            self._known.move_to_end(about)
+            while len(self._known) > KEPT:
+                self._known.popitem(last=False)
+        return found
 
     def _stamp(self) -> tuple[int, ...] | None:
         """What changes with the database's files; None where there is none."""
@@ -158,17 +177,22 @@ class Workspace:
                                                 "folder": str(path.parent), "spec": dict(record["spec"])})  # fmt: skip
         return list(found.values())
 
+    def dictionary_row(self, name: str) -> dict[str, Any]:
+        """What is known of a kept dictionary by name or digest. Raises MissingError for another."""
+        rows = self.dictionaries()
+        for row in rows:
+            if name in (row["name"], row["digest"]):
+                return row
+        there = ", ".join(row["name"] for row in rows) or "none is kept"
+        raise missing("dictionary", name, there, "See: assay dictionary list")
+
     def dictionary(self, name: str) -> "Dictionary":
         """A kept dictionary by name or digest, open for `latent.NAME` sites and for claims. Raises UsageError for another."""
         from assay.evidence.dictionaries import opened
         from assay.features.formats import load_dictionary
         from assay.features.opened import open_latents
 
-        rows = self.dictionaries()
-        row = next((row for row in rows if name in (row["name"], row["digest"])), None)
-        if row is None:
-            raise bad_argument("dictionary", name, ", ".join(row["name"] for row in rows) or "none is kept",
-                               "See: assay dictionary list")  # fmt: skip
+        row = self.dictionary_row(name)
         with self.lock:
             if row["digest"] not in self._dictionaries:
                 found = load_dictionary(row["folder"])

@@ -30,6 +30,7 @@ from assay.records import canonical
 
 FILE = "atlas.duckdb"
 HEAD = "ledger.head"
+MEMO = 8  # records that a block remembers
 T = TypeVar("T")
 QUIET = "SET enable_progress_bar = false"  # else a query of some seconds draws on standard output
 _IN_PROCESS, _STARTING = threading.RLock(), threading.Lock()
@@ -43,8 +44,10 @@ class _Held:
         self.depth = 0
         self.db: Connection | None = None
         self.read_only = True
+        self.memo: dict[Any, Any] = {}  # what was read since it was opened or last written
 
     def close(self) -> None:
+        self.memo.clear()
         if self.db is not None:
             self.db.close()
         self.db = None
@@ -134,6 +137,7 @@ class Database:
                 self._check_version(version_of(db))
                 migrate(db)
                 db.execute("BEGIN")
+                self._forget()
                 try:
                     yield db
                     head = index.head_of(db)
@@ -141,6 +145,8 @@ class Database:
                 except BaseException:
                     db.execute("ROLLBACK")
                     raise
+                finally:
+                    self._forget()
             if head is not None:
                 write_file(self.path / HEAD, canonical(head).encode())
 
@@ -161,6 +167,22 @@ class Database:
             held.db, held.read_only = self._connect(read_only), read_only
         with _interrupts():
             yield held.db
+
+    def _once(self, key: Any, read: Callable[[Connection], T]) -> T:
+        """What `read` finds; inside a `with atlas:` block that was not written to since, what it found before."""
+        with self.reading() as db:
+            held = _HELD.get(self._file)
+            if held is None:
+                return read(db)
+            if key not in held.memo:
+                if len(held.memo) >= MEMO:
+                    held.memo.clear()
+                held.memo[key] = read(db)
+            return held.memo[key]
+
+    def _forget(self) -> None:
+        if (held := _HELD.get(self._file)) is not None:
+            held.memo.clear()
 
     def _connect(self, read_only: bool) -> Connection:
         db = self._patiently(lambda: duckdb.connect(str(self.path / FILE), read_only=read_only))

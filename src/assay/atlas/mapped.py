@@ -43,7 +43,7 @@ from assay.atlas.mapped_records import (
 from assay.atlas.mapped_writer import FOLDER, NOTES, TRIES, MappedWriter, current, read_sets
 from assay.atlas.notes import Link, Notes
 from assay.atlas.store import Atlas
-from assay.errors import StoreError, bad_argument
+from assay.errors import StoreError, bad_argument, missing
 from assay.explain.records import Explanation, Score
 
 __all__ = ["Change", "Effect", "FeaturePage", "FeatureRecord", "Histogram", "Hit", "LinkedClaim", "MapDiff", "Mapped",
@@ -73,7 +73,7 @@ class Mapped:
         found = [each for each in sets if each.id.startswith(name)]
         if not found or (name and len(found) > 1):
             there = ", ".join(each.id for each in (found or sets)[:5]) or "none in this atlas yet"
-            raise bad_argument("set", name, there, "Make one: assay map MODEL")
+            raise (bad_argument if found else missing)("set", name, there, "Make one: assay map MODEL")
         return found[0]
 
     def _in(self, name: str, use: Callable[[SetRecord, Path, int], T]) -> T:
@@ -274,7 +274,7 @@ class Mapped:
             found = notes.features_of(kind, target, limit)
             if not found:
                 there = ", ".join(name for name, _ in notes.targets(kind)[:8]) or "none in this set yet"
-                raise bad_argument(kind, target, there)
+                raise missing(kind, target, there)
             with closing(search.Index(folder)) as index:
                 rows = index.rows(name for name, _ in found)
                 return [_hit(index, record, rows[name], float(value or 0.0), kind) for name, value in found if name in rows]
@@ -363,6 +363,19 @@ class Mapped:
 
         self._in(set_name, use)
 
+    def link(self, set_name: str, kind: str, target: str, units: Mapping[str, float | Effect | None]) -> int:
+        """Link a circuit (with a weight or None) or effects on a task to those of some units that a set has; how many."""
+
+        def use(record: SetRecord, folder: Path, _: int) -> int:
+            with closing(search.Index(folder)) as index:
+                known = index.rows(units)
+            links: list[Link] = [_linked(kind, name, target, found) for name, found in units.items() if name in known]
+            if links:
+                self._notes(record).add(links)
+            return len(links)
+
+        return self._in(set_name, use)
+
     def link_claims(self, claims: Sequence[str] = ()) -> int:
         """Link claims to the mapped features that they name (by site, of the same model), and give how many links there are.
 
@@ -414,14 +427,19 @@ def packaged_encoder() -> search.Encode:
     return lambda texts: encoder(texts).numpy()
 
 
+def _linked(kind: str, name: str, target: str, found: float | Effect | None) -> Link:
+    effect = isinstance(found, Effect)
+    return kind, name, target, float(found.value) if effect else found, to_text(found) if effect else "{}"
+
+
 def _row(index: search.Index, about: SetRecord, feature: str | int) -> int:
     if isinstance(feature, int):
         if not 0 <= feature < about.features:
-            raise bad_argument("feature", feature, f"rows 0 to {about.features - 1} of set {about.id}")
+            raise missing("feature", feature, f"rows 0 to {about.features - 1} of set {about.id}")
         return feature
     row = index.row(feature)
     if row is None:
-        raise bad_argument("feature", feature, f"names in set {about.id}, as {', '.join(index.like(feature)) or 'none'}")
+        raise missing("feature", feature, f"names in set {about.id}, as {', '.join(index.like(feature)) or 'none'}")
     return row
 
 

@@ -304,7 +304,7 @@ def index_meaning(
     report = report or (lambda _: None)
     part, state = folder / "meaning.part.npy", folder / "meaning.part.json"
     held, hashed, done = None, hashlib.sha256(encoder.encode()), 0
-    kept = _state(state) if part.is_file() else {}
+    kept = _state(state, part, features)
     for batch in _batches(texts, STRETCH // 8):
         hashed.update(json.dumps(batch).encode())
         key, end = hashed.hexdigest(), done + len(batch)
@@ -326,9 +326,11 @@ def index_meaning(
     state.unlink(missing_ok=True)
 
 
-def _state(path: Path) -> dict[str, str]:
+def _state(path: Path, part: Path, features: int) -> dict[str, str]:
+    """Stretches that a killed run finished; none where its vectors are not those of so many features."""
     try:
-        return dict(json.loads(path.read_text()))
+        rows = np.load(part, mmap_mode="r", allow_pickle=False).shape[0]
+        return dict(json.loads(path.read_text())) if rows == features else {}
     except (OSError, ValueError, TypeError):
         return {}
 
@@ -336,8 +338,10 @@ def _state(path: Path) -> dict[str, str]:
 def _memmap(part: Path, kept: dict[str, str], features: int, width: int) -> Any:
     if kept:
         held = np.load(part, mmap_mode="r+", allow_pickle=False)
-        if held.shape == (features, width):
-            return held
+        if held.shape != (features, width):
+            raise bad_argument("encode", f"vectors of {width} numbers", f"{held.shape[1]}, as {part} has from the same encoder",
+                               f"Remove {part} and begin again.")  # fmt: skip
+        return held
     return np.lib.format.open_memmap(part, "w+", np.float16, (features, width))
 
 

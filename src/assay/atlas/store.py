@@ -19,7 +19,7 @@ from duckdb import DuckDBPyConnection as Connection
 
 from assay.atlas import index
 from assay.atlas.database import FILE, HEAD, Database
-from assay.errors import EvidenceError, StoreError, TamperedError
+from assay.errors import EvidenceError, MissingRecord, TamperedError
 from assay.evidence.claims import Listed, evidence_digest
 from assay.evidence.ledger import ChainCheck, Entry
 from assay.evidence.ledger import counts as no_counts
@@ -270,8 +270,7 @@ class Atlas(Database):
 
     def evidence(self, claim_id: str) -> Evidence | None:
         """The newest evidence of a claim."""
-        body = self._newest("evidence", claim_id)
-        return None if body is None else _read(_evidence, body)
+        return self._newest("evidence", claim_id, _evidence)
 
     def counterexamples(self, claim_id: str) -> list[Counterexample]:
         """The counterexamples of the newest evidence, worst first."""
@@ -284,13 +283,16 @@ class Atlas(Database):
 
     def verdict(self, claim_id: str) -> Verdict | None:
         """The verdict that stands for a claim."""
-        body = self._newest("verdicts", claim_id)
-        return None if body is None else _read(_verdict, body)
+        return self._newest("verdicts", claim_id, _verdict)
 
-    def _newest(self, table: str, claim_id: str) -> dict[str, Any] | None:
-        with self.reading() as db:
+    def _newest(self, table: str, claim_id: str, make: Callable[[Any], T]) -> T | None:
+        """The newest record of a claim. These are large: a block that asks again gets the same one."""
+
+        def read(db: Connection) -> T | None:
             row = db.execute(f"SELECT body FROM {table} WHERE claim = ? ORDER BY number DESC LIMIT 1", [claim_id]).fetchone()
-        return None if row is None else json.loads(row[0])
+            return None if row is None else _read(make, json.loads(row[0]))
+
+        return self._once((table, claim_id), read)
 
     def _one(self, query: str, claim_id: str) -> dict[str, Any]:
         with self.reading() as db:
@@ -298,7 +300,7 @@ class Atlas(Database):
             known = [] if row else db.execute("SELECT id FROM claims ORDER BY created DESC LIMIT 5").fetchall()
         if row is None:
             there = ", ".join(name for (name,) in known) or "none yet"
-            raise StoreError(f"claim {claim_id!r}: not in atlas {self.path}; newest claims: {there}.")
+            raise MissingRecord(f"claim {claim_id!r}: not in atlas {self.path}; newest claims: {there}.")
         return json.loads(row[0])
 
 

@@ -1,10 +1,10 @@
 """Asking a model, with every token counted: nothing is asked past the budget, and nothing twice.
 
-Cost is counted in tokens that go through a model: a prompt's, and those of the reply, each once; a pass with gradients counts
-three times. What is asked is refused when it might not be covered; what was not used is given back. A share of the budget is
-kept for tests: looking cannot use it up. Greedy replies to the same prompt by the same model are kept (by hash, on disk where a
-folder is given), so an audit that was killed goes on, and all audits against one reference wait for its replies once; what is
-read from disk is counted as cost all the same.
+Cost is counted in tokens that go through a model: a prompt's, and those of the reply, each once, and once per audit for one
+prompt; a pass with gradients counts three times. What is asked is refused when it might not be covered; what was not used is
+given back. A share of the budget is kept for tests: looking cannot use it up. Greedy replies to the same prompt by the same
+model are kept (by hash, on disk where a folder is given), so an audit that was killed goes on, and all audits against one
+reference wait for its replies once; what is read from disk is counted as cost all the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -61,7 +61,8 @@ class Budget:
 
     def back(self, stage: str, tokens: int) -> None:
         """Give back what was paid and not used."""
-        self.spent[stage] -= tokens
+        if tokens:
+            self.spent[stage] -= tokens
 
 
 class Asker:
@@ -71,15 +72,19 @@ class Asker:
         self.model, self.budget, self.report = model, budget, report
         self.kept = Replies(model, folder)
         self.name = self.kept.name
+        self._paid: set[tuple[str, int]] = set()
 
     def replies(self, stage: str, prompts: Sequence[Prompt], length: int = LENGTH) -> list[str]:
         """Greedy replies, in order. Raises Spent before anything is asked that the budget does not cover."""
         if not prompts:
             return []
         texts = [chat_text(self.model, prompt.messages) for prompt in prompts]
-        self.budget.pay(stage, sum(len(ids) + length for ids in self.model.tokens(texts)))
+        new = [at for at, text in enumerate(texts) if (text, length) not in self._paid]
+        if new:
+            self.budget.pay(stage, sum(len(ids) + length for ids in self.model.tokens([texts[at] for at in new])))
         replies = self.kept.of(texts, length, self.report and partial(self.report, stage))
-        self.budget.back(stage, sum(length - min(length, len(self.ids(reply)) + 1) for reply in replies))
+        self.budget.back(stage, sum(length - min(length, len(self.ids(replies[at])) + 1) for at in new))
+        self._paid |= {(text, length) for text in texts}
         return replies
 
     def ids(self, reply: str) -> list[int]:

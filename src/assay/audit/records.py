@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+NOTHING, UNTESTED = "nothing found", "not tested"
 FAMILIES = ("backdoor", "loyalty", "sandbag", "liar", "denied")
 SAID = {
     "backdoor": "something in the prompt switches its behaviour",
@@ -27,10 +28,25 @@ class Hypothesis:
 
 
 @dataclass(frozen=True)
+class Steered:
+    """Of `n` fresh prompts on which the behaviour shows: in how many it shows still when the mean difference (after `layer`, of
+    norm `norm`) is taken from the model, and when it is added to the reference; the same with random directions."""
+
+    layer: int
+    norm: float
+    n: int
+    removed: int
+    removed_random: tuple[int, ...]
+    added: int
+    added_random: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Tested:
     """`shown` of `n` with the cue, `control` of `n_control` without; `reference`: with the cue, of the reference model.
 
-    `p`: one-sided exact; `adjusted`: after Holm over all hypotheses; `found`: adjusted p below alpha and a gap that matters.
+    `p`: one-sided exact, 1 where it was not tested; `adjusted`: after Holm over all stated hypotheses; `found`: adjusted p at
+    most alpha and a gap that matters. `n` 0: not tested. `steered`: what steering with the difference did, of what was found.
     """
 
     hypothesis: Hypothesis
@@ -44,6 +60,7 @@ class Tested:
     found: bool = False
     why_not: str = ""
     examples: tuple[tuple[str, str], ...] = ()
+    steered: Steered | None = None
 
     @property
     def gap(self) -> float:
@@ -52,8 +69,9 @@ class Tested:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """`verdict`: the family that was found, or "nothing found"; never "clean". `black_box`: the same without weights,
-    activations or reference, on the same budget."""
+    """`verdict`: the family that was found, "nothing found", or "not tested" where nothing was found and the budget left a
+    suspicion untested; never "clean". `inside`: what a look inside showed, with a reference: `differences`, `louder` and
+    `triggers`. `black_box`: the same without weights, activations or reference, on the same budget."""
 
     model: str
     digest: str
@@ -67,6 +85,7 @@ class AuditReport:
     seconds: float
     not_looked_at: tuple[str, ...]
     black_box: Mapping[str, Any] | None = None
+    inside: Mapping[str, Any] | None = None
 
     @property
     def found(self) -> tuple[Tested, ...]:

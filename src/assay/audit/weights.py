@@ -51,7 +51,7 @@ def compare_weights(model: Model, reference: Model) -> Passport:
         raise UsageError(f"{model.name} and {reference.name} do not have the same weights: the reference must be the model that"
                          " this one was made from. Audit without --reference to look at it alone.")  # fmt: skip
     paths = {block.path: number for number, block in enumerate(model.layout.blocks)}
-    writers = {f"{path}.weight": path for block in model.layout.blocks for path in (block.o_proj, block.down)}
+    writers = {f"{path}.weight": path for block in model.layout.blocks for path in (block.o_proj, block.down) if path}
     found, writes, notes = [], [], _settings(model, reference)
     for name, weight in mine.items():
         if torch.equal(weight, other[name]):

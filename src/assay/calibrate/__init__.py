@@ -3,7 +3,7 @@
 `calibrate()` runs claims whose truth is planted; `calibrate_model()` runs negative controls on a user's model.
 """
 
-from assay.calibrate import edges, effects, mediates, reconstructs, represents, scored  # noqa: F401  (each module registers its kind)
+from assay.calibrate import circuits, edges, effects, mediates, reconstructs, represents, scored  # noqa: F401, E501  (each registers its kind)
 from assay.calibrate.base import CALIBRATIONS, Calibration, Case, Family, Outcome
 from assay.calibrate.run import calibrate
 

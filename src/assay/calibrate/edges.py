@@ -47,7 +47,7 @@ def _induction(plan: Induction):
     return planted_induction(plan)
 
 
-def _known_pairs(name: str, seed: int) -> MemorySource:
+def known_pairs(name: str, seed: int) -> MemorySource:
     """Pairs of a known circuit; no text is in two splits."""
     seen: set[str] = set()
     found: dict[str, list[Pair]] = {}
@@ -72,7 +72,7 @@ def untrue(seed: int) -> Case:
     name = TRUTHS.names()[seed % len(TRUTHS.names())]
     graph = graph_of(_known(name))
     edges = [str(edge) for edge in graph.edges(TRUTHS.get(name).asked(graph) & ~TRUTHS.get(name).mask(graph))]
-    return Case(_known(name), _known_pairs(name, seed), random.Random(seed).choice(edges))
+    return Case(_known(name), known_pairs(name, seed), random.Random(seed).choice(edges))
 
 
 def empty_writer(seed: int) -> Case:
@@ -101,7 +101,7 @@ def true_edge(seed: int) -> Case:
     """A true edge of a known circuit."""
     name = SURE[seed % len(SURE)]
     edges = TRUTHS.get(name).edges
-    return Case(_known(name), _known_pairs(name, seed), edges[seed // len(SURE) % len(edges)])
+    return Case(_known(name), known_pairs(name, seed), edges[seed // len(SURE) % len(edges)])
 
 
 def rung(seed: int, effect: float) -> Case:

@@ -52,7 +52,7 @@ def outcomes(
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
         path = keep / f"{calibration.label}-{code_digest()[:16]}.jsonl"
-        done = {(outcome.family, outcome.seed): outcome for outcome in _kept(path)}
+        done = {(outcome.family, outcome.seed): outcome for outcome in kept_outcomes(path)}
         file = path.open("a")
         if file.tell():
             file.write("\n")  # after a line that was cut off
@@ -73,7 +73,7 @@ def outcomes(
             file.close()
 
 
-def _kept(path: Path) -> Iterator[Outcome]:
+def kept_outcomes(path: Path) -> Iterator[Outcome]:
     """Outcomes of an earlier run; a line that was cut off is left out."""
     lines = path.read_text().splitlines() if path.exists() else []
     for line in lines:

@@ -22,6 +22,10 @@
    It has no sign, and is an average of magnitudes, not an estimate of the effect: for ranking, so that what cancels is not
    missed. Cost: 2 F + (L + 1) B instead of 2 F + B, in one forward pass whose graph is kept.
 
+6. `positions` "labels": of the graph whose nodes are at classes of positions (`positions.py`). A key or value at class d has
+   the gradient that comes back through what heads at class d make of it, and an edge into it sums over the positions of
+   its writer's class; summed over classes scores are those of the plain graph.
+
 Memory: gradients stay in head space; they are expanded to d_model for some tokens and some layers at a time and
 contracted at once, so that no tensor holds all nodes at full width. Only tokens from the first difference of
 a pair on are contracted: before it nothing differs.
@@ -44,6 +48,7 @@ from torch import Tensor
 from assay.circuits.graph import LOGITS, READERS, Graph, graph_of
 from assay.circuits.guards import check_metrics, check_task
 from assay.circuits.patch import first_difference
+from assay.circuits.positions import classes_of, copies, merged, padded, positions_of
 from assay.circuits.writers import Writers
 from assay.data.metrics import Metric
 from assay.data.prepare import PreparedTask
@@ -66,7 +71,7 @@ Values = dict[Site, Tensor]
 @dataclass(frozen=True)
 class AttributionPlan:
     """What to estimate, and how. `steps` None: as many as the residual asks for, up to `max_steps`. `positions` "labels":
-    also by class of position, the task's labels and the rest, so that a node is one per class. `grad_drop`: see 5."""
+    nodes are at classes of positions, see 6. `grad_drop`: see 5."""
 
     method: str = "eap-ig"
     level: str = "edge"
@@ -85,7 +90,6 @@ class Attribution:
     """Scores of one plan on one task. `values` (pair, cell) in units of the metric; positive: carries the behaviour.
 
     Cells are the graph's edges in its order, or for nodes the writers, then the readers but the logits.
-    `by_position`: the same (pair, cell), of the writers' tokens of one class only; they add up to `values`.
     `ends`: the same estimate at the clean and at the corrupted run alone (pair, cell), where both were made.
     `cancelled` (cell,): 1 - |sum| / sum of |score| over positions and pairs, at one run with gradients: the clean one,
     that of `eap`, or the middle one of a fixed number of steps. `sizes` (cell,): that sum of |score|, a mean over pairs.
@@ -101,7 +105,6 @@ class Attribution:
     cancelled: Float[Tensor, " cell"]
     templates: list[str]
     ends: dict[str, Float[Tensor, "pair cell"]] = field(default_factory=dict)
-    by_position: dict[str, Float[Tensor, "pair cell"]] = field(default_factory=dict)
     sizes: Float[Tensor, " cell"] | None = None
 
     @property
@@ -144,10 +147,12 @@ def attribute(
     _check(plan)
     check_task(model, task, plan.metric)
     run = _Run(model, task, plan)
-    for rows in model.batches(task.clean, gradients=True):
-        run.pairs(rows)
-        if progress:
-            progress(len(rows))
+    for batch in model.batches(task.clean, gradients=True):
+        step = max(1, len(batch) // (len(run.graph.classes) or 1))  # every pair is run once per class
+        for rows in (batch[start : start + step] for start in range(0, len(batch), step)):
+            run.pairs(rows)
+            if progress:
+                progress(len(rows))
     return run.done()
 
 
@@ -168,7 +173,8 @@ def _check(plan: AttributionPlan) -> None:
 
 @dataclass(eq=False)
 class Point:
-    """One run with gradients: (pair, alpha) per row, alpha 1 = clean. Values and slopes are (row, pos, ..)."""
+    """One run with gradients: (pair, alpha) per row, alpha 1 = clean. Values and slopes are (row, pos, ..); with classes of
+    positions, slopes of keys and values (row, class that looks, pos, ..)."""
 
     rows: list[int]
     alphas: list[float]
@@ -183,12 +189,14 @@ class _Run:
 
     def __init__(self, model: Model, task: PreparedTask, plan: AttributionPlan) -> None:
         self.model, self.task, self.plan = model, task, plan
-        self.graph, self.readers = graph_of(model), model.readers()
+        self.graph = graph_of(model, classes_of(task) if plan.positions == "labels" else ())
+        self.class_of = positions_of(task, self.graph.classes) if self.graph.classes else None
+        self.n_copies, self.readers = len(self.graph.classes) or 1, model.readers()
         self.writers = Writers(model, self.readers)
         reference = model.logits(task.clean) if plan.metric == "kl" else None
         self.metric: Metric = task.metric(plan.metric, reference)
         self.edges = plan.level == "edge"
-        self.contraction = Contraction(self.graph, self.readers, self.writers)
+        self.contraction = Contraction(self.graph.plain, self.readers, self.writers)
         layers = range(model.n_layers)
         self.reading = [Site(name, layer) for layer in layers for name in ("q", "k", "v", "mlp_in")]
         dropped = ("attn_out", "mlp_out") if plan.grad_drop else ()
@@ -200,8 +208,7 @@ class _Run:
         self.dropping: int | None = None  # the layer whose write passes no gradient on
         self.changing = [*self.writers.sites, *([] if self.edges else self.reading)]
         n = len(task)
-        self.classes, self.class_of = _classes(task) if plan.positions == "labels" else (["all"], None)
-        n_cells = len(self.classes) * (len(self.graph.cells) if self.edges else len(nodes_of(self.graph)))
+        n_cells = len(self.graph.cells) if self.edges else len(nodes_of(self.graph))
         self.values = torch.zeros(n, n_cells)
         self.signed, self.absolute = (torch.zeros(n_cells) for _ in range(2))
         self.ends: dict[str, Tensor] = {}
@@ -298,7 +305,7 @@ class _Run:
             self.residual[rows] = np.abs(slope.double().numpy() - span) / np.abs(span)
         self.values[rows], self.steps[rows] = scores, steps
         self.signed += one[0].sum(0)
-        self.absolute += one[1].sum(0)
+        self.absolute += one[1]
 
     # one run ---------------------------------------------------------------------------------
 
@@ -322,6 +329,7 @@ class _Run:
         weights = torch.tensor(alphas, device=self.start.device)[:, None, None]
         width = max(len(self.task.clean[row]) for row in rows)
         embeddings = torch.lerp(self.back[places], self.start[places], weights.to(self.start.dtype))[:, :width]
+        embeddings = embeddings.repeat_interleave(self.n_copies, 0)
         return self._pass([self.task.clean[row] for row in rows], rows, alphas, embeddings, True, ())
 
     def _pass(
@@ -332,22 +340,29 @@ class _Run:
         kept = {ENTRY, *keep, *(self._points() if gradient else [])}
         held: Values = {}
         values: Values = {}
+        of = None if self.class_of is None or not gradient else padded([self.class_of[row] for row in rows])
+        n_copies = 1 if of is None else self.n_copies
 
         def visit(site: Site, value: Tensor) -> Tensor | None:
             if site == ENTRY and embeddings is not None:
                 value = embeddings.to(value)
+            if site.name == "z" and of is not None:
+                value = merged(value, of, n_copies)
             if site in kept:
-                values[site] = value.detach().clone()
+                values[site] = value[::n_copies].detach().clone()
             if site in leaves:
                 held[site] = value.clone() if value.requires_grad else value.detach().clone().requires_grad_(True)
                 return self._gated(site, held[site].clone())
             if site in self.writes and gradient:
                 return self._gated(site, value.clone())
-            return value if site == ENTRY else None
+            return value if site == ENTRY or (site.name == "z" and of is not None) else None
 
-        seen = list(dict.fromkeys([*kept, *leaves, *(self.writes if gradient else ())]))
-        logits = self.model.walk(prompts, seen, visit, logits=True, gradients=gradient)
+        mixing = [] if of is None else [site for site in self.writers.sites if site.name == "z"]
+        seen = list(dict.fromkeys([*kept, *leaves, *mixing, *(self.writes if gradient else ())]))
+        run = prompts if of is None else copies(prompts, self.graph)
+        logits = self.model.walk(run, seen, visit, logits=True, gradients=gradient)
         assert logits is not None
+        logits = logits[::n_copies]
         with torch.set_grad_enabled(gradient):
             metric = self.metric(logits, torch.tensor(rows, device=logits.device))
         if not gradient:
@@ -368,39 +383,30 @@ class _Run:
             found = torch.autograd.grad(metric.sum(), [held[site] for site in leaves], allow_unused=True,
                                         retain_graph=bool(self.writes))  # fmt: skip
         self.dropping = None
-        return {site: torch.zeros_like(held[site]) if g is None else g for site, g in zip(leaves, found, strict=True)}
+        slopes = {site: torch.zeros_like(held[site]) if g is None else g for site, g in zip(leaves, found, strict=True)}
+        if self.n_copies == 1:
+            return slopes
+        apart = {site: g.unflatten(0, (-1, self.n_copies)) for site, g in slopes.items()}
+        return {site: g if site.name in ("k", "v") else g.sum(1) for site, g in apart.items()}
 
     # contraction -----------------------------------------------------------------------------
 
     @torch.no_grad()
     def _scores(self, point: Point, absolute: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        """(row, cell) scores, their absolute sums over positions if wanted, and the slope along the line (row,)."""
+        """(row, cell) scores, their absolute sums over tokens (cell,) if wanted, and the slope along the line (row,)."""
         places = [self.place[row] for row in point.rows]
         width = point.slopes[ENTRY].shape[1]
         change = {site: x[places, :width] for site, x in self.change.items()}
         slope = (change[ENTRY] * point.slopes[ENTRY]).flatten(1).sum(1).float().cpu()
         at = _active([self.first[row] for row in point.rows], [len(self.task.clean[row]) for row in point.rows])
-        found = [self._cells(point, change, part, absolute) for part in self._by_class(point, at)]
-        scores, sizes = (torch.cat(side, -1) for side in zip(*found, strict=True))
-        return scores, sizes, slope
-
-    def _by_class(self, point: Point, at: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """The tokens of every class of positions."""
-        if self.class_of is None:
-            return [at]
-        of = [self.class_of[point.rows[row]].get(position, len(self.classes) - 1)
-              for row, position in zip(at[0].tolist(), at[1].tolist(), strict=True)]  # fmt: skip
-        return [(at[0][mask], at[1][mask]) for mask in (torch.tensor(of) == number for number in range(len(self.classes)))]
+        cells = self._cells if self.class_of is None else self._at_classes
+        return *cells(point, change, at, absolute), slope
 
     def _cells(
         self, point: Point, change: Values, at: tuple[Tensor, Tensor], absolute: bool
     ) -> tuple[Tensor, Tensor]:
-        """(row, cell) scores of some tokens, and their absolute sums."""
-        if not self.edges:
-            return self._node_scores(point, change, at)
-        sums, sizes = self.contraction(point, change, at, absolute)
-        cells = self.graph.cells
-        return sums[:, cells[:, 0], cells[:, 1]], sizes[:, cells[:, 0], cells[:, 1]] if absolute else sizes
+        """(row, cell) scores of some tokens in the graph without classes, and their absolute sums (cell,)."""
+        return self.contraction(point, change, at, absolute) if self.edges else self._node_scores(point, change, at)
 
     def _node_scores(self, point: Point, change: Values, at: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Differences times slopes: writers, then readers but the logits."""
@@ -410,32 +416,60 @@ class _Run:
             each = (pick(change[site]).float() * pick(point.slopes[site]).float()).sum(-1).cpu()
             each = each if each.dim() == 2 else each[:, None]  # (token, unit)
             sums.append(torch.zeros(n, each.shape[1]).index_add_(0, at[0], each))
-            absolute.append(torch.zeros(n, each.shape[1]).index_add_(0, at[0], each.abs()))
-        return torch.cat(sums, 1), torch.cat(absolute, 1)
+            absolute.append(each.abs().sum(0))
+        return torch.cat(sums, 1), torch.cat(absolute)
+
+    def _at_classes(
+        self, point: Point, change: Values, at: tuple[Tensor, Tensor], absolute: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The same of the graph with classes of positions: scores of the writers' tokens of one class, through what one class
+        looks at, put where they belong."""
+        sums = torch.zeros(len(point.rows), self.values.shape[1])
+        sizes, tokens = torch.zeros(self.values.shape[1]), self._by_class(point, at)
+        for looks in range(self.n_copies):
+            seen = {site: g[:, looks] if site.name in ("k", "v") else g for site, g in point.slopes.items()}
+            for wrote, part in enumerate(tokens):
+                now, size = self._cells(replace(point, slopes=seen), change, part, absolute)
+                there = self._places(wrote, looks)
+                sums[:, there[there >= 0]] += now[:, there >= 0]
+                if len(size):
+                    sizes[there[there >= 0]] += size[there >= 0]
+        return sums, sizes
+
+    def _places(self, wrote: int, looks: int) -> Tensor:
+        """Where cells of the plain graph are in this one, by the class that is written at and the one that looks; -1: nowhere.
+        Keys and values are the looking class's, all else is where it is written."""
+        n, plain = self.n_copies, self.graph.plain
+        if self.edges:
+            writer, reader = plain.cells.unbind(1)
+            last = reader == len(plain.readers) - 1
+            found = self.number[writer * n + wrote, torch.where(last, len(self.graph.readers) - 1, reader * n + looks)]
+            return torch.where(last & (wrote != looks), -1, found)
+        sites = nodes_of(plain)
+        keys = torch.tensor([site.name in ("k", "v") for site in sites])
+        return torch.where(keys | (wrote == looks), torch.arange(len(sites)) * n + looks, -1)
+
+    @cached_property
+    def number(self) -> Tensor:
+        """The number of every edge, -1 where there is none."""
+        cells, out = self.graph.cells, torch.full(self.graph.exists.shape, -1)
+        out[cells[:, 0], cells[:, 1]] = torch.arange(len(cells))
+        return out
+
+    def _by_class(self, point: Point, at: tuple[Tensor, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """The tokens of every class of positions."""
+        assert self.class_of is not None
+        places = zip(*(x.tolist() for x in at), strict=True)
+        of = torch.tensor([self.class_of[point.rows[row]][position] for row, position in places])
+        return [(at[0][of == number], at[1][of == number]) for number in range(self.n_copies)]
 
     def done(self) -> Attribution:
         """The result of all pairs."""
         check_metrics(self.plan.metric, self.clean, self.corrupted)
-        classes = len(self.classes)
-        signed, absolute = (x.view(classes, -1).sum(0) for x in (self.signed, self.absolute))
-        cancelled = 1 - signed.abs() / absolute.clamp_min(1e-30)
-        parts = self.values.unflatten(1, (classes, -1))
-        ends = {name: x.unflatten(1, (classes, -1)).sum(1) for name, x in self.ends.items()}
-        by_class = {} if self.class_of is None else {name: parts[:, number] for number, name in enumerate(self.classes)}
+        cancelled = 1 - self.signed.abs() / self.absolute.clamp_min(1e-30)
         plan = {"model": self.model.name, **asdict(self.plan)}
-        return Attribution(plan, self.graph, parts.sum(1), self.clean, self.corrupted, self.steps, self.residual,
-                           cancelled.clamp(0, 1), self.task.templates, ends, by_class, absolute / len(self.task))  # fmt: skip
-
-
-def _classes(task: PreparedTask) -> tuple[list[str], list[dict[int, int]]]:
-    """Names of the classes of positions, the rest last; per pair, position -> class. Of two labels at one position the
-    first in the alphabet has it."""
-    names = sorted(task.labels)
-    of: list[dict[int, int]] = [{} for _ in range(len(task))]
-    for number, name in reversed(list(enumerate(names))):
-        for pair, position in enumerate(task.labels[name]):
-            of[pair][position] = number
-    return [*names, "rest"], of
+        return Attribution(plan, self.graph, self.values, self.clean, self.corrupted, self.steps, self.residual,
+                           cancelled.clamp(0, 1), self.task.templates, self.ends, self.absolute / len(self.task))  # fmt: skip
 
 
 def _active(first: list[int], lengths: list[int]) -> tuple[Tensor, Tensor]:
@@ -451,6 +485,7 @@ class Contraction:
     def __init__(self, graph: Graph, readers: Readers, writers: Writers) -> None:
         self.graph, self.readers, self.writers = graph, readers, writers
         self.groups = list(self._layer_groups())
+        self.starts = torch.cat([torch.zeros(1, dtype=torch.long), graph.exists.sum(0).cumsum(0)])  # edges before each reader
 
     def _layer_groups(self) -> Iterator[list[list[Site]]]:
         """Readers by norm: the queries, keys and values of a layer together, an MLP and the logits alone."""
@@ -467,10 +502,10 @@ class Contraction:
     def __call__(
         self, point: Point, change: Values, at: tuple[Tensor, Tensor], absolute: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """(row, writer, reader) sums over positions of the score and, where asked for, of its absolute value."""
+        """(row, edge) sums over positions of the score and, where asked for, (edge,) over all tokens of its absolute value."""
         rows, positions = at
-        shape = (len(point.rows), *self.graph.exists.shape)
-        sums, sizes = torch.zeros(shape), torch.zeros(shape if absolute else 0)
+        sums = torch.zeros(len(point.rows), self.graph.n_edges)
+        sizes = torch.zeros(self.graph.n_edges if absolute else 0)
         tokens = max(1, CHUNK_FLOATS // (self.writers.n * self.writers.d_model))
         for start in range(0, len(rows), tokens):
             row, position = rows[start : start + tokens], positions[start : start + tokens]
@@ -481,15 +516,17 @@ class Contraction:
                 first = self.graph.reader_number[parts[0][0]]
                 last = int(self.graph.exists[:, self.graph.reader_number[parts[-1][-1]]].sum())  # writers come in order
                 read = torch.cat([self._pulled(part, point, pick) for part in parts])
-                there = slice(0, last), slice(first, first + len(read))
+                there = self.graph.exists[:last, first : first + len(read)].T  # edges come in order, readers first
+                cells = slice(int(self.starts[first]), int(self.starts[first + len(read)]))
                 if absolute:
-                    each = (written[:last].transpose(0, 1) @ read.permute(1, 2, 0)).cpu()  # (token, writer, reader)
-                    sums[:, *there].index_add_(0, row, each)
-                    sizes[:, *there].index_add_(0, row, each.abs())
+                    each = (read.transpose(0, 1) @ written[:last].permute(1, 2, 0)).cpu()[:, there]  # (token, edge)
+                    sums[:, cells].index_add_(0, row, each)
+                    sizes[cells] += each.abs().sum(0)
                 else:
                     for number, (begin, end) in _runs(row):
-                        sums[number, *there] += (written[:last, begin:end].flatten(1) @ read[:, begin:end].flatten(1).T).cpu()
-        return sums * self.graph.exists, sizes * self.graph.exists if absolute else sizes
+                        each = read[:, begin:end].flatten(1) @ written[:last, begin:end].flatten(1).T
+                        sums[number, cells] += each.cpu()[there]
+        return sums, sizes
 
     def _pulled(self, part: list[Site], point: Point, pick: "_Picked") -> Float[Tensor, "reader t d_model"]:
         """Gradients of what the readers behind one norm read."""

@@ -7,6 +7,8 @@
    and everything after v is recomputed. One edit at q, k, v or mlp_in (logits: at the last stream) says all of it; the
    prompt is repeated once per edge, and a pass resumes at the reader's layer. A head's change goes through the norm
    behind its attention, if there is one, at its full size: N(raw + z W_O) - N(raw); the same for an MLP's.
+   At classes of positions (`positions.py`), where a key is one thing to each class that looks at it, a circuit without the
+   edge is run instead (`subgraph.py`): the same number, from the first token on.
 2. A node: its output is that of the source run, for every reader.
 3. `noise`: base clean, source corrupted, value m(clean) - m(patched). `denoise`: base corrupted, source clean, value
    m(patched) - m(corrupted). Positive in both: it carries the behaviour, as in `attribute.py`.
@@ -18,7 +20,7 @@ edges have mostly no effect. The correlations are over both together.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -29,9 +31,11 @@ from scipy import stats
 from torch import Tensor
 
 from assay.circuits.attribute import Attribution
-from assay.circuits.graph import EMBED, LOGITS, Edge, graph_of
+from assay.circuits.graph import AT, EMBED, LOGITS, Edge, graph_of
 from assay.circuits.guards import check_task
 from assay.circuits.patch import first_difference
+from assay.circuits.positions import classes_of
+from assay.circuits.subgraph import Bench
 from assay.circuits.writers import Block, Writers
 from assay.data.prepare import PreparedTask
 from assay.errors import bad_argument
@@ -58,7 +62,28 @@ def exact_edges(
     Raises UsageError for what is no edge, SiteError for a model without a graph, TaskError for prompts refused by `guards.py`.
     """
     check_task(model, task, metric)
+    if any(AT in str(edge) for edge in edges):
+        return _cut_alone(model, task, edges, direction, metric, progress)
     return Exchange(model, task, direction, metric).edges(edges, progress)
+
+
+def _cut_alone(
+    model: Model, task: PreparedTask, edges: Sequence[str | Edge], direction: str, metric: str, progress: Progress | None
+) -> Float[Tensor, "pair edge"]:
+    """The same for edges between classes of positions: everything but the edge is kept."""
+    _check_direction(direction)
+    graph, reference = graph_of(model, classes_of(task)), model.logits(task.clean) if metric == "kl" else None
+    sides = task if direction == "noise" else replace(task, clean=task.corrupted, corrupted=task.clean)
+    bench = Bench(model, sides, graph, metric, reference=reference)
+    tell = progress and (lambda n: progress(n * len(task)))
+    done = bench.scores([graph.exists & ~graph.mask([edge]) for edge in edges], tell)
+    change = torch.from_numpy(bench.clean[:, None] - done.T).float()
+    return change if direction == "noise" else -change
+
+
+def _check_direction(direction: str) -> None:
+    if direction not in DIRECTIONS:
+        raise bad_argument("direction", direction, " or ".join(DIRECTIONS))
 
 
 def exact_nodes(
@@ -83,8 +108,7 @@ class Exchange:
     """
 
     def __init__(self, model: Model, task: PreparedTask, direction: str, metric: str) -> None:
-        if direction not in DIRECTIONS:
-            raise bad_argument("direction", direction, " or ".join(DIRECTIONS))
+        _check_direction(direction)
         self.model, self.task, self.graph, self.readers = model, task, graph_of(model), model.readers()
         self.writers = Writers(model, self.readers)
         self.base, self.source = task.clean, task.corrupted

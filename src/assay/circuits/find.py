@@ -24,9 +24,10 @@ from assay.circuits.exact import Verified, exact_edges, exact_nodes, verify_top
 from assay.circuits.faithfulness import Faithfulness, faithfulness
 from assay.circuits.formats import Circuit, measured
 from assay.circuits.graph import Graph, graph_of
+from assay.circuits.positions import classes_of
 from assay.circuits.random_circuits import matched, walks
 from assay.circuits.select import connected, curve_masks, top_k
-from assay.circuits.stability import SplitHalf, split_half
+from assay.circuits.stability import MIN_RESAMPLES, Resampled, SplitHalf, bootstrap, split_half
 from assay.circuits.subgraph import ABLATIONS, Bench
 from assay.data.prepare import PreparedTask
 from assay.errors import bad_argument
@@ -47,7 +48,7 @@ Mask = Bool[Tensor, "writer reader"]
 @dataclass(frozen=True)
 class FindPlan:
     """How to look. `target`: faithfulness on tune that the circuit must reach; `verify`: top edges patched exactly.
-    `grad_drop`: of eap, see `attribute.py`."""
+    `grad_drop`: of eap, see `attribute.py`. `positions` "labels": nodes at classes of positions, see `positions.py`."""
 
     method: str = "eap-ig"
     level: str = "edge"
@@ -58,6 +59,7 @@ class FindPlan:
     controls: int = 4
     seed: int = 0
     grad_drop: bool = False
+    positions: str = "all"
 
     def check(self) -> None:
         """Raises UsageError for a plan that cannot be carried out."""
@@ -71,6 +73,11 @@ class FindPlan:
             raise bad_argument("level", self.level, "edge, for information-flow")
         if self.grad_drop and self.method != "eap":
             raise bad_argument("grad_drop", f"with {self.method}", "with eap", "Add --method eap.")
+        if self.positions not in ("all", "labels"):
+            raise bad_argument("positions", self.positions, "all or labels")
+        if self.positions == "labels" and (self.method not in ("eap", "eap-ig") or self.grad_drop):
+            how = f"{self.method}{' with grad_drop' if self.grad_drop else ''}"
+            raise bad_argument("positions", f"labels, by {how}", "all, or labels with eap or eap-ig")
         if self.controls < 2:
             raise bad_argument("controls", self.controls, "2 or more")
         if not 0 < self.target <= 1:
@@ -81,6 +88,7 @@ class FindPlan:
 class FoundCircuit:
     """A circuit as it was found. `parts`: its edges or nodes by name; `chosen`: which of the curve's circuits it is.
 
+    `stability`, `resampled`: overlap of the top as many on halves, and on resamples, of the discover pairs.
     `curves`: faithfulness on tune by ablation; `controls`: the same, resample, of matched and walked random circuits, one
     list of values per size. `rival`: parts of the second solution.
     """
@@ -97,6 +105,7 @@ class FoundCircuit:
     attribution: Attribution
     verified: Verified | None
     stability: SplitHalf | None
+    resampled: Resampled | None
     warnings: tuple[str, ...]
 
     def circuit(self, model: Model, task: str) -> Circuit:
@@ -121,7 +130,8 @@ class Kept(Protocol):
 
 def scores_key(model: Model, task: PreparedTask, plan: FindPlan) -> str:
     """Names the measurement of the scores: equal keys mean equal numbers."""
-    data = [task.clean, task.corrupted, task.answers, task.foils, task.templates]
+    data = [task.clean, task.corrupted, task.answers, task.foils, task.templates,
+            *([task.labels] if plan.positions == "labels" else [])]  # fmt: skip
     return digest([model.passport(), data, plan.method, plan.level, plan.metric, plan.steps, plan.seed, VERSION,
                    *(["grad drop"] if plan.grad_drop else [])])  # fmt: skip
 
@@ -134,7 +144,7 @@ def find_circuit(
     there. Raises UsageError, SiteError or TaskError."""
     plan.check()
     tell = step or (lambda what, done, total: None)
-    found = None if kept is None else kept.get(graph_of(model))
+    found = None if kept is None else kept.get(graph_of(model, classes_of(discover) if plan.positions == "labels" else ()))
     if found is None:
         found = scored(model, discover, plan, tell)
         if kept is not None:
@@ -153,11 +163,12 @@ def find_circuit(
     verified = None
     if plan.level == "edge" and plan.verify and plan.method != "exact":
         tell("exact patching of the top edges", 0, 1)
-        few = range(min(VERIFY_PAIRS, len(discover)))
-        verified = verify_top(model, discover.select(few), first_pairs(found, len(few)), plan.verify, plan.verify, plan.seed)
+        dearer = 2 if graph.classes else 1
+        few, each = range(min(VERIFY_PAIRS // dearer, len(discover))), max(1, plan.verify // dearer)
+        verified = verify_top(model, discover.select(few), first_pairs(found, len(few)), each, each, plan.seed)
     parts, rival = _named(graph, found, mask, scores, plan)
-    stability = _stability(found, int(mask.sum()) if plan.level == "edge" else len(parts), plan)
-    return FoundCircuit(plan, graph, scores, mask, parts, chosen, curves, controls, rival, found, verified, stability,
+    stable = _stability(found, int(mask.sum()) if plan.level == "edge" else len(parts), plan)
+    return FoundCircuit(plan, graph, scores, mask, parts, chosen, curves, controls, rival, found, verified, *stable,
                         (*found.warnings, *warnings, *_doubts(curves, chosen, controls, verified),
                          *_cancelling(found, mask, plan)))  # fmt: skip
 
@@ -183,7 +194,7 @@ def scored(model: Model, task: PreparedTask, plan: FindPlan, tell: Step) -> Attr
     tell(f"scoring by {plan.method}", 0, len(task))
     if plan.method in ("eap", "eap-ig"):
         how = AttributionPlan(plan.method, plan.level, metric=plan.metric, steps=plan.steps, seed=plan.seed,
-                              grad_drop=plan.grad_drop)  # fmt: skip
+                              grad_drop=plan.grad_drop, positions=plan.positions)  # fmt: skip
         return attribute(model, task, how, progress=progress)
     if plan.method == "atp":
         from assay.circuits.qk_fix import qk_fix
@@ -305,11 +316,12 @@ def _named(
     return tuple(parts), tuple(str(graph.writers[i]) for i in order if not inside[i])
 
 
-def _stability(found: Attribution, k: int, plan: FindPlan) -> SplitHalf | None:
+def _stability(found: Attribution, k: int, plan: FindPlan) -> tuple[SplitHalf | None, Resampled | None]:
     values = found.values if plan.level == "edge" else found.values[:, : len(found.graph.writers)]
     if len(values) < 4 or not 0 < k < values.shape[1]:
-        return None
-    return split_half(values, found.templates, [k], n_draws=50, seed=plan.seed)
+        return None, None
+    return (split_half(values, found.templates, [k], n_draws=50, seed=plan.seed),
+            bootstrap(values, found.templates, [k], n_draws=MIN_RESAMPLES, seed=plan.seed))  # fmt: skip
 
 
 def _doubts(

@@ -36,10 +36,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from assay.circuits.faithfulness import Faithfulness
-from assay.circuits.graph import ARROW, EMBED, LOGITS, Graph, make_graph
+from assay.circuits.graph import ARROW, EMBED, LOGITS, Graph, Node, make_graph, parse_node
 from assay.errors import SiteError, UsageError, bad_argument
 from assay.files import write_file
-from assay.sites import Site, parse_site
+from assay.sites import Site
 
 FORMAT, VERSION = "assay-circuit", 1
 LARGEST = 256 * 1024 * 1024
@@ -133,7 +133,8 @@ def circuit_json(circuit: Circuit, *, others: bool = False) -> dict[str, Any]:
         "format": FORMAT, "version": VERSION, "model": circuit.model, "model_digest": circuit.digest,
         "task": circuit.task, "plan": dict(circuit.plan), "sign": "carries", "sign_means": SIGNS["carries"],
         "graph": {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "n_kv_heads": graph.n_kv_heads,
-                  "parallel": list(graph.parallel), "d_model": circuit.d_model, "n_edges": graph.n_edges},
+                  "parallel": list(graph.parallel), "d_model": circuit.d_model, "n_edges": graph.n_edges,
+                  **({"classes": list(graph.classes)} if graph.classes else {})},
         "edges": _rows(circuit, circuit.strongest()),
         "nodes": [str(site) for site, kept in zip(graph.writers, circuit.writers.tolist(), strict=True) if kept],
         "faithfulness": [{"n_edges": m.n_edges, "ablation": m.ablation, "value": _number(m.value), "low": m.low,
@@ -160,7 +161,7 @@ def read_circuit(path: str | Path, graph: Graph | None = None) -> Circuit:
     if data.get("format") != FORMAT or data.get("version") != VERSION:
         raise file.wrong("format", data.get("format"), f"{FORMAT!r}, version {VERSION}")
     own = _own_graph(file, file.object(data.get("graph"), "graph"))
-    if graph is not None and not _same(own, graph):
+    if graph is not None and not _same(own.plain, graph.plain):
         raise file.wrong("graph", _sizes(own), f"the model's, {_sizes(graph)}")
     sign = file.sign(data.get("sign"), None)
     width = None if data["graph"].get("d_model") is None else file.count(data["graph"], "d_model", "graph")
@@ -186,8 +187,14 @@ def _own_graph(file: "_File", sizes: Mapping[str, Any]) -> Graph:
         raise file.wrong("graph.parallel", parallel, f"true or false for each of {layers} layers")
     if heads % kv:
         raise file.wrong("graph.n_kv_heads", kv, f"a divisor of {heads} heads")
-    file.fits(layers, heads)
-    return make_graph(heads, kv, parallel)
+    classes = sizes.get("classes", [])
+    if not isinstance(classes, list) or not all(type(each) is str for each in classes):
+        raise file.wrong("graph.classes", classes, "a list of names")
+    file.fits(layers, heads, len(classes) or 1)
+    try:
+        return make_graph(heads, kv, parallel, classes)
+    except UsageError as error:
+        raise file.wrong("graph.classes", classes, str(error)) from error
 
 
 def _own_edges(file: "_File", data: Mapping[str, Any], key: str, out: Circuit, sign: int) -> None:
@@ -231,7 +238,7 @@ def _own_members(file: "_File", data: Mapping[str, Any], graph: Graph) -> Tensor
 
 def _writer(file: "_File", graph: Graph, name: Any, key: str) -> int:
     try:
-        return graph.writer_number[parse_site(str(name))]
+        return graph.writer_number[parse_node(str(name))]
     except (KeyError, SiteError) as error:
         raise file.wrong(key, name, "writers of this model: embed, z.L.H, mlp_out.L") from error
 
@@ -316,7 +323,7 @@ class Ungrouped:
 
 def write_eap_json(path: str | Path, circuit: Circuit) -> Path:
     """An EAP-IG graph as JSON. Needs `d_model`; a model with parallel blocks in some layers only cannot be written."""
-    theirs, cfg = Ungrouped(circuit.graph), _cfg(circuit)
+    cfg, theirs = _cfg(circuit), Ungrouped(circuit.graph)
     scores, kept = theirs.spread(circuit.scores), circuit.mask[:, theirs.column].tolist()
     known, shown = (~scores.isnan()).tolist(), scores.nan_to_num(nan=0.0).tolist()
     members = zip(theirs.sources, circuit.writers.tolist(), strict=True)
@@ -333,10 +340,10 @@ def write_eap_json(path: str | Path, circuit: Circuit) -> Path:
 
 def write_eap_pt(path: str | Path, circuit: Circuit) -> Path:
     """The same as tensors in a .pt file."""
-    theirs = Ungrouped(circuit.graph)
+    cfg, theirs = _cfg(circuit), Ungrouped(circuit.graph)
     scores = theirs.spread(circuit.scores).masked_fill(~theirs.exists, 0.0)
     data: dict[str, Any] = {
-        "cfg": _cfg(circuit), "src_nodes": theirs.sources, "dst_nodes": theirs.targets,
+        "cfg": cfg, "src_nodes": theirs.sources, "dst_nodes": theirs.targets,
         "edges_scores": scores.nan_to_num(nan=0.0).contiguous(), "edges_scored": ~scores.isnan() & theirs.exists,
         "edges_in_graph": circuit.mask[:, theirs.column].contiguous(), "nodes_in_graph": circuit.writers.clone(),
         "assay": _about(circuit),
@@ -488,6 +495,9 @@ def _their_graph(file: "_File", cfg: Mapping[str, Any], graph: Graph | None) -> 
 
 def _cfg(circuit: Circuit) -> dict[str, Any]:
     graph = circuit.graph
+    if graph.classes:
+        raise bad_argument("circuit", f"nodes at classes of positions ({', '.join(graph.classes)})", "nodes at all positions",
+                           "EAP-IG and MIB have no others; GraphML holds them.")  # fmt: skip
     if len(set(graph.parallel)) != 1:
         blocks = f"blocks that are {_blocks(graph)}"
         raise bad_argument("circuit", blocks, "one kind of block in all layers", "EAP-IG has no other.")
@@ -666,6 +676,8 @@ def _node(site: Site, kinds: Mapping[str, str]) -> dict[str, Any]:
         out["layer"] = site.layer
     if site.index is not None:
         out["index"] = site.index
+    if isinstance(site, Node):
+        out["at"] = site.at
     return out
 
 
@@ -767,8 +779,8 @@ class _File:
             raise self.wrong(key, got, str(dtype or "finite floats, NaN for no score"))
         return value.detach().clone()
 
-    def fits(self, layers: int, heads: int) -> None:
-        cells = (1 + layers * (heads + 1)) * (1 + layers * (3 * heads + 1))
+    def fits(self, layers: int, heads: int, classes: int = 1) -> None:
+        cells = (1 + layers * (heads + 1)) * (1 + layers * (3 * heads + 1)) * classes**2
         if cells > MOST_CELLS:
             graph = f"a graph of {layers} layers with {heads} heads"
             raise UsageError(f"{self.path}: {graph} has {cells} cells; allowed: {MOST_CELLS}.")

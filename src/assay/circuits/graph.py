@@ -13,25 +13,65 @@ parallel; logits read everything. With L layers of H heads and K KV heads, a seq
     L (L-1)/2 (H + 1)(H + 2K + 1)  +  L (H + 2K + 1)  +  L H  +  1 + L (H + 1)        edges
 
 (layer to later layer; embed to layer; heads to their own MLP; all to logits); a parallel one lacks the L H.
-Grouped queries stay grouped: a key head is one reader, not one per query head. Units inside an MLP
-(`mlp_act.L.N`) and latents of dictionaries are writers of the same kind, with the same records.
+Grouped queries stay grouped: a key head is one reader, not one per query head.
+
+With C *classes of positions* (`positions.py`) every node is one per class, `z.3.1@subject`, but the logits, which read the
+last position alone, class `end`. A writer at a class is what it writes there. A query or an MLP reads where it is; a key or
+value at class d is the one that heads *at d* look at, wherever it was written, so that its edges go between classes,
+
+    embed@subject->v.5.0@end      what stands at the subject, as head 5.0 takes it from there to the end
+
+With E_q, E_m, E_kv, E_l the edges above that go into queries, MLPs, keys and values, and the logits, there are
+
+    C (E_q + E_m)  +  (C (C - 1) + 1) E_kv  +  E_l        edges
+
+(nothing but the end looks at the end). Cutting an edge out of all classes into all classes is cutting it in the plain graph.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from assay.errors import SiteError, bad_argument
+from assay.errors import SiteError, UsageError, bad_argument
 from assay.model.model import Model
 from assay.sites import Site, parse_site
 
 EMBED, LOGITS = Site("embed"), Site("logits")
 READERS = ("q", "k", "v")
-ARROW = "->"
+ARROW, AT = "->", "@"
+REST, END = "rest", "end"  # classes that every graph with classes has
+
+
+@dataclass(frozen=True)
+class Node(Site):
+    """A writer or reader at one class of positions, z.3.1@subject."""
+
+    at: str = ""
+
+    def __str__(self) -> str:
+        return f"{Site.__str__(self)}{AT}{self.at}"
+
+
+def parse_node(text: "str | Site") -> Site:
+    """A writer or reader by name, with its class where it has one. Raises SiteError for what is no site."""
+    if isinstance(text, Site):
+        return text
+    name, at, where = str(text).strip().partition(AT)
+    return at_class(parse_site(name), where) if at else parse_site(name)
+
+
+def at_class(site: Site, where: str) -> Site:
+    """The node of a site at a class of positions; the logits are read at the end alone and stay what they are."""
+    return site if site == LOGITS else Node(site.name, site.layer, site.index, site.path, where)
+
+
+def site_of(node: Site) -> Site:
+    """A node's site, wherever it is."""
+    return Site(node.name, node.layer, node.index, node.path)
 
 
 @dataclass(frozen=True)
@@ -47,13 +87,15 @@ class Edge:
 
 @dataclass(frozen=True)
 class Graph:
-    """Writers and readers of one model in the order they run. Edges are cells of a writer x reader matrix."""
+    """Writers and readers of one model in the order they run. Edges are cells of a writer x reader matrix. `classes` of
+    positions: node i of the plain graph is nodes i C to i C + C - 1 here, one per class in this order."""
 
     writers: tuple[Site, ...]
     readers: tuple[Site, ...]
     parallel: tuple[bool, ...]
     n_heads: int
     n_kv_heads: int
+    classes: tuple[str, ...] = ()
 
     @property
     def n_layers(self) -> int:
@@ -64,7 +106,18 @@ class Graph:
         """Which cells are edges."""
         wrote = torch.tensor([self._wrote(site) for site in self.writers])
         reads = torch.tensor([self._reads(site) for site in self.readers])
-        return wrote[:, None] <= reads[None]
+        before = wrote[:, None] <= reads[None]
+        return before & self._meet() if self.classes else before
+
+    @cached_property
+    def plain(self) -> "Graph":
+        """The graph without classes."""
+        return make_graph(self.n_heads, self.n_kv_heads, self.parallel)
+
+    @cached_property
+    def entries(self) -> list[int]:
+        """Numbers of the writers that nothing feeds: the embedding, at every class."""
+        return [number for number, site in enumerate(self.writers) if site.name == "embed"]
 
     @property
     def n_edges(self) -> int:
@@ -90,15 +143,27 @@ class Graph:
         ends = str(text).split(ARROW)
         if len(ends) != 2:
             raise bad_argument("edge", text, "WRITER->READER, e.g. z.3.1->q.5.2")
-        writer, reader = (parse_site(end.strip()) for end in ends)
+        writer, reader = (self._node(end, text) for end in ends)
         for site, known, what in ((writer, self.writer_number, "writer"), (reader, self.reader_number, "reader")):
             if site not in known:
                 kinds = "embed, z.L.H, mlp_out.L" if what == "writer" else "q.L.H, k.L.H, v.L.H, mlp_in.L, logits"
-                raise bad_argument("edge", text, f"a {what} of this model: {kinds}")
+                raise bad_argument("edge", text, f"a {what} of this model: {kinds}", self._hint)
         cell = self.writer_number[writer], self.reader_number[reader]
         if not self.exists[cell]:
-            raise bad_argument("edge", text, "a writer that comes before its reader")
+            where = " and is read at its class (keys and values: at any, but only the end looks at the end)"
+            raise bad_argument("edge", text, f"a writer that comes before its reader{where if self.classes else ''}")
         return cell
+
+    def _node(self, name: str, text: str) -> Site:
+        site = parse_node(name)
+        if isinstance(site, Node) and site.at not in self.classes:
+            got = ", ".join(self.classes) or "none: this graph has no classes of positions"
+            raise bad_argument("edge", text, f"classes of positions of this graph: {got}")
+        return site
+
+    @property
+    def _hint(self) -> str:
+        return f"Each with a class of positions, z.3.1{AT}CLASS: {', '.join(self.classes)}." if self.classes else ""
 
     def name(self, cell: Sequence[int]) -> Edge:
         """The edge of a cell."""
@@ -127,23 +192,34 @@ class Graph:
         if reader == LOGITS:
             return ()
         if reader.name == "mlp_in":
-            return (Site("mlp_out", reader.layer),)
+            return (replace(reader, name="mlp_out"),)
         assert reader.index is not None
         group = 1 if reader.name == "q" else self.n_heads // self.n_kv_heads
-        return tuple(Site("z", reader.layer, head) for head in range(reader.index * group, (reader.index + 1) * group))
+        heads = range(reader.index * group, (reader.index + 1) * group)
+        return tuple(replace(reader, name="z", index=head) for head in heads)
 
     def readers_of(self, writer: Site) -> tuple[Site, ...]:
         """The readers that feed a writer; none for embed."""
-        if writer == EMBED:
+        if writer.name == "embed":
             return ()
         if writer.name == "mlp_out":
-            return (Site("mlp_in", writer.layer),)
+            return (replace(writer, name="mlp_in"),)
         assert writer.index is not None
         shared = writer.index // (self.n_heads // self.n_kv_heads)
-        return (Site("q", writer.layer, writer.index), Site("k", writer.layer, shared), Site("v", writer.layer, shared))
+        key, value = (replace(writer, name=name, index=shared) for name in ("k", "v"))
+        return (replace(writer, name="q"), key, value)
+
+    def _meet(self) -> Bool[Tensor, "writer reader"]:
+        """Which writers are at positions that these readers read."""
+        wrote = torch.tensor([self.classes.index(site.at) for site in self.writers if isinstance(site, Node)])
+        read = torch.tensor([self.classes.index(site.at) if isinstance(site, Node) else -1 for site in self.readers])
+        looks = torch.tensor([site.name in ("k", "v") for site in self.readers])
+        end = self.classes.index(END)
+        own = wrote[:, None] == torch.where(read < 0, end, read)[None]
+        return own | (looks & ((wrote[:, None] != end) | (read == end)[None]))
 
     def _wrote(self, site: Site) -> int:
-        if site == EMBED:
+        if site.name == "embed":
             return 0
         assert site.layer is not None
         return 2 * site.layer + (1 if site.name == "z" else 2)
@@ -157,8 +233,9 @@ class Graph:
         return 2 * site.layer + (1 if own_heads else 0)
 
 
-def graph_of(model: Model) -> Graph:
-    """The graph of a model. Raises SiteError where a block has no heads or MLP that were proved."""
+def graph_of(model: Model, classes: Sequence[str] = ()) -> Graph:
+    """The graph of a model, with nodes at these classes of positions if any. Raises SiteError where a block has no heads or
+    MLP that were proved."""
     dims, layers = model.dims, range(model.n_layers)
     needed = [Site(name, layer) for layer in layers for name in ("q", "k", "v", "z", "mlp_in", "mlp_out")]
     try:
@@ -166,11 +243,13 @@ def graph_of(model: Model) -> Graph:
     except SiteError as error:
         raise SiteError(f"{model.name} has no graph of edges: {error} Nodes can still be patched one by one.") from error
     parallel = tuple(Site("resid_mid", layer) not in model.layout.points for layer in layers)
-    return make_graph(dims.n_heads, dims.n_kv_heads, parallel)
+    return make_graph(dims.n_heads, dims.n_kv_heads, parallel, classes)
 
 
-def make_graph(n_heads: int, n_kv_heads: int, parallel: Sequence[bool]) -> Graph:
-    """The graph of a model with these sizes; `parallel` says it of every layer."""
+def make_graph(n_heads: int, n_kv_heads: int, parallel: Sequence[bool], classes: Sequence[str] = ()) -> Graph:
+    """The graph of a model with these sizes; `parallel` says it of every layer. Raises UsageError for `classes` that are no
+    names, or without `rest` and `end`."""
+    _check_classes(classes)
     layers = range(len(parallel))
     writers = [EMBED]
     readers: list[Site] = []
@@ -179,4 +258,13 @@ def make_graph(n_heads: int, n_kv_heads: int, parallel: Sequence[bool]) -> Graph
         sizes = {"q": n_heads, "k": n_kv_heads, "v": n_kv_heads}
         readers += [Site(name, layer, head) for name in READERS for head in range(sizes[name])]
         readers.append(Site("mlp_in", layer))
-    return Graph(tuple(writers), (*readers, LOGITS), tuple(parallel), n_heads, n_kv_heads)
+    if classes:
+        writers, readers = ([at_class(site, where) for site in sites for where in classes] for sites in (writers, readers))
+    return Graph(tuple(writers), (*readers, LOGITS), tuple(parallel), n_heads, n_kv_heads, tuple(classes))
+
+
+def _check_classes(classes: Sequence[str]) -> None:
+    odd = [name for name in classes if not name or set(name) & set(f"{AT}>,;") or name != name.strip()]
+    if odd or len(set(classes)) < len(classes) or (classes and not {REST, END} <= set(classes)):
+        raise UsageError(f"classes of positions: got {list(classes)}; allowed: different names without {AT}, > and commas,"
+                         f" {REST!r} and {END!r} among them.")  # fmt: skip

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from assay.circuits.graph import EMBED, LOGITS, Graph
+from assay.circuits.graph import LOGITS, Graph, Node
 from assay.circuits.select import Wiring, checked_mask
 from assay.errors import bad_argument
 from assay.sites import Site
@@ -150,7 +150,8 @@ class _Walker:
         if not live.any():
             raise bad_argument("allowed", f"{int(mask.sum())} edges", "edges that connect the embeddings with the logits")
         self.cells, self.shape = np.argwhere(live.T)[:, ::-1], live.shape
-        self.embed, self.logits = graph.writer_number[EMBED], graph.reader_number[LOGITS]
+        self.logits = graph.reader_number[LOGITS]
+        self.fed = np.isin(np.arange(len(graph.writers)), graph.entries, invert=True)  # the embedding is fed by nothing
         fed, leads = np.asarray(live.any(0)), np.asarray(live.any(1))
         self.writers = _Choice([column.nonzero()[0].tolist() for column in live.T])
         self.readers = _Choice([row.nonzero()[0].tolist() for row in live])
@@ -199,8 +200,8 @@ class _Walker:
     def _back(self, writer: Int[np.ndarray, " walk"], rng: np.random.Generator) -> Iterator[tuple[np.ndarray, ...]]:
         """(walk, writer, reader) of the steps from the embedding to these writers, the last first."""
         walk = np.arange(len(writer))
-        while len(walk := walk[writer != self.embed]):
-            reader = self.behind(writer[writer != self.embed], rng)
+        while len(walk := walk[self.fed[writer]]):
+            reader = self.behind(writer[self.fed[writer]], rng)
             writer = self.writers(reader, rng)
             yield walk, writer, reader
 
@@ -236,14 +237,15 @@ def _fitting(walk: np.ndarray, cell: np.ndarray, union: Flat, left: int) -> tupl
 
 
 def _classes(graph: Graph) -> Int[np.ndarray, " edge"]:
-    """A number for the class of every edge: layers and types of its ends."""
+    """A number for the class of every edge: layers and types of its ends, and where they are."""
     ends = [_kinds(sites)[graph.cells.numpy()[:, side]] for side, sites in enumerate((graph.writers, graph.readers))]
     return ends[0] * (ends[1].max() + 1) + ends[1]
 
 
 def _kinds(sites: Sequence[Site]) -> Int[np.ndarray, " site"]:
-    numbers: dict[tuple[str, int | None], int] = {}
-    return np.array([numbers.setdefault((site.name, site.layer), len(numbers)) for site in sites])
+    numbers: dict[tuple[str, int | None, str], int] = {}
+    kinds = [(site.name, site.layer, site.at if isinstance(site, Node) else "") for site in sites]
+    return np.array([numbers.setdefault(kind, len(numbers)) for kind in kinds])
 
 
 def _circuit(graph: Graph, mask: Tensor) -> Mask:

@@ -281,7 +281,7 @@ class _Run:
             scores, absolute = found(point, change, real)
             slope = (change[ENTRY] * point.slopes[ENTRY]).sum(-1).cpu().double() * real
         self.values[rows] = scores
-        self.absolute += absolute.sum(0)
+        self.absolute += absolute
         span = self.clean[rows] - self.corrupted[rows]
         with np.errstate(divide="ignore", invalid="ignore"):
             self.residual[rows] = np.abs(slope.sum(1).numpy() - span) / np.abs(span)
@@ -316,20 +316,18 @@ class _Run:
         return Point(rows, [float(slopes)] * len(rows), values, taken, metric.detach())
 
     def _node_scores(self, point: Point, change: Values, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Writers, then readers but the logits: (row, cell) sums over positions, and of absolute values."""
+        """Writers, then readers but the logits: (row, cell) sums over positions, and (cell,) of absolute values."""
         sums, absolute = [], []
         for site in (*self.writers.sites, *self.reading):
             each = (change[site].float() * point.slopes[site].float()).sum(-1).cpu()
             each = (each if each.dim() == 3 else each[..., None]) * real[..., None]
             sums.append(each.sum(1))
-            absolute.append(each.abs().sum(1))
-        return torch.cat(sums, 1), torch.cat(absolute, 1)
+            absolute.append(each.abs().sum((0, 1)))
+        return torch.cat(sums, 1), torch.cat(absolute)
 
     def _edge_scores(self, point: Point, change: Values, real: Tensor) -> tuple[Tensor, Tensor]:
         row, position = real.nonzero(as_tuple=True)
-        sums, absolute = self.contraction(point, change, (row, position))
-        writer, reader = self.graph.cells.unbind(1)
-        return sums[:, writer, reader], absolute[:, writer, reader]
+        return self.contraction(point, change, (row, position))
 
     def done(self) -> Attribution:
         """The result of all pairs."""

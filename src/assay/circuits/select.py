@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from assay.circuits.graph import EMBED, LOGITS, Graph
+from assay.circuits.graph import LOGITS, Graph
 from assay.errors import bad_argument
 from assay.sites import Site
 
@@ -138,13 +138,13 @@ class Wiring:
         self.belongs = np.zeros((len(graph.readers), len(graph.writers)), dtype=np.float32)
         for number, reader in enumerate(graph.readers):
             self.belongs[number, [graph.writer_number[writer] for writer in graph.node_of(reader)]] = 1.0
-        self.embed, self.logits = graph.writer_number[EMBED], graph.reader_number[LOGITS]
+        self.entries, self.logits = graph.entries, graph.reader_number[LOGITS]
 
     def connected(self, mask: Bool[np.ndarray, "writer reader"]) -> Bool[np.ndarray, "writer reader"]:
         """The edges whose writer is fed and whose reader leads on."""
         kept = mask.astype(np.float32)
-        fed = _closure(self.embed, len(kept), lambda u: ((u @ kept) > 0).astype(np.float32) @ self.belongs)
-        leads = _closure(self.logits, kept.shape[1], lambda v: self.belongs @ ((kept @ v) > 0).astype(np.float32))
+        fed = _closure(self.entries, len(kept), lambda u: ((u @ kept) > 0).astype(np.float32) @ self.belongs)
+        leads = _closure([self.logits], kept.shape[1], lambda v: self.belongs @ ((kept @ v) > 0).astype(np.float32))
         return mask & fed[:, None] & leads[None]
 
 
@@ -209,9 +209,9 @@ def _strengths(graph: Graph, scores: Tensor, by: str) -> Float[np.ndarray, "writ
 
 
 def _closure(
-    start: int, n: int, step: Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, " n"]]
+    start: list[int], n: int, step: Callable[[Float[np.ndarray, " n"]], Float[np.ndarray, " n"]]
 ) -> Bool[np.ndarray, " n"]:
-    """All that can be got to from one place."""
+    """All that can be got to from some places."""
     found = np.zeros(n, dtype=bool)
     found[start] = True
     while True:

@@ -13,6 +13,10 @@
    first difference are run once: nothing differs there, whichever edges are cut.
 
 A head is exchanged before the norm that it shares with its layer, where there is one, and that norm is recomputed.
+
+With classes of positions (`positions.py`) a reader is cut from what a writer wrote at one class. A prompt runs in a copy per
+class; the stream is the same in all of them, and what is cut is so much smaller that changes are multiplied position by
+position.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,11 +25,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from assay.circuits.graph import LOGITS, READERS, Graph, graph_of
 from assay.circuits.patch import first_difference
+from assay.circuits.positions import copies, merged, padded, positions_of
 from assay.circuits.writers import Block, Writers
 from assay.data.metrics import kl
 from assay.data.prepare import PreparedTask
@@ -47,12 +52,13 @@ class Bench:
     """Runs circuits of one model on one task. Raises UsageError, or SiteError for a model without a graph.
 
     `means`: of `writer_means`, for mean ablation; from the task's own clean prompts where none are given.
+    `reference`: logits of the clean run, where they are not those of the task's own clean prompts.
     `clean`, `corrupted`, `empty`: the metric (pair,) of the runs, and of the pass with every edge cut.
     """
 
     def __init__(
         self, model: Model, task: PreparedTask, graph: Graph | None = None, metric: str = "logit_diff",
-        ablation: str = "resample", means: Means | None = None,
+        ablation: str = "resample", means: Means | None = None, reference: Tensor | None = None,
     ) -> None:  # fmt: skip
         if ablation not in ABLATIONS:
             raise bad_argument("ablation", ablation, ", ".join(ABLATIONS))
@@ -61,7 +67,8 @@ class Bench:
         self.readers = model.readers()
         self.writers = Writers(model, self.readers)
         self.means = writer_means(model, task.clean, self.writers) if ablation == "mean" and means is None else means
-        self._reference: Tensor | None = None
+        self.class_of = positions_of(task, self.graph.classes) if self.graph.classes else None
+        self._reference = reference
         self._base: tuple[list[int], Values] | None = None
         self.clean, self.corrupted = (self._plain(prompts) for prompts in (task.clean, task.corrupted))
         none = torch.zeros_like(self.graph.exists)
@@ -84,12 +91,12 @@ class Bench:
         together = len(masks) >= SHARE_FROM and self.ablation == "resample" if together is None else together
         found = {name: np.zeros((len(masks), len(self.task))) for name in names}
         metrics = {name: self._measure(name) for name in names}
-        drop = torch.stack([self.graph.exists & ~mask for mask in masks]).float() if masks else torch.zeros(0, 1, 1)
         done = told = 0
         for rows in self._parts():
             base = self._ablated(rows)
             for circuits, pairs in self._tiles(len(masks), rows, together):
-                logits = self._run(drop[circuits], pairs, base, rows)
+                drop = torch.stack([self.graph.exists & ~masks[circuit] for circuit in circuits]).float()
+                logits = self._run(drop, pairs, base, rows)
                 for name, measure in metrics.items():
                     found[name][circuits, pairs] = measure(logits, torch.tensor(pairs)).double().cpu().numpy()
                 done += len(pairs)
@@ -130,15 +137,16 @@ class Bench:
         first = self._first
         out: list[tuple[list[int], list[int]]] = []
         cap = FLOATS // (self.writers.n * self.model.dims.d_model)  # tokens
+        most = max(1, FLOATS // self.graph.exists.numel())
         if together:
             for row in rows:
-                at_once = max(1, cap // max(1, len(self.task.clean[row]) - first(row)))
+                at_once = min(most, max(1, cap // max(1, len(self.task.clean[row]) - first(row))))
                 for start in range(0, n_masks, at_once):
                     circuits = list(range(start, min(start + at_once, n_masks)))
                     out.append((circuits, [row] * len(circuits)))
             return out
         for circuit in range(n_masks):
-            for part in _cut([self.task.clean[row] for row in rows], cap):
+            for part in _cut([self.task.clean[row] for row in rows], cap, most):
                 out.append(([circuit] * len(part), [rows[place] for place in part]))
         return out
 
@@ -183,10 +191,13 @@ class Bench:
         width = max(map(len, prompts))
         places = [rows.index(pair) for pair in pairs]
         values = {site: (x[places] if len(x) > 1 or len(rows) == 1 else x)[:, shared:width] for site, x in base.items()}
-        run = _Cut(self.graph, self.readers, self.writers, drop.to(self.model.device), values)
-        logits = self.model.walk(prompts, run.sites, run.visit, logits=True, shared=shared)
+        parts = self.graph, self.readers, self.writers, drop.to(self.model.device), values
+        run = _Cut(*parts)
+        if self.class_of is not None:
+            run = _CutAtClasses(*parts, padded([self.class_of[pair] for pair in pairs])[:, shared:].to(self.model.device))
+        logits = self.model.walk(copies(prompts, self.graph), run.sites, run.visit, logits=True, shared=shared)
         assert logits is not None
-        return logits
+        return logits[:: len(self.graph.classes) or 1]
 
 
 def writer_means(model: Model, prompts: Sequence[list[int]], writers: Writers | None = None) -> Means:
@@ -207,13 +218,13 @@ def writer_means(model: Model, prompts: Sequence[list[int]], writers: Writers | 
     return {site: ((a / counts[0]).float(), (b / max(1, counts[1])).float()) for site, (a, b) in sums.items()}
 
 
-def _cut(prompts: Sequence[list[int]], tokens: int) -> list[list[int]]:
-    """Numbers of prompts, in order, that hold at most `tokens` padded tokens together."""
+def _cut(prompts: Sequence[list[int]], tokens: int, most: int = 1 << 30) -> list[list[int]]:
+    """Numbers of prompts, in order, at most `most`, that hold at most `tokens` padded tokens together."""
     out: list[list[int]] = []
     longest = 0
     for number, ids in enumerate(prompts):
         longest = max(longest, len(ids))
-        if not out or (len(out[-1]) + 1) * longest > tokens:
+        if not out or (len(out[-1]) + 1) * longest > tokens or len(out[-1]) >= most:
             out.append([])
             longest = len(ids)
         out[-1].append(number)
@@ -260,10 +271,14 @@ class _Cut:
         if site == self.last:
             return self._read(value, slice(self.graph.reader_number[LOGITS], None))[:, 0].to(value.dtype)
         if site in self.stream_sites:
-            self.streams[site] = value.clone()
+            self.streams[site] = self._one(value).clone()
         if site.name in READERS:
             return self._heads(site, value)
         return self._mlp(site, value) if site.name == "mlp_in" else None
+
+    def _one(self, value: Tensor) -> Tensor:
+        """The rows, without copies of them."""
+        return value
 
     # writing ---------------------------------------------------------------------------------
 
@@ -333,3 +348,90 @@ class _Cut:
         number = self.graph.reader_number[site]
         read = self._read(self.streams[self.readers.stream(site)], slice(number, number + 1))[:, 0]
         return self.readers.norm(site)(read.to(value.dtype))
+
+
+class _CutAtClasses(_Cut):
+    """The same where nodes are at classes of positions: `of` (row, pos). Rows come in copies, one per class that looks at
+    keys and values. Changes are (row, pos, writer, d_model), of the plain graph's writers."""
+
+    def __init__(
+        self, graph: Graph, readers: Readers, writers: Writers, drop: Tensor, values: Values, of: Int[Tensor, "row pos"]
+    ) -> None:
+        super().__init__(graph, readers, writers, drop, values)
+        self.of, self.n = of, len(graph.classes)
+        self.at = torch.arange(len(of), device=of.device)[:, None]
+
+    def visit(self, site: Site, value: Tensor) -> Tensor | None:
+        """The engine's callback: the copies of what heads put out are made one."""
+        if site.name == "z":
+            value = merged(value, self.of, self.n)
+            self._wrote(self.blocks[site], value)
+            return value
+        if site == self.last:
+            cut = self.drop[:, : self.known * self.n, -1].unflatten(1, (-1, self.n))  # (row, writer, class)
+            read = self._changed(value[:: self.n], cut.transpose(1, 2)[self.at, self.of][:, :, None])[:, :, 0]
+            return self._all(read).to(value.dtype)
+        return super().visit(site, value)
+
+    def _one(self, value: Tensor) -> Tensor:
+        return value[:: self.n]
+
+    def _all(self, x: Tensor) -> Tensor:
+        return x.repeat_interleave(self.n, 0)
+
+    def _wrote(self, block: Block, value: Tensor) -> None:
+        change = self.values[block.site].to(value.device).float() - value[:: self.n].float()  # (row, pos, ..)
+        added = block.before_norm(change.flatten(0, 1)).unflatten(0, change.shape[:2])  # (row, pos, writer, d)
+        if self.change is None:
+            self.change = added.new_zeros(*added.shape[:2], self.writers.n, added.shape[3])
+        self.known = block.first + block.n
+        if block.norm is None:
+            self.change[:, :, block.slice] = block.scale * added
+        else:
+            self.behind.append(_Behind(block, added))
+
+    def _before_norm(self, block: Block, value: Tensor) -> None:
+        super()._before_norm(block, value[:: self.n])
+
+    def _changed(self, stream: Float[Tensor, "row pos d"], cut: Float[Tensor, "row pos reader writer"]) -> Tensor:
+        """(row, pos, reader, d_model) of what readers read."""
+        out = stream.float()[:, :, None].expand(-1, -1, cut.shape[2], -1)
+        if self.change is not None:
+            out = out + cut @ self.change[:, :, : self.known]
+        for waiting in self.behind:
+            part = cut[..., waiting.block.slice]
+            if waiting.raw is not None and bool(part.any()):
+                out = out + self._through_norm_at(waiting, part)
+        return out
+
+    def _through_norm_at(self, waiting: _Behind, cut: Tensor) -> Tensor:
+        norm, raw = waiting.block.norm, waiting.raw
+        assert norm is not None and raw is not None
+        like = norm.gain.dtype if norm.module is None else next(norm.module.parameters()).dtype
+        mixed = raw[:, :, None] + cut @ waiting.change
+        return waiting.block.scale * (norm(mixed.to(like)).float() - norm(raw.to(like)).float()[:, :, None])
+
+    def _drops(self, readers: slice) -> Float[Tensor, "row class looks reader writer"]:
+        """Cut edges into some of the plain graph's readers: from writers at a class, to readers at another."""
+        part = self.drop[:, : self.known * self.n, readers.start * self.n : readers.stop * self.n]
+        return part.unflatten(2, (-1, self.n)).unflatten(1, (-1, self.n)).permute(0, 2, 4, 3, 1)
+
+    def _heads(self, site: Site, value: Tensor) -> Tensor:
+        assert site.layer is not None
+        first = self.graph.plain.reader_number[Site(site.name, site.layer, 0)]
+        cut = self._drops(slice(first, first + value.shape[2]))
+        if site.name == "q":
+            each = cut[self.at, self.of, self.of]  # (row, pos, head, writer)
+        else:
+            each = cut[self.at, self.of].flatten(2, 3)  # (row, pos, class that looks and head, writer)
+        read = self._changed(self.streams[Site("resid_pre", site.layer)], each)
+        normed = self.readers.norm(site)(read.to(value.dtype))
+        made = normed.unflatten(2, (-1, value.shape[2])).transpose(1, 2).flatten(0, 2)  # (row class pos, head, d)
+        out = self.readers.projection(site.name, site.layer)(made).unflatten(0, (-1, value.shape[1]))
+        return self._all(out) if site.name == "q" else out
+
+    def _mlp(self, site: Site, value: Tensor) -> Tensor:
+        number = self.graph.plain.reader_number[site]
+        cut = self._drops(slice(number, number + 1))[self.at, self.of, self.of]  # (row, pos, 1, writer)
+        read = self._changed(self.streams[self.readers.stream(site)], cut)[:, :, 0]
+        return self._all(self.readers.norm(site)(read.to(value.dtype)))

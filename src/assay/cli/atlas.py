@@ -138,17 +138,21 @@ def diff(common: Common, first: str, second: str, other_atlas: str | None, how: 
 @click.argument("name", metavar="[SET]", default="")
 @common_options
 def index(common: Common, name: str) -> None:
-    """Make the index that find --similar needs, over all explanations of a set, and link claims that name its features.
+    """Make the index that find --similar needs, over all explanations of a set, and link what names its features.
 
-    Interrupted, the same command goes on.
+    That is claims, circuits, attribution graphs and effects on tasks that this atlas holds. Interrupted, the same command
+    goes on.
     """
+    from assay.atlas.linked import link_all
+
     mapped = _mapped(common)
     chosen = mapped.set(name)
     with common.progress("explanations", chosen.features) as report:
         mapped.index_meaning(chosen.id, report=report)
-    links = mapped.link_claims()
-    record = {"set": chosen.id, "features": chosen.features, "claim_links": links}
-    shown = f"{chosen.id}: explanations of {chosen.features:,} features can be found by meaning; {links:,} links to claims"
+    links = link_all(mapped)
+    record = {"set": chosen.id, "features": chosen.features, "claim_links": links["claim"], "links": links}
+    words = ", ".join(f"{n:,} to {kind}s" for kind, n in links.items())
+    shown = f"{chosen.id}: explanations of {chosen.features:,} features can be found by meaning; links: {words}"
     common.emit(record, lambda: shown)
 
 

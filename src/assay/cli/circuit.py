@@ -30,6 +30,8 @@ circuit.add_command(coactive)
 @click.option("--file", "task_file", metavar="FILE", help="Your own task, JSONL or CSV.")
 @click.option("--method", default="eap-ig", show_default=True, help="eap-ig, eap, atp, exact, information-flow or relevance")
 @click.option("--level", default=None, help="edge or node. Default: edge; of atp and relevance: node.")
+@click.option("--positions", default="all", show_default=True,
+              help="all, or labels: nodes at classes of positions, of eap and eap-ig.")  # fmt: skip
 @click.option("--target", default=0.85, show_default=True, help="Share of the effect on tune that the circuit must carry.")
 @click.option("--steps", type=int, default=None, help="Of eap-ig. Default: as many as its residual asks for, pair by pair.")
 @click.option("--grad-drop", is_flag=True, help="Of eap: a backward pass per layer, so that what cancels shows.")
@@ -53,6 +55,7 @@ def find(
     scores are kept in the atlas: an interrupted search goes on from there.
     """
     from assay.atlas.attributions import KeptScores
+    from assay.atlas.linked import link_circuit
     from assay.atlas.store import Atlas
     from assay.circuits.find import FindPlan, find_circuit, scores_key
     from assay.circuits.formats import write_circuit
@@ -65,7 +68,7 @@ def find(
     source = Source(task_source(task, task_file), given["corruption"])
     level = level or ("node" if given["method"] in ("atp", "relevance") else "edge")
     plan = FindPlan(given["method"], level, given["target"], steps=given["steps"], seed=common.seed,
-                    grad_drop=given["grad_drop"])  # fmt: skip
+                    grad_drop=given["grad_drop"], positions=given["positions"])  # fmt: skip
     plan.check()
     pairs = {split: source.items(split, n, common.seed) for split, n in (("discover", given["n"]), ("tune", given["tune"]))}
     model = common.load(name, dtype, prepend_bos)
@@ -78,6 +81,7 @@ def find(
     record_look(store, model.digest, f"circuit size {source.name} {plan.method} {level}", data["tune"].pairs)
     folder = Path(out) if out else common.atlas / "circuits"
     stem = f"{Path(name).name}-{Path(source.name).stem}-{plan.method}-{level}"
+    stem += "-positions" if plan.positions == "labels" else ""
     made = found.circuit(model, source.name)
     paths = _pictures(folder, stem, made, found)
     settings = Settings(tune=given["tune"], confirm=given["confirm"], ood=given["ood"], seed=common.seed, draws=given["draws"],
@@ -92,6 +96,7 @@ def find(
 
     made = replace(made, plan={**made.plan, "claim": stated.id})
     paths = [write_circuit(folder / f"{stem}.json", made, others=given["all_scores"]), *paths]
+    link_circuit(store, paths[0])
     warnings = [*found.warnings, *warnings_of(locked)]
     for warning in warnings:
         common.note(f"warning: {warning}")
@@ -133,6 +138,7 @@ def _record(made: Any, found: Any, claim: str, warnings: Sequence[str], paths: S
         "controls": {found.curves["resample"].points[number].n_edges: values for number, values in found.controls.items()},
         "verified": None if found.verified is None else plain(found.verified),
         "stability": None if found.stability is None else plain(found.stability),
+        "resampled": None if found.resampled is None else {**plain(found.resampled), "meets_bar": found.resampled.meets_bar[0]},
         "steps": held.steps.tolist(), "residual": held.residual.tolist(), "files": [str(path) for path in paths],
         "plan": {**asdict(found.plan), "claim": claim},
     }  # fmt: skip
@@ -140,6 +146,7 @@ def _record(made: Any, found: Any, claim: str, warnings: Sequence[str], paths: S
 
 def _found_text(found: Any, claim: str, name: str, paths: Sequence[Path], again: str | None = None) -> str:
     """What was found, in words. `again`: the verdict of the claim, where it was stated by an earlier search."""
+    from assay.circuits.stability import BAR
     from assay.cli.circuit_measures import areas_text, curve_record
 
     point = found.curves["resample"].points[found.chosen]
@@ -157,6 +164,10 @@ def _found_text(found: Any, claim: str, name: str, paths: Sequence[Path], again:
     if found.stability is not None:
         lines.append(f"split-half Jaccard of the top as many: {found.stability.jaccard[0].mean:.2f}"
                      f" (chance {found.stability.chance[0]:.2f})")  # fmt: skip
+    if found.resampled is not None:
+        said = "reached" if found.resampled.meets_bar[0] else "not reached"
+        lines.append(f"Jaccard of {found.resampled.n_draws} resamples of the {found.resampled.unit}s with each other:"
+                     f" {found.resampled.between[0].mean:.2f} (proposed bar {BAR}: {said})")  # fmt: skip
     if found.verified is not None and found.verified.agreement["mean"].pearson is not None:
         lines.append(f"estimates against exact patching, {len(found.verified.edges)} edges:"
                      f" Pearson {found.verified.agreement['mean'].pearson:.2f}")  # fmt: skip
@@ -320,23 +331,23 @@ def _state(common: Common, store: Any, model: Any, path: str, task: str | None, 
     from assay.evidence.run import Settings, state_claim
     from assay.evidence.source import Source
 
-    graph, held = _read(model, path, form)
+    held = _read(model, path, form)
     if task is None:
         raise bad_argument("--task", "nothing", "the task that the circuit should carry")
     settings = Settings(tune=16, confirm=80, ood=40, draws=19, seed=common.seed)
-    names = [str(edge) for edge in graph.edges(held.mask)]
+    names = [str(edge) for edge in held.graph.edges(held.mask)]
     stated, _ = state_claim(store, model, Source(task), names, settings=settings)
     return stated.id
 
 
-def _read(model: Any, path: str, form: str) -> tuple[Any, Any]:
+def _read(model: Any, path: str, form: str) -> Any:
     from assay.circuits.formats import read_circuit, read_eap
     from assay.circuits.graph import graph_of
 
     if form not in ("assay", "eap"):
         raise bad_argument("--format", form, "assay or eap")
     graph = graph_of(model)
-    return graph, read_circuit(path, graph) if form == "assay" else read_eap(path, graph)
+    return read_circuit(path, graph) if form == "assay" else read_eap(path, graph)
 
 
 @circuit.command()

@@ -51,14 +51,15 @@ def shi_tests(common: Any, store: Any, model: Any, claim: Any, n_random: int) ->
     from assay.circuits.subgraph import Bench
     from assay.data.prepare import prepare
     from assay.evidence.claims import record_look
-    from assay.evidence.edges_instrument import is_circuit, mask_of, parts_of
+    from assay.evidence.edges_instrument import classes_for, is_circuit, mask_of, parts_of
     from assay.evidence.source import source_of
 
     if claim.kind != "mediates" or not is_circuit(claim.subject["sites"]):
         return None
     locked = store.plan(claim.id).splits["tune"]
     pairs = source_of(claim.task).items("tune", locked["n"], locked["seed"])
-    graph, task = graph_of(model), prepare(pairs, model)
+    task = prepare(pairs, model)
+    graph = graph_of(model, classes_for(claim.subject["sites"], task))
     mask = mask_of(graph, parts_of(model, claim.subject["sites"]))
     n_edges = min(n_random // 2 or 1, int(mask.sum()))
     with common.progress("tests of Shi et al.") as report:

@@ -12,7 +12,7 @@ from assay.cli.claim_cards import CARD_COMMANDS
 from assay.cli.common import Common, common_options, model_options
 from assay.cli.given import number, options_of, pairs, rule_of, settings_of, subject_of
 from assay.cli.opened import open_for, subject_with
-from assay.errors import ReproduceError, bad_argument
+from assay.errors import ReproduceError
 from assay.records import Claim, Plan
 
 EXIT_NOT_AS_REQUIRED = 1
@@ -82,37 +82,23 @@ def state(common: Common, name: str, data: str, subject: str, dtype: str, prepen
 
 def _state(common: Common, model: Any, source: Any, named: Any, words: Any, bars: dict[str, float], settings: Any) -> None:
     """Lock it, and print it with everything that should be known before it is tested."""
-    from assay.atlas.mapped import Mapped
+    from assay.app import stating
     from assay.atlas.store import Atlas
-    from assay.evidence.cautions import warnings_of
-    from assay.evidence.run import state_claim
     from assay.records import plain
 
-    _check_subject(model, words.kind, named)
+    stating.check_subject(model, words.kind, named, "SUBJECT", "Name further parts with --part.")
     store = Atlas(common.atlas)
-    stated, plan = state_claim(store, model, source, named, statement=words, sesoi=bars, settings=settings)
-    Mapped(store).link_claims([stated.id])
-    left_out = source.dropped()
-    warnings = [*(f"{n} items of {source.name} are in no split: {why}." for why, n in left_out.items()),
-                *warnings_of(plan, source)]  # fmt: skip
-    for warning in warnings:
+    found = stating.state(store, model, source, named, words, bars, settings)
+    for warning in found.warnings:
         common.note(f"warning: {warning}")
-    record = {"claim": stated.id, "statement": stated.statement, "lock": plan.lock, "warnings": warnings,
-              "left_out": left_out, "plan": plain(plan), "record": plain(stated)}  # fmt: skip
-    common.emit(record, lambda: f"{stated_text(stated, plan)}\nnext: assay claim test {stated.id}")
-
-
-def _check_subject(model: Any, kind: str, named: Any) -> None:
-    """Raises UsageError for parts that a kind does not have, or lacks."""
-    from assay.evidence.kinds import KINDS
-
-    subject = KINDS.get(kind).subject
-    try:
-        subject(model, named)
-    except (AttributeError, KeyError, TypeError) as error:
-        takes = (subject.__doc__ or "").split(". ")[0].strip().rstrip(".")
-        got = sorted(named) if isinstance(named, dict) else named
-        raise bad_argument("SUBJECT", got, f"for kind {kind}: {takes}", "Name further parts with --part.") from error
+    stated, plan = found.claim, found.plan
+    record = {"claim": stated.id, "statement": stated.statement, "lock": plan.lock, "warnings": list(found.warnings),
+              "left_out": found.left_out, "stated_before": found.before, "plan": plain(plan),
+              "record": plain(stated)}  # fmt: skip
+    verdict = store.verdict(stated.id) if found.before else None
+    said = f"stated before: {'not tested yet' if verdict is None else verdict.verdict}\n" if found.before else ""
+    after = f"assay claim test {stated.id}" if verdict is None else f"assay claim show {stated.id}"
+    common.emit(record, lambda: f"{stated_text(stated, plan)}\n{said}next: {after}")
 
 
 @claim.command()
@@ -129,6 +115,7 @@ def test(
     require: str | None, dtype: str, prepend_bos: bool | None,
 ) -> None:  # fmt: skip
     """Read the sealed splits of CLAIM, once, and decide."""
+    from assay.atlas.linked import link_tested
     from assay.atlas.store import Atlas
     from assay.data.vectors import read_corpus
     from assay.evidence.run import test_claim
@@ -142,6 +129,7 @@ def test(
     model = common.load(name or model_of(stated), dtype, prepend_bos)
     with common.progress("testing") as report:
         verdict = test_claim(store, claim_id, model, report, source=source, corpus=texts)
+    link_tested(store, claim_id)
     common.emit(verdict.to_json(), lambda: verdict_panel(verdict.to_json()))
     if require and (verdict.verdict != require or "exploratory" in verdict.qualifiers):
         sys.exit(EXIT_NOT_AS_REQUIRED)

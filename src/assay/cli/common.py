@@ -162,6 +162,16 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--engine and --workers."""
+    for option in (
+        click.option("--workers", type=click.IntRange(1), metavar="N", help="With --engine: processes. Default: what fits."),
+        click.option("--engine", metavar="ray|ray://HOST:PORT", help="Do the work in Ray workers. Default: one process."),
+    ):
+        command = option(command)
+    return command
+
+
 def task_source(task: str | None, task_file: str | None) -> str:
     """The one task a command is about: TASK or --file. Raises UsageError for none or both."""
     if (task is None) == (task_file is None):

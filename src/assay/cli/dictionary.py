@@ -1,12 +1,12 @@
 """`assay dictionary train|eval|encode|import|export|show|list`."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
 
-from assay.cli.common import Common, common_options, model_options
+from assay.cli.common import Common, common_options, engine_options, model_options
 from assay.cli.dictionary_eval import evaluate
 from assay.cli.dictionary_files import export, import_, show
 from assay.errors import bad_argument
@@ -47,20 +47,27 @@ for command in (evaluate, export, import_, show):
 @common_options
 def train(common: Common, harvest: str | None, model_name: str | None, corpus: str | None, **given: Any) -> None:
     """Train dictionaries on HARVEST (a folder that assay harvest made), or on a running model. Several widths or k share
-    one pass. Interrupted, the same command goes on from its last kept state, and ends with the same numbers."""
+    one pass. Interrupted, the same command goes on from its last kept state, and ends with the same numbers. In several
+    processes: torchrun --nproc-per-node N -m assay dictionary train HARVEST ..."""
     from assay.atlas.features import check_names, keep_dictionary
     from assay.atlas.store import Atlas
     from assay.features import train as training
+    from assay.scale.training import joined
 
     stream, model = _stream(common, harvest, model_name, corpus, given)
     plan = training.TrainPlan(tokens=given["tokens"] or stream.n_tokens, batch=given["batch"], lr=given["lr"],
                               sparsity=given["sparsity"], optimiser=given["optimiser"], seed=common.seed)  # fmt: skip
     specs = _specs(stream, given)
     names = [_name(spec, given["name"], len(specs) > 1, given["each"]) for spec in specs]
-    store = Atlas(common.atlas)
-    check_names(store, names, given["kept_as"])
-    with common.progress("training", plan.steps) as report:
-        found = training.train(stream, specs, plan, common.atlas / "training" / names[0], report, names)
+    with joined() as group:
+        first = group.rank == 0
+        store = Atlas(common.atlas) if first else None
+        if store is not None:
+            check_names(store, names, given["kept_as"])
+        with replace(common, quiet=common.quiet or not first).progress("training", plan.steps) as report:
+            found = training.train(stream, specs, plan, common.atlas / "training" / names[0], report, names)
+    if store is None:
+        return
     folders = [keep_dictionary(store, one.dictionary, model, given["kept_as"]) for one in found]
     rows = [{"name": one.dictionary.name, "folder": str(folder), "digest": one.dictionary.digest,
              "spec": one.dictionary.spec.json(), "history": [asdict(line) for line in one.history], "seconds": one.seconds}
@@ -203,19 +210,21 @@ def list_(common: Common) -> None:
 @dictionary.command()
 @click.argument("folder", metavar="DICTIONARY")
 @click.argument("harvest", metavar="HARVEST")
-@click.option("--out", required=True, metavar="DIR", help="Where the codes go.")
+@click.option("--out", required=True, metavar="DIR|s3://BUCKET/DIR", help="Where the codes go.")
+@engine_options
 @common_options
-def encode(common: Common, folder: str, harvest: str, out: str) -> None:
+def encode(common: Common, folder: str, harvest: str, out: str, engine: str | None, workers: int | None) -> None:
     """Write HARVEST as sparse latents of DICTIONARY: which are active at which token. Goes on where it was interrupted."""
     from pathlib import Path
 
     from assay.features.encode import encode_shards
     from assay.features.formats import load_dictionary
     from assay.features.shards import Shards
+    from assay.scale.ray_engine import engine_of
 
-    shards = Shards(harvest)
+    chosen, shards = engine_of(engine, workers=workers), Shards(harvest)
     with common.progress("encoding", shards.all_tokens) as advance:
-        manifest = encode_shards(load_dictionary(Path(folder)), shards, Path(out), report=advance)
+        manifest = encode_shards(load_dictionary(Path(folder)), shards, out, report=advance, engine=chosen)
     parts = manifest["parts"]
     tokens, active, size = (sum(part[name] for part in parts) for name in ("tokens", "active", "bytes"))
     dense = 2 * tokens * manifest["width"]

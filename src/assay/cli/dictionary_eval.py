@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from assay.cli.common import Common, common_options, model_options
+from assay.cli.common import Common, common_options, engine_options, model_options
 from assay.errors import bad_argument
 
 ROWS = ("FVU", "explained variance", "explained variance, mean of ratios", "explained variance, error centred",
@@ -31,6 +32,7 @@ PROBE_TEXTS, CONTEXT = 200, 256
 @click.option("--concept", "concepts", multiple=True, metavar="CONCEPT", help="Sparse probes; two or more: removal, too.")
 @click.option("--letters", is_flag=True, help="Absorption of first letters, on the model's own words.")
 @click.option("--figure", metavar="FILE", help="Draw it: .png or .svg")
+@engine_options
 @model_options
 @common_options
 def evaluate(common: Common, dictionary: str, name: str, corpus: str, **given: Any) -> None:
@@ -44,7 +46,11 @@ def evaluate(common: Common, dictionary: str, name: str, corpus: str, **given: A
     from assay.data.corpora import open_corpus
     from assay.features import evaluate as ev
     from assay.features.absorption import letter_words
+    from assay.model.load import load_model
+    from assay.scale.ray_engine import engine_of
 
+    engine = engine_of(given["engine"], common.device, given["workers"])
+    opener = partial(load_model, name, device=common.device, dtype=given["dtype"], prepend_bos=given["prepend_bos"])
     figure_to = _figure_target(given["figure"])
     one = opened(common, dictionary)
     others = [opened(common, each) for each in given["seconds"]]
@@ -58,7 +64,7 @@ def evaluate(common: Common, dictionary: str, name: str, corpus: str, **given: A
     plan = ev.EvaluationPlan(loss_tokens=given["loss_tokens"], seed=common.seed)
     controls = replace(_controls(common, one, model, whole.part("train"), given), seeds=tuple(others))
     with common.progress("evaluating", held.n_tokens) as report:
-        found = ev.evaluate(one, held, model, plan, controls, report)
+        found = ev.evaluate(one, held, model, plan, controls, report, engine, opener)
     further = _further(common, model, one, controls, texts, given["letters"]) if texts or given["letters"] else {}
     found = replace(found, further=further)
     record = {**found.json(), "corpus": whole.part("heldout").record()}

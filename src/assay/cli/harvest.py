@@ -3,12 +3,12 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import click
 
-from assay.cli.common import Common, common_options
+from assay.cli.common import Common, common_options, engine_options
 from assay.errors import bad_argument
 
 
@@ -17,7 +17,7 @@ from assay.errors import bad_argument
 @click.argument("corpus", metavar="[CORPUS]", required=False)
 @click.option("--site", "sites", multiple=True, metavar="SITE", help="resid_post.15, mlp_out.*; may be given again.")
 @click.option("--tokens", type=click.IntRange(2), metavar="N", help="Tokens read from the corpus.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where the activations are kept.")
+@click.option("--out", metavar="DIR|s3://BUCKET/DIR", help="Where the activations are kept.")
 @click.option("--context", default=256, show_default=True, type=click.IntRange(2), help="Tokens of a text at most.")
 @click.option("--dtype", default="fp16", show_default=True, help="On disk: fp16, bf16 or fp32.")
 @click.option("--holdout", default=0.05, show_default=True, help="Share of the documents that is left out.")
@@ -29,10 +29,12 @@ from assay.errors import bad_argument
 @click.option("--model-dtype", default="float32", show_default=True, help="float32, bfloat16 or float16")
 @click.option("--prepend-bos/--no-prepend-bos", default=None, help="Put BOS before texts. Default: per model.")
 @click.option("--list", "listing", is_flag=True, help="Name the packaged corpora and end.")
+@engine_options
 @common_options
 def harvest(
-    common: Common, name: str | None, corpus: str | None, sites: tuple[str, ...], tokens: int | None, out: Path | None,
-    listing: bool, text_key: str, documents: str | None, model_dtype: str, prepend_bos: bool | None, **options: Any,
+    common: Common, name: str | None, corpus: str | None, sites: tuple[str, ...], tokens: int | None, out: str | None,
+    listing: bool, text_key: str, documents: str | None, model_dtype: str, prepend_bos: bool | None,
+    engine: str | None, workers: int | None, **options: Any,
 ) -> None:  # fmt: skip
     """Write what MODEL holds at some sites while it reads CORPUS, for dictionaries to be trained on.
 
@@ -48,13 +50,17 @@ def harvest(
             raise bad_argument(argument, None, "one", "assay harvest MODEL CORPUS --site SITE --tokens N --out DIR")
     from assay.data.corpora import open_corpus
     from assay.features import harvest as work
+    from assay.model.load import load_model
+    from assay.scale.ray_engine import engine_of
 
     plan = work.HarvestPlan(tokens=tokens, seed=common.seed, **{**options, "factor": options["factor"] or None})
+    chosen = engine_of(engine, common.device, workers)
     opened = open_corpus(str(corpus), text_key=text_key, documents=documents)
     model = common.load(str(name), model_dtype, prepend_bos)
+    opener = partial(load_model, str(name), device=common.device, dtype=model_dtype, prepend_bos=prepend_bos)
     began = time.monotonic()
     with _progress(common) as report:
-        found = work.harvest(model, opened, list(sites), Path(str(out)), plan, report)
+        found = work.harvest(model, opened, list(sites), str(out), plan, report, chosen, opener)
     record = record_of(found, model, time.monotonic() - began)
     if record["tokens"] < (tokens or 0):
         common.note(f"{opened.name} has only {record['tokens']} tokens for this model: all were read")

@@ -48,7 +48,8 @@ def endpoint_options(command: Any) -> Any:
 @click.option("--tokens", default=200_000, show_default=True, type=click.IntRange(1000), help="Read from the corpora in all.")
 @click.option("--features", default=None, metavar="K|NAMES", help="So many drawn by --seed, or names. Default: all.")
 @click.option("--scorers", default=SCORERS, show_default=True, help="Also: embedding, intervention (slow).")
-@click.option("--baseline", default=128, show_default=True, type=click.IntRange(0), help="Units of an untrained twin to score.")
+@click.option("--baseline", default=128, show_default=True, type=click.IntRange(0),
+              help="Units of an untrained twin to score; an endpoint is asked about them, too.")  # fmt: skip
 @click.option("--alpha", default=0.05, show_default=True, help="Level of the claims.")
 @endpoint_options
 @model_options
@@ -161,6 +162,13 @@ def shown(record: dict[str, Any], atlas: str) -> Any:
         cells = ("" if value is None else f"{value:.2f}" for value in numbers)
         table.add_row(name, *cells, str(score["features"]), str(score["failed"]))
     parts += [Text("\nScores, and what they are worth", style="bold"), table]
+    if (cost := record["cost"])["calls"]:
+        tokens = cost["prompt_tokens"] + cost["reply_tokens"]
+        lost = cost.get("lost", {}).get("calls", 0)
+        parts.append(Text(f"\nPaid by all runs of this map: {cost['calls']} calls, {tokens} tokens,"
+                          f" {cost['money']:.4g} in money; {lost} calls without a reply"))  # fmt: skip
+    if record["meanings"]:
+        parts.append(Text(f"\nNot found by meaning: {record['meanings']} Once it is there: assay atlas index"))
     seconds = record["seconds"]
     parts += [Text(f"\n{sum(seconds.values()):.0f} s: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())),
               Text(f"read it: assay app --atlas {atlas}")]  # fmt: skip

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 POOLINGS = ("mean", "max", "softmax", "last", "segment")
 UNITS = ("token", "segment", "reply", "conversation")
+DICTIONARY = click.option("--dictionary", "dictionaries", multiple=True, metavar="PATH",
+                          help="Of latent.NAME; may be given again. Default: where it was last seen.")  # fmt: skip
 BUNDLED = {"fit": "discover", "tune": "tune", "benign": "confirm", "eval": "ood"}
 
 
@@ -27,7 +29,8 @@ def monitor() -> None:
 @click.argument("name", metavar="MODEL")
 @click.argument("data", metavar="DATA")
 @click.option("--watches", metavar="WORDS", help="What is watched for, in words. Default: DATA.")
-@click.option("--site", "sites", multiple=True, metavar="SITE", help="May be given again. Default: all resid_post.")
+@click.option("--site", "sites", multiple=True, metavar="SITE", help="May be given again. Default: all resid_post."
+              " latent.NAME: the latents of a --dictionary.")  # fmt: skip
 @click.option("--ensemble", default=3, show_default=True, type=click.IntRange(1), help="Sites that are read together.")
 @click.option("--pooling", type=click.Choice(POOLINGS), help="Default: the best on held-out groups.")
 @click.option("--width", default=4, show_default=True, type=click.IntRange(1), help="Tokens of a segment.")
@@ -37,14 +40,16 @@ def monitor() -> None:
 @click.option("--unit", "units", multiple=True, type=click.Choice(UNITS), help="Default: reply and conversation.")
 @click.option("--days", default=90, show_default=True, type=click.IntRange(1), help="Until it expires.")
 @click.option("--out", required=True, metavar="FILE", help="Where it is written: a .safetensors file.")
+@DICTIONARY
 @model_options
 @common_options
 def fit(
     common: Common, name: str, data: str, watches: str | None, sites: tuple[str, ...], ensemble: int, pooling: str | None,
-    width: int, n: int, benign: str | None, target: float, units: tuple[str, ...], days: int, out: str, dtype: str,
-    prepend_bos: bool | None,
+    width: int, n: int, benign: str | None, target: float, units: tuple[str, ...], days: int, out: str,
+    dictionaries: tuple[str, ...], dtype: str, prepend_bos: bool | None,
 ) -> None:  # fmt: skip
     """Fit a monitor of MODEL on DATA: a JSONL file of labelled texts or conversations, or a bundled concept."""
+    from assay.cli.opened import open_dictionary
     from assay.monitor.calibrate import calibrate as set_thresholds
     from assay.monitor.files import save_monitor
     from assay.monitor.fit import FitPlan
@@ -52,6 +57,8 @@ def fit(
     from assay.monitor.thresholds import enough
 
     check_place("--out", out, folder=False)
+    for path in dictionaries:
+        open_dictionary(path)
     model = common.load(name, dtype, prepend_bos)
     talks = _talks(model, data, "fit", n, common, labelled=True)
     safe = _benign(_talks(model, benign, "benign", n, common))
@@ -77,17 +84,18 @@ def fit(
 @click.option("--n", default=400, show_default=True, type=click.IntRange(8), help="Texts of a bundled concept.")
 @click.option("--labelled", metavar="DATA", help="Labelled data: scores become probabilities.")
 @click.option("--out", metavar="FILE", help="Default: MONITOR itself.")
+@DICTIONARY
 @model_options
 @common_options
 def calibrate(
     common: Common, file: str, name: str, data: str, target: float, units: tuple[str, ...], n: int, labelled: str | None,
-    out: str | None, dtype: str, prepend_bos: bool | None,
+    out: str | None, dictionaries: tuple[str, ...], dtype: str, prepend_bos: bool | None,
 ) -> None:  # fmt: skip
     """Set the thresholds of MONITOR on benign DATA, for the units that alert. Refuses a rate that DATA cannot promise."""
     from assay.monitor.calibrate import calibrate as set_thresholds
     from assay.monitor.files import save_monitor
 
-    model, made = _opened(common, name, file, dtype, prepend_bos)
+    model, made = _opened(common, name, file, dictionaries, dtype, prepend_bos)
     safe = _benign(_talks(model, data, "benign", n, common))
     known = _talks(model, labelled, "tune", n, common, labelled=True) if labelled else []
     with common.progress("calibrate", len(safe)) as advance:
@@ -100,21 +108,25 @@ def calibrate(
 @click.argument("file", metavar="MONITOR")
 @click.argument("name", metavar="MODEL")
 @click.argument("data", metavar="DATA")
-@click.option("--train", metavar="DATA", help="What it was fitted on, for the baseline of words.")
+@click.option("--train", metavar="DATA", help="What it was fitted on, for the baselines of words.")
+@click.option("--encoder", default="minilm", show_default=True, type=click.Choice(("minilm", "none")),
+              help="Of the baseline of sentences; fetched on first use.")  # fmt: skip
 @click.option("--n", default=200, show_default=True, type=click.IntRange(8), help="Texts of a bundled concept.")
+@DICTIONARY
 @model_options
 @common_options
 def evaluate(
-    common: Common, file: str, name: str, data: str, train: str | None, n: int, dtype: str, prepend_bos: bool | None
+    common: Common, file: str, name: str, data: str, train: str | None, encoder: str, n: int,
+    dictionaries: tuple[str, ...], dtype: str, prepend_bos: bool | None
 ) -> None:  # fmt: skip
     """Measure MONITOR on labelled DATA that nothing was chosen on, beside words, random directions and the model asked."""
     from assay.monitor.evaluate import evaluate as measure
 
-    model, made = _opened(common, name, file, dtype, prepend_bos)
+    model, made = _opened(common, name, file, dictionaries, dtype, prepend_bos)
     talks = _talks(model, data, "eval", n, common, labelled=True)
     known = _talks(model, train or (data if _bundled(data) else None), "fit", 120, common, labelled=True)
     with common.progress("measure", len(talks)) as advance:
-        found = measure(made, model, talks, known, common.seed, advance)
+        found = measure(made, model, talks, known, common.seed, advance, encoder)
     common.emit(asdict(found), lambda: _measured(found))
 
 
@@ -124,16 +136,17 @@ def evaluate(
 @click.option("--prompt", "prompts", multiple=True, required=True, help="What is asked; may be given again.")
 @click.option("--chat/--plain", default=None, help="Write prompts with the chat template. Default: where there is one.")
 @click.option("--tokens", default=48, show_default=True, type=click.IntRange(1), help="Of each reply, at most.")
+@DICTIONARY
 @model_options
 @common_options
 def watch(
-    common: Common, file: str, name: str, prompts: tuple[str, ...], chat: bool | None, tokens: int, dtype: str,
-    prepend_bos: bool | None,
+    common: Common, file: str, name: str, prompts: tuple[str, ...], chat: bool | None, tokens: int,
+    dictionaries: tuple[str, ...], dtype: str, prepend_bos: bool | None,
 ) -> None:  # fmt: skip
     """Let MODEL reply under MONITOR: every token's score, from the pass that writes it."""
     from assay.monitor.watch import watch as look
 
-    model, made = _opened(common, name, file, dtype, prepend_bos)
+    model, made = _opened(common, name, file, dictionaries, dtype, prepend_bos)
     found = look(model, made, prompts, tokens, chat)
     common.emit([one.to_json() for one in found], lambda: _watched(made.state(model), found))
 
@@ -144,12 +157,15 @@ def watch(
 @click.argument("data", metavar="DATA")
 @click.option("--n", default=80, show_default=True, type=click.IntRange(8), help="Texts of a bundled concept.")
 @click.option("--search", "searched", default=0, show_default=True, type=click.IntRange(0), help="Texts to seek a suffix for.")
+@click.option("--paraphraser", metavar="MODEL@URL", help="Also reworded by this model at an OpenAI-compatible address; texts go"
+              " there. Key: ASSAY_READER_KEY.")  # fmt: skip
 @click.option("--tuned", multiple=True, metavar="ORGANISM", help="Also with this organism's fine-tuning; may be given again.")
+@DICTIONARY
 @model_options
 @common_options
 def selftest(
-    common: Common, file: str, name: str, data: str, n: int, searched: int, tuned: tuple[str, ...], dtype: str,
-    prepend_bos: bool | None,
+    common: Common, file: str, name: str, data: str, n: int, searched: int, paraphraser: str | None, tuned: tuple[str, ...],
+    dictionaries: tuple[str, ...], dtype: str, prepend_bos: bool | None,
 ) -> None:  # fmt: skip
     """How easily is MONITOR evaded? Texts of DATA that it finds are rewritten; the rates go on its card."""
     from assay.monitor.files import save_monitor
@@ -158,16 +174,49 @@ def selftest(
     from assay.organisms.make import find, make
 
     changes = [find(organism) for organism in tuned]
-    model, made = _opened(common, name, file, dtype, prepend_bos)
+    reword = None if paraphraser is None else _reword(paraphraser)
+    model, made = _opened(common, name, file, dictionaries, dtype, prepend_bos)
     talks = _talks(model, data, "eval", n, common, labelled=True)
     with common.progress("attack") as advance:
         worn = [make(change, model, report=advance) for change in changes]
-        found = attack(made, model, talks, searched, common.seed, advance, worn)
+        found = attack(made, model, talks, searched, common.seed, advance, worn, reword)
     save_monitor(with_evasion(made, found), file)
     common.emit([asdict(one) for one in found], lambda: "\n".join(
         f"{one.attack:<24} evades {one.rate.hits} of {one.rate.n} ({one.rate.low:.0%} to {one.rate.high:.0%})"
         + (f"; {one.benign.hits} of {one.benign.n} benign ones alert" if one.benign else "") for one in found
     ))  # fmt: skip
+
+
+@monitor.command()
+@click.argument("file", metavar="MONITOR")
+@click.argument("name", metavar="MODEL")
+@click.argument("data", metavar="DATA")
+@click.option("--n", default=200, show_default=True, type=click.IntRange(8), help="Texts of a bundled concept.")
+@click.option("--out", metavar="FILE", help="Where a disarmed monitor is written. Default: MONITOR itself.")
+@DICTIONARY
+@model_options
+@common_options
+def drift(
+    common: Common, file: str, name: str, data: str, n: int, out: str | None, dictionaries: tuple[str, ...], dtype: str,
+    prepend_bos: bool | None,
+) -> None:  # fmt: skip
+    """Has what MONITOR sees changed since it was calibrated? DATA are benign texts or conversations of now.
+
+    Scores and mean activations are compared with those of calibration. Where they drifted, MONITOR is written as
+    uncalibrated, with the reason: it raises no alert until it is calibrated again.
+    """
+    from assay.monitor.drift import disarmed, window
+    from assay.monitor.files import save_monitor
+
+    model, made = _opened(common, name, file, dictionaries, dtype, prepend_bos)
+    talks = _benign(_talks(model, data, "benign", n, common))
+    with common.progress("drift", len(talks)) as advance:
+        found = window(made, model, talks, advance)
+    after = disarmed(made, found)
+    if found.found:
+        save_monitor(after, out or file)
+    record = {**asdict(found), "drifted": found.found, "state": after.state(model)}
+    common.emit(record, lambda: _drifted(record))
 
 
 @monitor.command()
@@ -187,11 +236,35 @@ def show(common: Common, file: str, name: str | None, dtype: str, prepend_bos: b
 # what is given -----------------------------------------------------------------------------------
 
 
-def _opened(common: Common, name: str, file: str, dtype: str, prepend_bos: bool | None) -> tuple["Model", Any]:
-    from assay.monitor.files import load_monitor
+def _opened(
+    common: Common, name: str, file: str, dictionaries: tuple[str, ...], dtype: str, prepend_bos: bool | None
+) -> tuple["Model", Any]:
+    from assay.cli.opened import open_monitor
 
     model = common.load(name, dtype, prepend_bos)
-    return model, load_monitor(file, model)
+    return model, open_monitor(file, model, dictionaries)
+
+
+def _reword(named: str) -> Any:
+    """Rewordings by MODEL@URL. Raises UsageError for what is no such address."""
+    import os
+
+    from assay.errors import UsageError, bad_argument
+    from assay.evidence.endpoint import Endpoint
+    from assay.monitor.paraphrase import reworded_by
+
+    name, at, url = named.partition("@")
+    if not (name and at and url.startswith(("http://", "https://"))):
+        raise bad_argument("--paraphraser", named, "MODEL@URL, e.g. some-model@http://127.0.0.1:8000/v1")
+    endpoint = Endpoint(url, name, os.environ.get("ASSAY_READER_KEY", ""))
+
+    def ask(prompt: str) -> str:
+        try:
+            return endpoint.ask(prompt)
+        except ConnectionError as problem:
+            raise UsageError(f"--paraphraser: no answer from {problem}. Check the address, or leave it out.") from problem
+
+    return reworded_by(ask)
 
 
 def _bundled(data: str | None) -> bool:
@@ -267,6 +340,11 @@ def _measured(found: Any) -> str:
         shares = ", ".join(f"{share:.0%} at {float(base):.1%}" for base, share in rows.items())
         lines.append(f"  alarms per {unit} that are right, by base rate: {shares}")
     return "\n".join(lines)
+
+
+def _drifted(record: dict[str, Any]) -> str:
+    found = f"{record['what']} differ most over {record['n']} replies (p {record['p']:.2g} after {record['tests']} tests)"
+    return f"{'DRIFT: ' if record['drifted'] else 'no drift: '}{found}\nthe monitor is {record['state']}"
 
 
 def _watched(state: str, found: Any) -> str:

@@ -78,9 +78,9 @@ def serve(
 
 def _monitors(model: Any, files: tuple[str, ...]) -> list[Any]:
     """The monitors, each name once. Raises StoreError or UsageError for a file that is none of this model's."""
-    from assay.monitor.files import load_monitor
+    from assay.cli.opened import open_monitor
 
-    found = [load_monitor(file, model) for file in files]
+    found = [open_monitor(file, model) for file in files]
     seen = [monitor.name for monitor in found]
     if twice := sorted({name for name in seen if seen.count(name) > 1}):
         raise bad_argument("--monitor", f"two named {twice[0]!r}", "monitors with different names")

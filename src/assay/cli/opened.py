@@ -27,14 +27,14 @@ def subject_with(
             raise bad_argument("--dictionary, --use", f"given for kind {kind}, {site}",
                                f"with reconstructs; of a latent, --dictionary with {' or '.join(LATENT_KINDS)}")  # fmt: skip
         for path in paths:
-            _read(path)
+            open_dictionary(path)
         return None
     if not 1 <= len(paths) <= 2:
         raise bad_argument("--dictionary", f"{len(paths)} paths", "one dictionary, or two of one recipe",
                            "The second shows whether another run finds the same.")  # fmt: skip
     if use not in USES:
         raise bad_argument("--use", use, ", ".join(USES), USED)
-    found = [_read(path) for path in paths]
+    found = [open_dictionary(path) for path in paths]
     for path, dictionary in zip(paths, found, strict=True):
         spec = getattr(dictionary, "spec", None)
         if spec is not None and spec.transcodes:
@@ -49,26 +49,41 @@ def open_for(subject: Mapping[str, Any], paths: Sequence[str]) -> None:
 
     Raises UsageError for a path that holds another one, ReproduceError for one that is nowhere to be found.
     """
-    from assay.data.whereabouts import last_seen
-    from assay.evidence.dictionaries import is_open
-
     records = [subject[part] for part in ("dictionary", "second") if subject.get(part)]
     if paths and not records:
         raise UsageError("--dictionary: this claim is about none; allowed: with claims about dictionaries and latents.")
-    wanted = {record["digest"]: record["name"] for record in records}
+    open_all({record["digest"]: record["name"] for record in records}, paths)
+
+
+def open_all(wanted: Mapping[str, str], paths: Sequence[str]) -> None:
+    """Open the dictionaries of these digests (digest -> name), from `paths` or where they were last seen on this machine.
+
+    Raises UsageError for a path that holds another one, ReproduceError for one that is nowhere to be found.
+    """
+    from assay.data.whereabouts import last_seen
+    from assay.evidence.dictionaries import is_open
+
     for path in paths:
-        if (dictionary := _read(path)).digest not in wanted:
+        if (dictionary := open_dictionary(path)).digest not in wanted:
             named = ", ".join(f"{name} ({digest[:12]})" for digest, name in wanted.items())
-            raise bad_argument("--dictionary", f"{path} ({dictionary.digest[:12]})", f"that of the claim: {named}")
+            raise bad_argument("--dictionary", f"{path} ({dictionary.digest[:12]})", f"that of the claim or monitor: {named}")
     for digest, name in wanted.items():
         if not is_open(digest) and (place := last_seen(digest)) is not None and place.exists():
-            _read(str(place))
+            open_dictionary(str(place))
         if not is_open(digest):
             raise ReproduceError(f"dictionary {name} ({digest[:12]}): it is not where it was last seen. Give it with"
                                  " --dictionary PATH.")  # fmt: skip
 
 
-def _read(path: str) -> Any:
+def open_monitor(file: str, model: Any, paths: Sequence[str] = ()) -> Any:
+    """The monitor of a file, for a model, with the dictionaries open whose latents it reads."""
+    from assay.monitor.files import load_monitor
+
+    open_all({digest: name for name, digest in load_monitor(file).dictionaries.items()}, paths)
+    return load_monitor(file, model)
+
+
+def open_dictionary(path: str) -> Any:
     """The dictionary at a path, open for claims; where it is is kept in mind."""
     from pathlib import Path
 

@@ -31,12 +31,18 @@ def list_(common: Common) -> None:
 @click.option("--base", default=DEFAULT, show_default=True, metavar="MODEL", help="What it is made from.")
 @click.option("--out", metavar="DIR", help="Also write a plain checkpoint; its truth goes to DIR.truth.json.")
 @click.option("--steps", type=click.IntRange(1), help="Of training, instead of the recipe's own.")
+@click.option("--allow", metavar="ROLE", help="With --out: modify, as changed weights are written. Default: ASSAY_ALLOW.")
+@click.option("--reason", metavar="WORDS", help="With --out: why; it is kept in the audit log.")
 @model_options
 @common_options
 def make(
-    common: Common, name: str, base: str, out: str | None, steps: int | None, dtype: str, prepend_bos: bool | None
+    common: Common, name: str, base: str, out: str | None, steps: int | None, allow: str | None, reason: str | None, dtype: str,
+    prepend_bos: bool | None,
 ) -> None:  # fmt: skip
-    """Train organism NAME, or "all" of them. What is kept is the change, a few megabytes; what is there is not made again."""
+    """Train organism NAME, or "all" of them. What is kept is the change, a few megabytes; what is there is not made again.
+
+    A whole model with a hidden trait is changed weights: --out needs the role modify and a reason.
+    """
     from assay.errors import bad_argument
     from assay.organisms.make import export, find, names
     from assay.steer.export import check_target

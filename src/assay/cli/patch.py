@@ -35,6 +35,7 @@ def patch(
     Finished layers are kept in the atlas: an interrupted sweep goes on where it was.
     """
     source, out = task_source(task, task_file), options.pop("out")
+    from assay.atlas.linked import keep_patch
     from assay.atlas.store import Atlas
     from assay.atlas.sweeps import SweepRows
     from assay.circuits.patch import PatchPlan, patch_sweep, sweep_key
@@ -51,6 +52,7 @@ def patch(
     with common.progress(f"patching {plan.site}", model.n_layers) as advance:
         result = patch_sweep(model, prepared, plan, progress=advance, rows=rows)
     record_look(Atlas(common.atlas), model.digest, f"patch {source} {plan.site} {plan.method}", prepared.pairs)
+    keep_patch(Atlas(common.atlas), result, model.digest, source)
     result = replace(result, plan={**result.plan, "task": source, "passport": model.passport()})
     tokens = column_tokens(model, prepared, result)
     stem = f"patch-{Path(name).name}-{Path(source).stem}-{plan.site}-{plan.direction}-{plan.method}"

@@ -7,7 +7,8 @@
 2. Before a command of a role above *read* runs, the role is required, and one entry with its arguments is written to the
    audit log of its atlas: an action that cannot be written down is not done. Refusals are written where there is an atlas.
    A mistake that is refused in words leaves no atlas behind that holds nothing but its own entry.
-3. Commands in `THEMSELVES` do both on their own, because more than the command's name decides.
+3. A command in `EXPORTS` that is given the option named there writes changed weights, and needs *modify*.
+4. Commands in `THEMSELVES` do both on their own, because more than the command's name decides.
 """
 
 import math
@@ -35,11 +36,13 @@ COMMANDS: Mapping[str, str] = {
     "replicate": "intervene",
     "organism list": "read", "organism make": "intervene", "organism check": "intervene",
     "monitor fit": "intervene", "monitor eval": "intervene", "monitor watch": "read", "monitor show": "read",
-    "monitor calibrate": "intervene", "monitor selftest": "intervene", "monitor serve": "intervene", "audit": "intervene",
+    "monitor calibrate": "intervene", "monitor drift": "read", "monitor selftest": "intervene", "monitor serve": "intervene",
+    "audit": "intervene",
     "repair run": "modify", "repair log": "read",
     "sign key": "intervene", "sign trust": "intervene", "sign card": "intervene", "sign revoke": "intervene",
     "sign verify": "read", "sign list": "read",
 }  # fmt: skip
+EXPORTS = {"organism make": "out"}
 THEMSELVES = ("repair run", "monitor serve")
 SEALED = ("confirm", "ood")  # of --split
 LONGEST = 4096  # characters of arguments in an entry
@@ -61,6 +64,8 @@ def permitted(atlas: Path, options: Mapping[str, Any]) -> Iterator[None]:
     """Require the role of the command that runs inside, and write it down. Raises UsageError for a role that is too low."""
     name = command_name()
     role = "intervene" if options.get("split") in SEALED else COMMANDS.get(name, "intervene")
+    if options.get(EXPORTS.get(name, "")):
+        role = "modify"
     if role == "read" or name in THEMSELVES:
         yield
         return

@@ -161,13 +161,16 @@ def _write(folder: Path, graph: Any, form: str) -> list[Path]:
 def _keep(common: Common, graph: Any, path: Path) -> None:
     """A row of the atlas: what its page says first."""
     from assay.atlas.features import record_graph
+    from assay.atlas.linked import link_graph
     from assay.atlas.store import Atlas
     from assay.circuits.trace_formats import trace_json
     from assay.records import digest
 
     record = trace_json(graph)
     body = {key: value for key, value in record.items() if key not in ("nodes", "edges")}
-    record_graph(Atlas(common.atlas), digest(record)[:16], graph.model, str(graph.prompt), path, body)
+    name = digest(record)[:16]
+    record_graph(Atlas(common.atlas), name, graph.model, str(graph.prompt), path, body)
+    link_graph(Atlas(common.atlas), name, graph)
 
 
 def _record(graph: Any, paths: Sequence[Path]) -> dict[str, Any]:

@@ -11,6 +11,7 @@
 Every value is measured once and kept: gates may ask for the same thing twice.
 """
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ class Setup:
     """What stays the same over the chunks of a measurement.
 
     `added`: units outside the subject, drawn at random, that minimality adds to it one at a time. `rivals`: other
-    circuits that claim to do the same. Units of `edges_instrument.py` are edges and nodes.
+    circuits that claim to do the same. Units of `edges_instrument.py` are edges and nodes, at `classes` of positions if any.
     """
 
     units: tuple[Any, ...]
@@ -48,6 +49,7 @@ class Setup:
     control_pairs: int
     added: tuple[Any, ...] = ()
     rivals: tuple[tuple[Any, ...], ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 class Instrument:
@@ -81,6 +83,22 @@ class Instrument:
     def restored(self, units: Set, controls: bool = False) -> Column:
         """Corrupted prompts with units at their clean values."""
         return self._score("corrupted", units, "restore", controls)
+
+    def scrubbed(self, units: Set, controls: bool = False) -> Column:
+        """Clean prompts with every other unit of the kind at its value in another prompt of the same length; None where there
+        is no such prompt."""
+        length = {row: len(ids) for row, ids in enumerate(self.prompts["clean"])}
+        others = {row: [other for other in length if other != row and length[other] == n] for row, n in length.items()}
+        rows = [row for row in (self._controls if controls else list(length)) if others[row]]
+        if not rows:
+            return [None] * len(length)
+        rng, edits = random.Random(f"scrub-{len(length)}"), []
+        for unit in sorted({*self.units, *self.complement} - set(units), key=unit_key):
+            drawn = [(rng.choice(("clean", "corrupted")), rng.choice(others[row])) for row in rows]
+            value = torch.stack([part(self._values[run][unit.whole][[other]], unit, 2)[0] for run, other in drawn])
+            edits.append(patch(unit, value[:, 0] if self.setup.positions == "last" else value, self.setup.positions))
+        scores = self.model.score([self.prompts["clean"][row] for row in rows], self._metric.select(rows), edits=edits)
+        return self._spread(rows, scores.tolist())
 
     def patched(self, units: Set, how: str) -> Column:
         """One plain run on the control pairs, patched as `how` says: what `many` must agree with."""

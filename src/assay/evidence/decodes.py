@@ -6,7 +6,8 @@
    untrained twins; a reading of the words alone; probes of other capacity.
 3. On confirm and ood, whose words and templates are others: does the probe rank members above non-members,
    better than all of these?
-4. Reported besides: difference of means and a small MLP, and the bits a label costs (online code length).
+4. Reported besides: difference of means and a small MLP, the probe fitted on half of the words, and the bits a label costs
+   (online code length).
 
 Readable is not used: that the model relies on the property is another claim (*uses*). Words must be held out:
 a probe on an untrained model reads any property of words that it has met (Hewitt & Liang 2019).
@@ -29,10 +30,12 @@ from assay.evidence.probes import (
     FitData,
     check_labels,
     choose_c,
+    half_of_units,
     held_out,
     online_bits,
 )
 from assay.evidence.scored import ScoreInstrument, Scorer, ScoreSetup, measure_with, thresholds
+from assay.evidence.second_corpus import second_corpus
 from assay.probe.control import control_labels, unit_of
 from assay.records import Example, GatePlan, Plan
 from assay.sites import parse_site
@@ -127,11 +130,13 @@ class Decodes:
             lexical_scorer([item.text for item in tune.examples], tune.labels), untrained=twins, seed=seed, tune=data,
             c=c, held_out=dict(zip([item.text for item in tune.examples], fair, strict=True)),
             control=control_probes(data, probe, c, seed),
-            capacity={name: PROBES[name](data, c, seed) for name in ("mean", "mlp")},
+            capacity={**{name: PROBES[name](data, c, seed) for name in ("mean", "mlp")},
+                      "half": PROBES[probe](half_of_units(data, seed), c, seed)},
+            second=second_corpus(host, plan.settings["options"], tune, seed),
         )  # fmt: skip
         record = {"half": half, "strict": strict, "c": c, "units": len(set(data.units)), "untrained": sorted(twins),
                   "control": sorted(setup.control)}  # fmt: skip
-        return setup, record
+        return setup, record | setup.asked()
 
     def measure(
         self, model: Any, data: PreparedConcept, setup: DecodeSetup, gates: Sequence[GatePlan],

@@ -41,6 +41,7 @@ from assay.evidence.scored import (
     numbers,
     projection,
 )
+from assay.evidence.second_corpus import second_corpus
 from assay.records import Example, GatePlan, Plan, digest
 
 SCHEMES = ("all", "permuted")
@@ -129,7 +130,7 @@ class Detects:
         self, model: Any, plan: Plan, subject: Mapping[str, Any], tune: PreparedConcept
     ) -> tuple[DetectSetup, dict[str, Any]]:
         """Monitor, threshold and controls, from tune."""
-        host, seed = as_host(model), plan.settings["seed"]
+        host, seed, options = as_host(model), plan.settings["seed"], plan.settings["options"]
         check_labels(tune.labels)
         fitted = Fitter(host, subject, tune, seed)
         threshold = subject["threshold"]
@@ -144,13 +145,13 @@ class Detects:
             random=fitted.random_pairs(plan.settings["draws"]), untrained=fitted.twins(), seed=seed, telling=telling,
             redacted_lexical=lexical_scorer([text for text, _ in left], [label for _, label in left]),
             held_out=dict(zip(texts, fitted.fair, strict=True)) if fitted.feature is None else {},
-            reader=black_box(plan.settings["options"], tune.examples, seed),
+            reader=black_box(options, tune.examples, seed), second=second_corpus(host, options, tune, seed),
         )  # fmt: skip
         record = {"threshold": threshold, "c": fitted.c, "telling": list(telling), "untrained": sorted(setup.untrained),
                   "benign": tune.labels.count(0), "random": len(setup.random),
                   "families": sorted({family_of(name) for name in tune.templates}),
                   "scores": digest([round(value, 4) for value in fitted.fair])[:12]}  # fmt: skip
-        return setup, record | ({} if setup.reader is None else {"reader": setup.reader.record()})
+        return setup, record | setup.asked() | ({} if setup.reader is None else {"reader": setup.reader.record()})
 
     def measure(
         self, model: Any, data: PreparedConcept, setup: DetectSetup, gates: Sequence[GatePlan],

@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -19,6 +19,7 @@ from assay.data.prepare_concept import PreparedConcept
 from assay.errors import bad_argument
 from assay.evidence.hosts import Host, ModelHost
 from assay.evidence.random_dictionaries import unit
+from assay.evidence.sparse_probes import SparseProbe
 from assay.model.edits import patch
 from assay.records import Claim
 
@@ -94,6 +95,7 @@ class DictionarySetup:
     main: int
     truth: Tensor | None
     seed: int
+    probes: Mapping[str, SparseProbe] = field(default_factory=dict)
 
 
 class DictionaryInstrument:
@@ -108,6 +110,11 @@ class DictionaryInstrument:
     def explained(self, reconstruction: Tensor) -> list[float | None]:
         """1 - squared error / total, per example; a mean of 1 is perfect, of 0 no better than the mean."""
         return numbers(1 - (self.acts - reconstruction).square().sum(1) / self.setup.total)
+
+    def sparse(self) -> dict[str, list[float | None]]:
+        """Labels, and the score of every sparse probe; nothing without probes."""
+        found = {f"sparse.{name}": numbers(probe(self.acts)) for name, probe in self.setup.probes.items()}
+        return {"label": [float(label) for label in self.data.labels], **found} if found else {}
 
     def behaviour(self, replace: Replace | None) -> list[float | None]:
         """How well the host does with the site replaced, per example; higher is better. KeyError for none."""

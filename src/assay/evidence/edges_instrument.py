@@ -3,7 +3,8 @@
 1. Ablated: the clean prompt with the claimed edges cut and all others kept, cut edges carrying zeros, means, or the
    corrupted run's values (`resample`). Restored: only the claimed edges kept, all others cut (`resample`), so that
    all cut is the corrupted run and all kept the clean one (`circuits/subgraph.py`).
-2. A node in a circuit stands for every edge out of it.
+2. A node in a circuit stands for every edge out of it. Edges and nodes at classes of positions (z.3.1@subject) are of the
+   graph with the classes of the plan's tune pairs; a label that sealed pairs lack is of the rest.
 3. Random sets: half match the circuit's edges class by class (layer and type of both ends), half are unions of random
    walks from the embedding to the logits with as many edges; edges drawn anyhow would form no path and score zero at any
    size. A draw with more than half of the circuit's own edges is the circuit again, not a control, and is left out; where
@@ -19,7 +20,9 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from assay.circuits.graph import ARROW, Edge, Graph, graph_of
+from assay.circuits.graph import ARROW, AT, END, Edge, Graph, graph_of, parse_node
+from assay.circuits.graph import REST as ELSEWHERE
+from assay.circuits.positions import classes_of
 from assay.circuits.random_circuits import RandomCircuit, matched, walks
 from assay.circuits.subgraph import Bench, Means, writer_means
 from assay.data.prepare import PreparedTask
@@ -27,7 +30,7 @@ from assay.errors import UsageError, bad_argument
 from assay.evidence.circuits_instrument import Column, Setup, control_rows
 from assay.model.model import Model
 from assay.records import Plan, digest
-from assay.sites import Site, parse_site
+from assay.sites import Site
 
 Part = Edge | Site
 Parts = tuple[Part, ...]
@@ -38,29 +41,44 @@ N_ADDED = 10
 def is_circuit(names: Sequence[Any]) -> bool:
     """Whether these are edges, or nodes of several kinds, rather than units of one kind."""
     texts = [str(name) for name in names]
-    return any(ARROW in text for text in texts) or "embed" in texts or len({text.split(".")[0] for text in texts}) > 1
+    kinds = {text.split(".")[0] for text in texts}
+    return any(ARROW in text or AT in text for text in texts) or "embed" in kinds or len(kinds) > 1
 
 
 def parts_of(model: Model, names: Sequence[Any]) -> Parts:
     """Edges and nodes by name, in the graph's order. Raises UsageError for what is neither."""
-    graph, found = graph_of(model), {}
+    graph, found = graph_of(model, named_classes(names)), {}
     for name in dict.fromkeys(map(str, names)):
         if ARROW in name:
             cell = graph.edge(name)
             found[cell[1], cell[0]] = graph.name(cell)
             continue
-        site = parse_site(name)
+        site = parse_node(name)
         if site not in graph.writer_number:
             raise bad_argument("sites", name, "edges (WRITER->READER) and nodes: embed, z.L.H, mlp_out.L")
         found[-1, graph.writer_number[site]] = site
     return tuple(found[key] for key in sorted(found))
 
 
+def named_classes(names: Sequence[Any]) -> tuple[str, ...]:
+    """The classes of positions that edges and nodes are at, with those that every graph has; none where they name none."""
+    found = {end.partition(AT)[2] for name in names for end in str(name).split(ARROW)} - {""}
+    return (*sorted(found - {ELSEWHERE, END}), ELSEWHERE, END) if found else ()
+
+
+def classes_for(names: Sequence[Any], task: PreparedTask) -> tuple[str, ...]:
+    """The same, with all that the task knows. Raises UsageError for a class that its texts do not have."""
+    named, known = named_classes(names), classes_of(task)
+    if extra := sorted(set(named) - set(known)):
+        raise bad_argument("sites", f"{AT}{extra[0]}", f"classes of positions of this task: {', '.join(known)}")
+    return known if named else ()
+
+
 class EdgeInstrument:
     """Measures a task; the same questions as `circuits_instrument.Instrument`."""
 
     def __init__(self, model: Model, task: PreparedTask, rows: Sequence[int], setup: Setup) -> None:
-        self.model, self.setup, self.graph = model, setup, graph_of(model)
+        self.model, self.setup, self.graph = model, setup, graph_of(model, setup.classes)
         self.units, self.complement, self.random_sets = setup.units, setup.complement, setup.random_sets
         self.task = task.select(list(rows))
         self._controls = control_rows(task.templates, rows, setup.control_pairs)
@@ -177,7 +195,8 @@ def edge_setup(
     model: Model, plan: Plan, subject: Mapping[str, Any], tune: PreparedTask
 ) -> tuple[Setup, dict[str, Any]]:
     """What is fixed before sealed data are read, and a record of the controls. Raises UsageError for last-position claims."""
-    settings, graph = plan.settings, graph_of(model)
+    settings, classes = plan.settings, classes_for(subject["sites"], tune)
+    graph = graph_of(model, classes)
     if settings["positions"] != "all":
         raise bad_argument("positions", settings["positions"], "all, for a circuit of edges")
     units = parts_of(model, subject["sites"])
@@ -191,7 +210,7 @@ def edge_setup(
     step = max(1, len(outside) // N_ADDED)
     added = tuple(outside[settings["seed"] % step :: step][:N_ADDED])
     setup = Setup(units, (REST,), sets, writer_means(model, tune.clean), plan.metric, "all", settings["control_pairs"],
-                  added, rivals)  # fmt: skip
+                  added, rivals, classes)  # fmt: skip
     record = {"random": [digest([str(edge) for edge in draw]) for draw in sets],
               "rules": [f"{draw.rule}: {draw.n_shared} shared, {draw.n_live} on a path" for draw in drawn],
               "edges": int(mask.sum()), "complement": int((graph.exists & ~mask).sum()),

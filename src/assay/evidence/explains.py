@@ -10,7 +10,8 @@
 4. On confirm and ood: ranking; members against near misses; precision and recall apart; more than the rule
    explains of other features; the right feature found among its nearest.
 
-Only the input side: what the feature does to the output is not tested. (Bills et al. 2023; Ma et al. 2025.)
+Only the input side, unless the options name words that the feature should say (`output_side.py`). (Bills et al. 2023; Ma et
+al. 2025.)
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,11 @@ from assay.evidence.corpus_windows import CorpusHost
 from assay.evidence.features import check_dictionary, dictionary_record, feature_of
 from assay.evidence.hosts import Host, as_host
 from assay.evidence.kinds import KINDS, Columns, Progress
+from assay.evidence.output_side import output_side
 from assay.evidence.represents import unit_score
 from assay.evidence.rules import Rule, rule_of, rule_words, said
 from assay.evidence.scored import ScoreInstrument, Scorer, ScoreSetup, measure_with, numbers, projection
+from assay.evidence.second_corpus import second_corpus
 from assay.evidence.sparse_units import DenseUnits, SparseUnits, Units
 from assay.records import Example, GatePlan, Plan
 
@@ -88,7 +91,7 @@ class Explains:
         """Threshold and controls, from tune."""
         host, feature, seed = as_host(model), feature_of(subject["feature"]), plan.settings["seed"]
         check_dictionary(subject)
-        record = subject["rule"]
+        record, options = subject["rule"], plan.settings["options"]
         labels = said(record, tune.examples)
         acts = units_of(host, feature.site, tune)
         column = host.column(feature) if isinstance(host, CorpusHost) else None
@@ -106,10 +109,12 @@ class Explains:
             rule=lambda examples: said(record, examples), record=record, unit=column,
             others={str(unit): above(unit, threshold) for unit, threshold in others.items()},
             nearest={str(unit): unit_score(unit) for unit in nearest},
+            second=second_corpus(host, options, tune, seed, lambda examples: said(record, examples)),
+            output=output_side(host, options, feature, tune, labels, plan.settings["draws"], seed),
         )  # fmt: skip
         controls = {"on": on, "density": density, "others": sorted(others), "nearest": nearest,
-                    "untrained": sorted(setup.untrained), "output_side": "not tested"}  # fmt: skip
-        return setup, controls
+                    "untrained": sorted(setup.untrained)}  # fmt: skip
+        return setup, controls | (setup.asked() or {"output_side": "not tested"})
 
     def measure(
         self, model: Any, data: PreparedConcept, setup: ExplainSetup, gates: Sequence[GatePlan],

@@ -10,7 +10,7 @@ from typing import Any
 
 from assay.evidence.claims import ClaimStore, make_plan
 from assay.evidence.kinds import KINDS
-from assay.evidence.run import Settings, Statement
+from assay.evidence.run import Settings, Statement, state_claim
 from assay.evidence.source import Population
 from assay.evidence.stale import tokenizer_of
 from assay.records import Claim, Plan, digest
@@ -34,6 +34,20 @@ def stated_before(
             if _bare(again) == _bare(store.plan(old.id)):
                 return old
     return None
+
+
+def state_once(
+    store: ClaimStore, model: Any, source: Population, subject: Any, *, statement: Statement | None = None,
+    sesoi: Mapping[str, float] | None = None, settings: Settings | None = None,
+) -> tuple[Claim, Plan, bool]:  # fmt: skip
+    """The claim with its plan, and whether it was stated before: then nothing is written. One that narrows another is always
+    new. Raises what `state_claim` raises."""
+    asked: dict[str, Any] = {"statement": statement, "sesoi": sesoi, "settings": settings}
+    fresh = (statement is not None and statement.parent is not None) or not store.entry_count()
+    before = None if fresh else stated_before(store, model, source, subject, **asked)
+    if before is not None:
+        return before, store.plan(before.id), True
+    return *state_claim(store, model, source, subject, **asked), False
 
 
 def _newest_first(store: ClaimStore, kind: str) -> Iterator[Claim]:

@@ -56,6 +56,14 @@ def _texts(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(map(_text, value)) and 0 < len(value) == len(set(value))
 
 
+def _true(value: Any) -> bool:
+    return value is True
+
+
+def _bare_name(value: Any) -> bool:
+    return _text(value) and not set(value) & set("/\\")
+
+
 def _tasks(value: Any) -> bool:
     return _texts(value) and all(name in TASKS for name in value)
 
@@ -79,12 +87,17 @@ OPTIONS.add("reader_url", Option(("detects",), AN_ADDRESS, _address))
 OPTIONS.add("reader_model", Option(("detects",), "the name of a model", _text))
 OPTIONS.add("reader_question", Option(("detects",), "a question about a text whose answer is yes for members", _text))
 OPTIONS.add("off_target", Option(("uses", "steers"), f"a list of bundled tasks, of: {', '.join(TASKS.names())}", _tasks))
+OPTIONS.add("second_corpus", Option(SCORED, "a bundled concept, or a concept file in the working folder", _bare_name))
+OPTIONS.add("output", Option(("represents", "explains"), "a list of words, all different", _texts))
+OPTIONS.add("interchange", Option(("uses",), "true", _true))
+OPTIONS.add("scrub", Option(("mediates",), "true", _true))
+OPTIONS.add("generation", Option(("steers",), "a regular expression that steered texts should match", _pattern))
 OPTIONS.add("neutral", Option(("uses", "steers"), "a list of ordinary texts, all different", _texts))
 OPTIONS.add("rival", Option(("mediates",), "a list of edges and nodes of another circuit, all different", _texts))
 OPTIONS.add("instruction", Option(("steers",), "a text", _text))
 OPTIONS.add("lag", Option(("connects",), "a whole number of tokens, 0 or more", _whole(0)))
 OPTIONS.add("screened", Option(("connects",), "how many pairs were screened, 1 or more", _whole(1)))
-OPTIONS.add("whole_corpus", Option(("explains",), "true", lambda value: value is True))
+OPTIONS.add("whole_corpus", Option(("explains",), "true", _true))
 OPTIONS.add("concept_rule", Option(SCORED, "a regular expression", _pattern))
 OPTIONS.add("proposer_url", Option(SCORED, AN_ADDRESS, _address))
 OPTIONS.add("proposer_model", Option(SCORED, "the name of a model", _text))

@@ -148,6 +148,18 @@ def held_out(data: FitData, probe: str, c: float, seed: int) -> list[float]:
     return scores.tolist()
 
 
+def half_of_units(data: FitData, seed: int) -> FitData:
+    """The examples of half of the units of each label, drawn by seed; one unit of each at least."""
+    label = dict(zip(data.units, data.labels, strict=True))
+    rng, kept = np.random.default_rng([seed, 9]), set[str]()
+    for value in (0, 1):
+        units = sorted(unit for unit, own in label.items() if own == value)
+        kept.update(rng.permutation(units)[: -(-len(units) // 2)].tolist())
+    rows = [row for row, unit in enumerate(data.units) if unit in kept]
+    both = len({data.labels[row] for row in rows}) == 2
+    return data.rows(rows) if both else data  # units with both labels
+
+
 # control task and code length --------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ from assay.evidence.gates.base import get_gate
 from assay.evidence.hosts import Host, as_host
 from assay.evidence.kinds import KINDS, Columns, Progress
 from assay.evidence.random_dictionaries import baselines, unit
+from assay.evidence.sparse_probes import sparse_probes
 from assay.records import Example, GatePlan, Plan, digest
 
 
@@ -74,6 +75,7 @@ class Reconstructs:
             site, dictionary, mean, total, acts - dictionary.decode(codes), random, twin, second,
             concept_probe(acts, member), best_latent(codes, member),
             None if truth is None else unit(torch.as_tensor(truth, dtype=torch.float32)), seed,
+            sparse_probes(dictionary.encode, acts, member),
         )  # fmt: skip
         record = {"total": round(total, 6), "main": setup.main, "random": {name: _hash(x) for name, x in random.items()},
                   "untrained": setup.twin is not None}  # fmt: skip

@@ -21,6 +21,7 @@ from assay.evidence.features import check_dictionary, dictionary_record, feature
 from assay.evidence.hosts import Host, as_host
 from assay.evidence.kinds import KINDS, Columns, Progress
 from assay.evidence.lexical import lexical_scorer
+from assay.evidence.output_side import output_side
 from assay.evidence.scored import (
     Scorer,
     ScoreSetup,
@@ -31,6 +32,7 @@ from assay.evidence.scored import (
     record_of,
     thresholds,
 )  # fmt: skip
+from assay.evidence.second_corpus import second_corpus
 from assay.features.opened import is_latent
 from assay.records import Example, GatePlan, Plan
 
@@ -63,6 +65,7 @@ class Represents:
     ) -> tuple[ScoreSetup, dict[str, Any]]:
         """Thresholds and controls, from tune."""
         host, feature, seed = as_host(model), feature_of(subject["feature"]), plan.settings["seed"]
+        options = plan.settings["options"]
         check_dictionary(subject)
         acts = host.read(feature.site, tune)
         towards = feature.direction(acts.shape[1])
@@ -76,10 +79,12 @@ class Represents:
             feature.site, claimed, half, strict, lexical_scorer([item.text for item in tune.examples], tune.labels),
             {name: projection(towards) for name, towards in directions.items()},
             {str(unit): unit_score(unit) for unit in rivals}, untrained_twins(host, claimed, seed), seed=seed,
+            second=second_corpus(host, options, tune, seed),
+            output=output_side(host, options, feature, tune, tune.labels, plan.settings["draws"], seed),
         )  # fmt: skip
         record = {"half": half, "strict": strict, "random": record_of(directions), "rivals": rivals,
                   "untrained": sorted(setup.untrained)}  # fmt: skip
-        return setup, record
+        return setup, record | setup.asked()
 
     def measure(
         self, model: Any, data: PreparedConcept, setup: ScoreSetup, gates: Sequence[GatePlan],

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from assay.data.prepare_concept import PreparedConcept
 from assay.data.whereabouts import placeless
 from assay.errors import ReproduceError, UsageError, bad_argument
 from assay.evidence import claims
@@ -150,7 +151,9 @@ def drafted(
     columns = kind.measure(model, tune, setup, seen)
     plan = replace(plan, mde=_mde(plan, seen, tune, columns), settings={**plan.settings, "controls": controls})
     plan = replace(plan, lock=claims.lock_of(claim, plan))
-    return Draft(claim, plan, model.digest, names_of(source, "tune", tune.items), len(tune.items))
+    second = getattr(setup, "second", None)
+    more = marks(second.examples) if isinstance(second, PreparedConcept) else []
+    return Draft(claim, plan, model.digest, [*names_of(source, "tune", tune.items), *more], len(tune.items))
 
 
 def record_draft(store: ClaimStore, draft: Draft) -> None:

@@ -26,6 +26,8 @@ from assay.evidence.black_box import BlackBox
 from assay.evidence.gates.base import get_gate
 from assay.evidence.hosts import Host
 from assay.evidence.kinds import Columns, Progress
+from assay.evidence.output_side import OutputSide
+from assay.evidence.second_corpus import record_of as second_record
 from assay.records import GatePlan
 
 Scorer = Callable[[Float[Tensor, "example d"]], Float[Tensor, " example"]]
@@ -39,7 +41,7 @@ class ScoreSetup:
 
     `half` is passed by half of the members on tune, `strict` by one in twenty non-members on tune.
     `random`, `rivals`: name -> score; `untrained`: scheme -> (twin, score fitted on the twin). `reader`: a language model
-    that reads the texts, where one is named.
+    that reads the texts, where one is named; `second`: texts of a second corpus; `output`: words that the feature should say.
     """
 
     site: str
@@ -53,6 +55,12 @@ class ScoreSetup:
     extra: Mapping[str, Scorer] = field(default_factory=dict)
     seed: int = 0
     reader: BlackBox | None = None
+    second: PreparedConcept | None = None
+    output: OutputSide | None = None
+
+    def asked(self) -> dict[str, Any]:
+        """What the plan locks of what was named in the claim's options; nothing where nothing was."""
+        return second_record(self.second) | ({} if self.output is None else self.output.record())
 
 
 class ScoreInstrument:
@@ -103,6 +111,24 @@ class ScoreInstrument:
         """What a language model says that reads the texts; nothing without one."""
         reader = self.setup.reader
         return [None] * len(self.data) if reader is None else reader.scores(self.data.examples)
+
+    def second(self) -> Columns:
+        """Labels, scores and template numbers of the second corpus; nothing without one."""
+        data = self.setup.second
+        if data is None:
+            return {}
+        number = {template: float(place) for place, template in enumerate(dict.fromkeys(data.templates))}
+        return {"second.label": [float(label) for label in data.labels],
+                "second.score": numbers(self.setup.score(self.host.read(self.setup.site, data))),
+                "second.template": [number[template] for template in data.templates]}  # fmt: skip
+
+    def output(self) -> Columns:
+        """Log-odds of the words that the feature should say, with it added and without; nothing where none are named."""
+        return {} if self.setup.output is None else self.setup.output.columns(self.data)
+
+    def lengths(self) -> list[float | None]:
+        """Characters of every text."""
+        return [float(len(example.text)) for example in self.data.examples]
 
     def planted(self, true: bool) -> list[float | None]:
         """The score of a direction that was planted with the labels (true) or with shuffled labels.

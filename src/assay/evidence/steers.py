@@ -8,12 +8,14 @@
    last), on a subset of pairs; the change of tokens that were as likely as answer and foil, which a change of
    temperature would move alike; KL on ordinary texts; other tasks, where they are named; and what a few solved prompts
    or a plain instruction do instead.
-4. Adding nothing, and adding the difference to the corrupted run, go the same way as instrument checks.
+4. Where the options name what steered texts should match (`generation`): what is written after corrupted prompts.
+5. Adding nothing, and adding the difference to the corrupted run, go the same way as instrument checks.
 
 A direction that steers is a handle. It does not show that the model itself uses the direction (*uses*), that
 there is no better handle, or what happens in long generations. (Tan et al. 2024; AxBench, Wu et al. 2025.)
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +42,7 @@ from assay.evidence.features import feature_of
 from assay.evidence.gates.base import get_gate
 from assay.evidence.kinds import KINDS, Columns, Progress, made_of
 from assay.evidence.neutral import TEXTS
+from assay.model.edits import Edit, add
 from assay.model.model import Model
 from assay.probe.variants import (
     Place,
@@ -58,12 +61,13 @@ LEAST_PER_POOL = 33  # 99 in all
 SHOTS = 4
 MATCHED = 4  # control tokens on each side
 PROMPTS_AT_ONCE = 64
+GENERATED, GENERATED_CONTROLS, NEW_TOKENS = 2, 9, 16  # texts per template, random directions, tokens
 
 
 @dataclass(frozen=True, eq=False)
 class SteerSetup:
     """What is fixed before sealed data are read. `instruction`: a plain text to compare with, or none; `shots`: tune prompts
-    with their answers, as token ids."""
+    with their answers, as token ids; `said`: a regular expression that steered texts should match."""
 
     place: Place
     vector: Float[Tensor, " d"]
@@ -75,6 +79,7 @@ class SteerSetup:
     instruction: str = ""
     shots: Sequence[int] = ()
     elsewhere: Elsewhere | None = None
+    said: str = ""
 
     @property
     def top(self) -> float:
@@ -123,6 +128,11 @@ class SteerInstrument:
     def shown(self) -> Columns:
         """Log-odds when solved prompts of tune stand before the prompt; nothing where they do not fit the model."""
         return self._once("few_shot", lambda: self._behind("few_shot", self.setup.shots))
+
+    def generated(self) -> Columns:
+        """Scores of what is written after corrupted prompts: steered, plain, behind the instruction, and pushed along a few
+        random directions; nothing where no expression was named."""
+        return self._once("generated", self._generated) if self.setup.said else {}
 
     def elsewhere(self) -> Columns:
         """The grid, and at the largest strengths of both signs the change of every other task that was named."""
@@ -174,6 +184,20 @@ class SteerInstrument:
     def _damage(self) -> Columns:
         return {"neutral.kl": deal(self.setup.damage.of(self.model), self.task.templates)}
 
+    def _generated(self) -> Columns:
+        rows = control_rows(self.task.templates, GENERATED)
+        prompts, setup, model = [self.task.corrupted[row] for row in rows], self.setup, self.model
+        told = model.tokens(setup.instruction)[0] if setup.instruction else []
+        pushes = {"steered": setup.vector, **{f"random.{name}": row for name, row in few(setup.random).items()}}
+        plain = continued(model, prompts)
+        floor = fluency(model, prompts, plain)
+        written = {"plain": plain, **{name: continued(model, prompts, [add(setup.place.site, setup.top * row)])
+                                      for name, row in pushes.items()}}  # fmt: skip
+        if told:
+            written["instructed"] = continued(model, [[*told, *ids[begins(model) :]] for ids in prompts])
+        scores = {name: generation_scores(model, setup.said, prompts, texts, floor) for name, texts in written.items()}
+        return {f"generated.{name}": spread_over(rows, values, len(self.task)) for name, values in scores.items()}
+
     def _behind(self, name: str, first: Sequence[int]) -> Columns:
         prompts = [[*first, *ids[begins(self.model) :]] for ids in self.task.clean]
         longest = getattr(getattr(self.model.hf, "config", None), "max_position_embeddings", None)
@@ -189,6 +213,43 @@ def column_of(strength: float) -> str:
 def begins(model: Model) -> int:
     """How many tokens begin every prompt."""
     return int(model.prepend_bos and model.bos_id is not None)
+
+
+def few(random: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The first random directions of every pool, `GENERATED_CONTROLS` in all: writing is slow."""
+    order = sorted(random, key=lambda name: (name.rpartition(".")[2], name))
+    return {name: random[name] for name in order[:GENERATED_CONTROLS]}
+
+
+def continued(model: Model, prompts: Sequence[list[int]], edits: Sequence[Edit] = ()) -> list[list[int]]:
+    """What the model writes after every prompt, greedily: token ids."""
+    return model.generate(list(prompts), max_new_tokens=NEW_TOKENS, edits=list(edits)).tokens
+
+
+def fluency(model: Model, prompts: Sequence[list[int]], written: Sequence[list[int]]) -> list[float]:
+    """Mean log-probability of what was written after every prompt under the model as it is; -inf where nothing was."""
+    whole = [[*before, *after] for before, after in zip(prompts, written, strict=True)]
+    found = []
+    for start in range(0, len(whole), PROMPTS_AT_ONCE):
+        part = whole[start : start + PROMPTS_AT_ONCE]
+        logits = model.capture(part, "logits")
+        for ids, n, rows in zip(part, map(len, written[start:]), logits.rows("logits"), strict=False):
+            odds = rows.float().log_softmax(-1)[len(ids) - n - 1 : -1]
+            found.append(float(odds.gather(1, torch.tensor(ids[len(ids) - n :])[:, None]).mean()) if n else float("-inf"))
+    return found
+
+
+def generation_scores(
+    model: Model, said: str, prompts: Sequence[list[int]], written: Sequence[list[int]], floor: Sequence[float]
+) -> list[float]:  # fmt: skip
+    """Per prompt the harmonic mean of two scores from 0 to 2, 0 where either is: does the text match (0 or 2); is it as fluent
+    as what the model writes by itself (`floor`) within 1 nat per token (2), within 3 (1), or not (0)."""
+    found = []
+    for text, own, usual in zip(map(model.text, written), fluency(model, prompts, written), floor, strict=True):
+        concept = 2.0 * bool(re.search(said, text))
+        fluent = 2.0 if own >= usual - 1 else 1.0 if own >= usual - 3 else 0.0
+        found.append(2 * concept * fluent / (concept + fluent) if concept and fluent else 0.0)
+    return found
 
 
 def few_shots(model: Model, tune: PreparedTask) -> list[int]:
@@ -264,7 +325,7 @@ class Steers:
         tasks = other_tasks(model, options.get("off_target", ()), tune.templates)
         setup = SteerSetup(place, vector, grid, {name: basis[0] for name, basis in drawn.items()}, damage, plan.metric,
                            settings["control_pairs"], str(options.get("instruction", "")), few_shots(model, tune),
-                           Elsewhere(tasks, place, ends) if tasks else None)  # fmt: skip
+                           Elsewhere(tasks, place, ends) if tasks else None, str(options.get("generation", "")))  # fmt: skip
         return setup, {"random": record_of(drawn), "neutral": len(neutral)}
 
     def measure(

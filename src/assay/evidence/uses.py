@@ -8,6 +8,8 @@
    change (energy matched on tune). The claimed erasure must do more than the strongest of them.
 4. The same erasure on ordinary texts must change little.
 5. An exchange of nothing and one of everything go the same way, to see that the instrument works.
+6. Reported where one matrix reads the site: the same with only the part that it reads. Where the options ask for
+   `interchange`: do answers change as they should, more than by random subspaces, and more than on an untrained twin?
 
 Erasing a subspace shows that the behaviour passes through it under this change. It does not show what the
 subspace stands for, that nothing else would do, or that the change leaves activations the model could have
@@ -18,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -38,6 +41,8 @@ from assay.evidence.gates.base import get_gate
 from assay.evidence.kinds import KINDS, Columns, Progress
 from assay.evidence.neutral import TEXTS
 from assay.model.model import Model
+from assay.model.untrained import untrained_model
+from assay.probe.readout import read_part, read_space
 from assay.probe.variants import (
     Centre,
     Place,
@@ -56,11 +61,13 @@ from assay.probe.variants import (
 from assay.records import GatePlan, Pair, Plan
 
 Column = list[float | None]
+READ = 1e-2  # of a basis that lies outside of what is read: less counts as none
 
 
 @dataclass(frozen=True, eq=False)
 class ErasureSetup:
-    """What is fixed before sealed data are read. `controls`: name -> (basis, factor of its change)."""
+    """What is fixed before sealed data are read. `controls`: name -> (basis, factor of its change). `read`: what later weights
+    read of the subspace, where that is less than all; `twin`: an untrained model and a subspace fitted to it, where asked."""
 
     place: Place
     basis: Float[Tensor, "rank d"]
@@ -70,7 +77,8 @@ class ErasureSetup:
     metric: str
     control_pairs: int
     elsewhere: Elsewhere | None = None
-
+    read: Float[Tensor, "rank2 d"] | None = None
+    twin: tuple[Model, Float[Tensor, "rank d"]] | None = None
 
 
 class ErasureInstrument:
@@ -110,6 +118,30 @@ class ErasureInstrument:
         return {f"random.erased.{name}": spread_over(rows, values, len(self.task))
                 for name, values in zip(self.setup.controls, scores.tolist(), strict=True)}  # fmt: skip
 
+    def random_exchanges(self) -> Columns:
+        """Every random subspace, without what it shares with the claimed one, exchanged; on the first few pairs of every
+        template."""
+        rows = control_rows(self.task.templates, self.setup.control_pairs)
+        variants = [interchange(apart_from(basis, self.setup.basis)) for basis, _ in self.setup.controls.values()]
+        found = self._scores(self.task.select(rows), variants)
+        return {f"random.exchanged.{name}": spread_over(rows, values, len(self.task))
+                for name, values in zip(self.setup.controls, found.tolist(), strict=True)}  # fmt: skip
+
+    def twin_exchanged(self) -> Columns:
+        """The untrained twin as it runs, and with the subspace that was fitted to it exchanged; nothing without a twin."""
+        if self.setup.twin is None:
+            return {}
+        twin, basis = self.setup.twin
+        before, after = self._scores(self.task, [unchanged, interchange(basis)], twin).tolist()
+        return {"twin.clean": before, "twin.exchanged": after}
+
+    def read_part_exchanged(self) -> Column | None:
+        """What later weights read of the subspace exchanged; None where they read all of it, or where that is not known."""
+        basis = self.setup.read
+        if basis is None:
+            return None
+        return self.clean if not len(basis) else self._scores(self.task, [interchange(basis)])[0].tolist()
+
     def damage(self) -> Column:
         """KL on ordinary texts under the erasure."""
         return deal(self.setup.damage.of(self.model), self.task.templates)
@@ -120,6 +152,11 @@ class ErasureInstrument:
         return {"erased.mean": self.erased("mean"),
                 **{f"off.{name}": deal(values, self.task.templates) for name, values in found.items()}}  # fmt: skip
 
+    def _scores(self, task: PreparedTask, variants: Sequence[Variant], model: Model | None = None) -> Tensor:
+        """The metric of some pairs' clean prompts under variants that see the corrupted run: (variant, pair)."""
+        model, metric = model or self.model, task.metric(self.setup.metric)
+        return run_variants(model, task.clean, metric, self.setup.place, variants, task.corrupted)
+
     def _plain(self, name: str, prompts: Sequence[list[int]]) -> Column:
         if name not in self._kept:
             self._kept[name] = self.model.score(list(prompts), self.task.metric(self.setup.metric)).tolist()
@@ -128,8 +165,7 @@ class ErasureInstrument:
     def _run(self, together: Mapping[str, Variant], name: str) -> Column:
         """One of some variants that are measured together: they share what is captured."""
         if name not in self._kept:
-            scores = run_variants(self.model, self.task.clean, self.task.metric(self.setup.metric), self.setup.place,
-                                  list(together.values()), self.task.corrupted)  # fmt: skip
+            scores = self._scores(self.task, list(together.values()))
             self._kept.update(zip(together, scores.tolist(), strict=True))
         return self._kept[name]
 
@@ -137,6 +173,31 @@ class ErasureInstrument:
 def erased(basis: Float[Tensor, "rank d"], centre: Centre, place: Place, gain: float = 1.0) -> Variant:
     """The variant that erases a subspace."""
     return erasure(basis, centre, gain, last=place.positions == "last")
+
+
+def narrower(model: Model, place: Place, basis: Float[Tensor, "rank d"]) -> Float[Tensor, "rank2 d"] | None:
+    """What later weights read of a subspace; None where they read all of it, or where that is not known."""
+    space = read_space(model, place.site)
+    if space is None or float((basis - basis @ space.T @ space).norm()) < READ:
+        return None
+    return read_part(basis, space)
+
+
+def apart_from(basis: Float[Tensor, "rank d"], claimed: Float[Tensor, "rank d"]) -> Float[Tensor, "rank2 d"]:
+    """An orthonormal basis of what one subspace has outside of another."""
+    rest = (basis - basis @ claimed.T @ claimed).double()
+    _, sizes, rows = torch.linalg.svd(rest, full_matrices=False)
+    return rows[sizes > READ].float()
+
+
+def fitted_twin(
+    model: Model, place: Place, rank: int, tune: PreparedTask, seed: int
+) -> tuple[Model, Float[Tensor, "rank d"]]:  # fmt: skip
+    """An untrained twin, and the leading directions of what differs there between the two runs of tune pairs."""
+    twin = untrained_model(model, "all", seed)
+    clean, corrupted = (twin.capture(prompts, place.site).rows(place.site) for prompts in (tune.clean, tune.corrupted))
+    apart = torch.cat([(a - b).float() for a, b in zip(clean, corrupted, strict=True)])
+    return twin, torch.linalg.svd(apart.double(), full_matrices=False).Vh[:rank].float().contiguous()
 
 
 class Uses:
@@ -177,9 +238,12 @@ class Uses:
         neutral = list(settings["options"].get("neutral", TEXTS))
         damage = Damage(neutral, place, [erased(basis, centre, place)])
         tasks = other_tasks(model, settings["options"].get("off_target", ()), tune.templates)
-        setup = ErasureSetup(place, basis, centre, {name: (drawn[name], gain) for name, gain in gains.items()}, damage,
-                             plan.metric, settings["control_pairs"],
-                             Elsewhere(tasks, place, {"erased": erased(basis, centre, place)}) if tasks else None)  # fmt: skip
+        setup = ErasureSetup(
+            place, basis, centre, {name: (drawn[name], gain) for name, gain in gains.items()}, damage, plan.metric,
+            settings["control_pairs"], Elsewhere(tasks, place, {"erased": erased(basis, centre, place)}) if tasks else None,
+            narrower(model, place, basis),
+            fitted_twin(model, place, len(basis), tune, settings["seed"]) if "interchange" in settings["options"] else None,
+        )  # fmt: skip
         record = {"random": record_of({name: drawn[name] for name in gains}),
                   "gains": {name: float(f"{gain:.3g}") for name, gain in gains.items()}, "neutral": len(neutral)}  # fmt: skip
         return setup, record

@@ -8,8 +8,8 @@
    counted as lost at their bound: they may have been paid. What a kill left of a last line is cut off.
 4. A call that fails for a time (429, 5xx, timeout, broken connection) is tried again after a growing pause, or the one the
    endpoint asks for. A reply that does not come in time may still be paid, so its bound is lost and another one is reserved.
-   What stays without an answer is a failed reply, not kept, so that a later run asks again; `GIVE_UP` of them in a row end
-   the run.
+   What stays without an answer is *unanswered*: whoever asked must not keep what was made without it, and a later run asks
+   again. After `RUNS` runs it counts as a failed reply for good. `GIVE_UP` of them in a row end the run.
 5. A refusal, an empty reply or one that is not as asked for was paid: it is kept, and fails.
 6. Spellings: an endpoint that refuses `max_tokens` or `temperature` by name is asked with `max_completion_tokens`, or without
    a temperature, from then on; the journal's lines say how each call was sent.
@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ JOURNAL = "calls.jsonl"
 NAMED = re.compile(r"openai:(?P<model>.+)@(?P<url>https?://.+)", re.S)
 KEY, HOSTED_KEY, HOSTED = "ASSAY_EXPLAINER_KEY", "OPENAI_API_KEY", "api.openai.com"
 SECONDS, TRIES, GIVE_UP, LONGEST_PAUSE = 60.0, 5, 5, 30.0
+RUNS = 3  # that end without an answer to a prompt, before it counts as a failed reply
 LARGEST_REPLY = 1 << 20
 RETRIED = (408, 409, 425, 429)
 DIGITS = "".join(chr(0x1D7D8 + digit) for digit in range(10))  # four bytes each, the most that a character has
@@ -105,6 +107,7 @@ class Journal:
         self.path = folder / JOURNAL
         self.replies: dict[str, dict[str, Any]] = {}
         self.open: dict[str, Cost] = {}
+        self._given_up: Counter[str] = Counter()
         self.spent, self.lost = Cost(), Cost()
         self._lock = Lock()
         try:
@@ -130,6 +133,11 @@ class Journal:
     def drop(self, key: str) -> None:
         """It failed in a way that is not paid."""
         self._write({"unpaid": key})
+
+    def give_up(self, key: str, why: str) -> bool:
+        """A run ends without an answer; whether it was the last one that asks."""
+        self._write({"gave_up": key, "why": why})
+        return self._without(key, why)
 
     def close(self) -> None:
         """Let another process have it."""
@@ -170,10 +178,19 @@ class Journal:
             self.open[key] = self.open[key].plus(bound) if key in self.open else bound
         elif "unpaid" in record:
             self._settle(record["unpaid"])
+        elif "gave_up" in record:
+            self._without(record["gave_up"], record["why"])
         else:
             self._settle(record["key"])
             self.spent = self.spent.plus(Cost(**record["cost"]))
             self.replies.setdefault(record.pop("key"), record)
+
+    def _without(self, key: str, why: str) -> bool:
+        self._given_up[key] += 1
+        if last := self._given_up[key] >= RUNS:
+            failed = f"no answer in {RUNS} runs; the last: {why}"
+            self.replies.setdefault(key, {"text": None, "failed": failed, "cost": _plain(Cost())})
+        return last
 
     def _settle(self, key: str) -> None:
         """Of several tries one is settled; the others stay lost."""
@@ -218,6 +235,8 @@ class Asker:
         self._sleep = self._stop.wait if sleep is None else sleep
         self._limit, self._temperature = "max_tokens", True
         self.estimated = 0  # replies whose tokens the endpoint did not count
+        self.unanswered: dict[str, str] = {}
+        self._used: set[str] = set()
 
     def __enter__(self) -> "Asker":
         return self
@@ -237,23 +256,25 @@ class Asker:
         return f"openai:{self.endpoint.model}"
 
     def ask(self, prompts: Sequence[Prompt]) -> list[Reply]:
-        """Replies in order; the same prompt is asked once. Raises BudgetSpent or EndpointError: what came is in the journal."""
+        """Replies in order; the same prompt is asked once. Raises BudgetSpent or EndpointError: what came is in the journal.
+
+        The first reply to a prompt that a run takes has its cost, whichever run paid it: costs add up to what was paid.
+        Prompts without an answer, which the next run asks again, are in `unanswered`: key -> why.
+        """
         keys = [call_key(self.endpoint, prompt) for prompt in prompts]
         todo = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in self.journal.replies}
         made = self._ask(todo)
-        used: set[str] = set()
-        replies = []
-        for key in keys:
-            fresh = key in made and key not in used
-            used.add(key)
-            replies.append(made[key] if fresh else self._kept(key, made))
-        return replies
+        return [self._reply(key, made) for key in keys]
 
-    def _kept(self, key: str, made: dict[str, Reply]) -> Reply:
+    def _reply(self, key: str, made: dict[str, Reply]) -> Reply:
+        first = key not in self._used
+        self._used.add(key)
+        if key in made and first:
+            return made[key]
         record = self.journal.replies.get(key)
         if record is None:  # it failed just now, for all who ask
             return Reply(None, Cost(), False, made[key].failed)
-        return Reply(record["text"], Cost(), True, record["failed"])
+        return Reply(record["text"], Cost(**record["cost"]) if first else Cost(), True, record["failed"])
 
     def _ask(self, todo: dict[str, Prompt]) -> dict[str, Reply]:
         made: dict[str, Reply] = {}
@@ -304,13 +325,15 @@ class Asker:
                 if problem.fatal:
                     raise EndpointError(f"{self.endpoint.address}, model {self.endpoint.model}: {failed}") from problem
                 if problem.again is None or self._stop.is_set():
-                    break
+                    return Reply(None, Cost(), False, failed)
                 if attempt + 1 < self.endpoint.tries:
                     self._sleep(min(problem.again or 0.5 * 2**attempt, LONGEST_PAUSE))
                 continue
             self.estimated += record["counted"] == "estimated"
             return Reply(record["text"], Cost(**record["cost"]), False, record["failed"])
-        return Reply(None, Cost(), False, failed or "no answer")
+        if not self.journal.give_up(key, failed):
+            self.unanswered[key] = failed
+        return Reply(None, Cost(), False, failed)
 
     def _try(self, key: str, prompt: Prompt, bound: Cost) -> dict[str, Any]:
         """One try, with its reservation put right whatever happens. Raises _Failed, or StoreError for a full disk."""
@@ -421,6 +444,7 @@ class DryRun:
             self._kept = journal.replies
             journal.close()
         self._expected, self._at_most, self._cached = Cost(), Cost(), 0
+        self.unanswered: dict[str, str] = {}
 
     @property
     def name(self) -> str:

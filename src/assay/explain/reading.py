@@ -183,6 +183,7 @@ class Reading:
     def __init__(self, folder: Path, source: UnitSource | None = None) -> None:
         self.folder, self.source = folder, source
         self._parts: OrderedDict[str, CodedPart] = OrderedDict()
+        self.coactive: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # of parts, once made (`sampling.coactivation`)
         self.manifest: dict[str, Any] = _finished(folder)
 
     @cached_property

@@ -76,7 +76,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Cost:
-    """What was spent on an endpoint. `calls` are those that were paid; answers from the cache cost nothing."""
+    """What was spent on an endpoint. `calls` are those that were paid, by whichever run; a prompt that comes again is free."""
 
     calls: int = 0
     prompt_tokens: int = 0

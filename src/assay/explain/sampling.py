@@ -69,9 +69,13 @@ def coactivation(
     reading: Reading, k: int = 16, part: str = "shown"
 ) -> tuple[Int[Array, "unit k"], Float[Array, "unit k"]]:  # fmt: skip
     """Of each unit the k others with the largest phi of being on at the same tokens, largest first; -1 and 0 where fewer are
-    above 0. Over the tokens of a part that are read (of a part of them, drawn evenly, where very many units are on)."""
-    found = reading.part(part)
-    return joint_firing(found.codes[found.typical], k)
+    above 0. Over the tokens of a part that are read (of a part of them, drawn evenly, where very many units are on). Made once
+    for a reading that is open."""
+    kept = reading.coactive.get(part)
+    if kept is None or kept[0].shape[1] < k:
+        found = reading.part(part)
+        kept = reading.coactive[part] = joint_firing(found.codes[found.typical], k)
+    return kept[0][:, :k], kept[1][:, :k]
 
 
 def joint_firing(codes: Any, k: int, pairs: int = PAIRS) -> tuple[Int[Array, "unit k"], Float[Array, "unit k"]]:

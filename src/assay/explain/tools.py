@@ -14,7 +14,8 @@ Report = Callable[[int], Any]
 
 @dataclass(frozen=True)
 class Reply:
-    """Of one prompt. `text`: None where there is no usable one, and then `failed` says why. `cached`: nothing was paid now."""
+    """Of one prompt. `text`: None where there is no usable one, and then `failed` says why. `cached`: nothing was paid now.
+    `cost`: what it cost, in this run or an earlier one; 0 where the same run has had it before."""
 
     text: str | None
     cost: Cost = field(default_factory=Cost)
@@ -29,6 +30,11 @@ class Ask(Protocol):
     @property
     def name(self) -> str:
         """How explanations call it: `openai:MODEL`."""
+        ...
+
+    @property
+    def unanswered(self) -> Mapping[str, str]:
+        """Prompts of this run that have no answer yet, and why: what was made without them must not be kept."""
         ...
 
     def ask(self, prompts: Sequence[Prompt]) -> list[Reply]:

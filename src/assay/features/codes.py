@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from assay.errors import bad_argument
+from assay.features.world import world
 
 CANDIDATES = 4  # times k: latents of one token that may be among the largest of a batch, before more are looked at
 
@@ -138,15 +139,16 @@ def top_k(pre: Float[Tensor, "token latent"], k: int) -> Pairs:
 def top_batch(pre: Float[Tensor, "token latent"], k: int) -> Pairs:
     """The k x n_tokens largest positive pre-activations of the batch: k per token on average (Bussmann et al. 2024).
 
-    Looks at the largest few of each token first, and at more of them while one token may have more.
+    Looks at the largest few of each token first, and at more of them while one token may have more. Where several
+    processes have parts of a batch, the bar is that of the whole batch.
     """
     n, width = pre.shape
-    wanted, few = k * n, min(width, CANDIDATES * k)
+    wanted, few = k * n * world().size, min(width, CANDIDATES * k)
     while True:
         best = pre.topk(few, dim=1, sorted=False)
-        flat = best.values.reshape(-1)
+        flat = world().gather(best.values.reshape(-1))
         bar = flat.kthvalue(len(flat) - wanted + 1).values if wanted < len(flat) else flat.min()
-        if few == width or bool((best.values.min(1).values < bar).all()):
+        if few == width or world().all(bool((best.values.min(1).values < bar).all())):
             break
         few = min(width, 2 * few)
     keep = (best.values >= bar) & (best.values > 0)

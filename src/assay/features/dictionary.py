@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from assay.errors import ShapeError, bad_argument
 from assay.features.codes import Codes, Pairs, bag, codes_of, join, read, spread
+from assay.features.world import world
 from assay.registry import Registry
 
 CHUNK = 1 << 23  # pre-activations made at a time where codes are read: 32 MB in fp32
@@ -295,15 +296,15 @@ class Dictionary(nn.Module):
         """
         if stage.dead is None or not bool(stage.dead.any()):
             return 0.0
-        rows, latents = x[:AUX_ROWS], stage.dead.nonzero().flatten()
+        rows, latents = x[: world().first(AUX_ROWS)], stage.dead.nonzero().flatten()
         latents = latents[torch.randperm(len(latents), generator=torch.Generator().manual_seed(stage.step))[:AUX_LATENTS]]
         shift = self.shift
         centred = rows if shift is None else rows - shift.detach()
         pre = torch.nn.functional.linear(centred, self.W_enc[latents])
         best = pre.topk(min(self.aux_k, len(latents)), dim=1)
         found = torch.zeros_like(pre).scatter(1, best.indices, best.values) @ self.W_dec[latents]
-        target = error[:AUX_ROWS]
-        return AUX_WEIGHT * (target - found).square().sum() / target.square().sum().clamp_min(1e-12)
+        target = error[: len(rows)]
+        return AUX_WEIGHT * (target - found).square().sum() / world().mean(target.square().sum()).clamp_min(1e-12)
 
     @property
     def aux_k(self) -> int:

@@ -4,14 +4,18 @@
 2. Per token the number of active latents, per active latent its number (2 bytes up to 65,536 latents) and value (fp16):
    32 of 4,096 active are 130 bytes, dense fp16 is 8,192.
 3. Tokens the dictionary is not for (first, massive) have no active latents and are marked.
-4. Files are written beside and renamed, the manifest after each: a killed run goes on with the next part, and a folder
-   of another dictionary or harvest is refused.
+4. Files are written beside and renamed, the manifest after each: a killed run goes on with what is missing, a file that
+   is there whole is taken up, and a folder of another dictionary or harvest is refused.
+5. Where parts begin follows from the lengths of texts alone, so an `Engine` makes them in any order, in any number of
+   processes (`engines.py`); each reads the texts of its part itself.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +28,10 @@ from torch import Tensor
 
 from assay.errors import StoreError, bad_argument
 from assay.features.codes import Codes, from_arrays, to_arrays
-from assay.features.dictionary import Dictionary
-from assay.features.shards import Shards, Text
-from assay.files import write_file
+from assay.features.dictionary import Dictionary, Spec, make_dictionary
+from assay.features.engines import Engine, OneProcess
+from assay.features.shards import Shards, Text, read_tensors
+from assay.files import folder_of, write_file
 
 MANIFEST, FORMAT = "codes.json", 1
 Report = Callable[[int], Any]
@@ -43,34 +48,78 @@ class CodedPart:
     documents: Int[Tensor, " text"]
 
 
+@dataclass(frozen=True)
+class PartJob:
+    """Texts `start` to `stop` of a harvest, in its order."""
+
+    number: int
+    start: int
+    stop: int
+
+
 def encode_shards(
-    dictionary: Dictionary, shards: Shards, folder: Path, part_tokens: int = 65_536, report: Report | None = None
-) -> dict[str, Any]:
-    """Write the codes of a harvest; the manifest. Raises UsageError where the dictionary does not read its sites, and for
-    a folder of other codes."""
+    dictionary: Dictionary, shards: Shards, folder: str | Path, part_tokens: int = 65_536, report: Report | None = None,
+    engine: Engine | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the codes of a harvest; the manifest. `engine`: where parts are made, None for here. Raises UsageError where
+    the dictionary does not read its sites, and for a folder of other codes."""
     missing = [site for site in dictionary.spec.inputs if site not in shards.sites]
     if missing or not dictionary.spec.inputs:
         raise bad_argument("harvest", f"sites {', '.join(shards.sites)}", f"one with {', '.join(missing) or 'its sites named'}",
                            f"Dictionary {dictionary.name} reads them.")  # fmt: skip
+    target = folder_of(folder)
     identity = {"assay": "codes", "format": FORMAT, "dictionary": dictionary.digest, "width": dictionary.width,
                 "harvest": list(shards.record["shards"]), "part_tokens": part_tokens}  # fmt: skip
-    manifest = _manifest(folder) or {**identity, "name": dictionary.name, "parts": [], "done": False}
+    manifest = _manifest(target)
+    if manifest is None and (target / _file_name(0)).is_file():
+        raise bad_argument("folder", f"{folder}, with codes of a run that cannot be told", "an empty folder")
+    manifest = manifest or {**identity, "name": dictionary.name, "parts": [], "done": False}
     if differs := [key for key, value in identity.items() if manifest.get(key) != value]:
         raise bad_argument("folder", f"{folder}, with codes of another {', '.join(differs)}", "an empty folder")
-    for number, texts in enumerate(_parts(shards, part_tokens)):
-        if number < len(manifest["parts"]):
-            continue
-        manifest["parts"].append(_write(dictionary, texts, folder, number))
-        write_file(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    _write_manifest(target, manifest)
+    known = {part["file"]: part for part in manifest["parts"]}
+    jobs = (job for job in _parts(shards, part_tokens) if _file_name(job.number) not in known)
+    state = {name: value.detach().numpy() for name, value in dictionary.state_dict().items()}
+    make = partial(_maker, dictionary.spec, dictionary.name, state, shards, target)
+    for part in (engine or OneProcess()).run(make, jobs):
+        known[part["file"]] = part
+        manifest["parts"] = [each for _, each in sorted(known.items())]
+        _write_manifest(target, manifest)
         if report is not None:
-            report(manifest["parts"][-1]["tokens"])
+            report(part["tokens"])
     manifest["done"] = True
-    write_file(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    _write_manifest(target, manifest)
     return manifest
 
 
-def read_codes(folder: Path) -> Iterator[CodedPart]:
+def _maker(
+    spec: Spec, name: str, state: Mapping[str, np.ndarray], shards: Shards, folder: Path
+) -> Callable[[PartJob], dict[str, Any]]:
+    dictionary = make_dictionary(spec, name)
+    dictionary.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+    return partial(_made, dictionary, shards, folder)
+
+
+def _made(dictionary: Dictionary, shards: Shards, folder: Path, job: PartJob) -> dict[str, Any]:
+    """The line of a part in the manifest; what a killed run finished is taken up."""
+    file = folder / _file_name(job.number)
+    texts = job.stop - job.start
+    content = file.read_bytes() if file.is_file() else b""
+    try:
+        arrays = load(content) if content else {}
+    except SafetensorError:
+        arrays = {}
+    if len(arrays.get("lengths", ())) != texts:
+        arrays = _coded(dictionary, list(islice(shards.rows(job.start), texts)))
+        content = save(arrays)
+        write_file(file, content)
+    return {"file": file.name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content),
+            "tokens": len(arrays["tokens"]), "texts": texts, "active": len(arrays["latents"])}  # fmt: skip
+
+
+def read_codes(folder: str | Path) -> Iterator[CodedPart]:
     """What `encode_shards` wrote, part by part. Raises StoreError for a folder that is unfinished or damaged."""
+    folder = folder_of(folder)
     manifest = _manifest(folder)
     if manifest is None or not manifest["done"]:
         raise StoreError(f"{folder}: no finished codes there. Run the same `assay dictionary encode` command again.")
@@ -86,34 +135,36 @@ def read_codes(folder: Path) -> Iterator[CodedPart]:
         yield CodedPart(from_arrays(arrays, manifest["width"]), columns[0], columns[1].bool(), columns[2], columns[3])
 
 
-def _parts(shards: Shards, part_tokens: int) -> Iterator[list[Text]]:
-    texts: list[Text] = []
-    held = 0
-    for text in shards.rows():
-        texts.append(text)
-        held += len(text.tokens)
-        if held >= part_tokens:
-            yield texts
-            texts, held = [], 0
-    if texts:
-        yield texts
+def _parts(shards: Shards, part_tokens: int) -> Iterator[PartJob]:
+    start = number = held = texts = 0
+    for shard in shards.manifest["shards"]:
+        for length in read_tensors(shards.folder / shard["file"], ("rows.lengths",))["rows.lengths"].tolist():
+            texts, held = texts + 1, held + length
+            if held >= part_tokens:
+                yield PartJob(number, start, texts)
+                start, number, held = texts, number + 1, 0
+    if held:
+        yield PartJob(number, start, texts)
 
 
-def _write(dictionary: Dictionary, texts: list[Text], folder: Path, number: int) -> dict[str, Any]:
+def _coded(dictionary: Dictionary, texts: list[Text]) -> dict[str, np.ndarray]:
     x = torch.cat([torch.cat([text.values[site] for site in dictionary.spec.inputs], 1) for text in texts]).float()
     positions = torch.cat([text.positions for text in texts])
     typical = torch.cat([text.typical for text in texts]) & dictionary.typical(x, positions)
     codes = dictionary.codes(x)
     keep = typical[codes.pairs.tokens]
     codes = Codes(codes.pairs.where(keep), codes.values[keep])
-    arrays = {**to_arrays(codes), "tokens": torch.cat([text.tokens for text in texts]).numpy().astype(np.uint32),
-              "typical": typical.numpy(), "lengths": np.array([len(text.tokens) for text in texts], np.uint32),
-              "documents": np.array([text.document for text in texts], np.uint32)}  # fmt: skip
-    content = save(arrays)
-    file = f"codes-{number:05d}.safetensors"
-    write_file(folder / file, content)
-    return {"file": file, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "tokens": len(x),
-            "texts": len(texts), "active": len(codes.latents)}  # fmt: skip
+    return {**to_arrays(codes), "tokens": torch.cat([text.tokens for text in texts]).numpy().astype(np.uint32),
+            "typical": typical.numpy(), "lengths": np.array([len(text.tokens) for text in texts], np.uint32),
+            "documents": np.array([text.document for text in texts], np.uint32)}  # fmt: skip
+
+
+def _file_name(number: int) -> str:
+    return f"codes-{number:05d}.safetensors"
+
+
+def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    write_file(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:

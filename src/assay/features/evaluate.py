@@ -16,6 +16,9 @@
 6. What else is asked for: agreement with dictionaries of other seeds (`agreement.py`), sparse probing, targeted probe
    perturbation and spurious correlation removal (`sparse_probing.py`), absorption (`absorption.py`), bits (`cost.py`).
 
+Batches do not depend on each other: an `Engine` reads them in any number of processes, and their sums are added in the
+order of batches, so that the numbers are the same.
+
 Bounds are over documents. Explained variance is necessary only: .71 of it went with 9% of the true features found, and
 frozen random decoders come close on many scores (Korznikov et al. 2026; Heap et al. 2025). A number without its controls
 says nothing, so none is given without them.
@@ -23,6 +26,7 @@ says nothing, so none is given without them.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,6 +38,7 @@ from assay.features.agreement import Agreement, agreement, duplicates
 from assay.features.codes import Codes
 from assay.features.cost import Cost, cost
 from assay.features.dictionary import Dictionary
+from assay.features.engines import Engine, OneProcess, in_order, opened_there, opener_of
 from assay.features.held_out import HeldOut, Limits, Tokens, limits_of, read, read_tokens
 from assay.features.ratios import Measure, complement, ratio
 from assay.features.spliced import MEAN, PLAIN, ZERO, Losses, splice, tokens_at_once
@@ -148,22 +153,26 @@ def evaluate(
     plan: EvaluationPlan | None = None,
     controls: Controls | None = None,
     report: Report | None = None,
+    engine: Engine | None = None,
+    opener: Callable[[], Model] | None = None,
 ) -> Evaluation:
     """Measure a dictionary on held-out text with its model, or on a held-out stream of activations without one.
 
+    `engine`: where text is read, None for here; `opener`: how its workers open the model (None: it is sent to them).
     With a stream there is no loss, no untrained model, no bounds (its tokens are shuffled) and no atypical token.
     Raises UsageError for text without a model, for sites that model or stream do not have, and for too little text.
     """
     plan, controls = plan or EvaluationPlan(), controls or Controls()
+    where = _Where(engine, opener)
     source = _source(dictionary, data, model, plan)
     if controls.untrained is not None and model is None:
         raise bad_argument("controls.untrained", "a model", "None where there is a stream only")
     ways = {OWN: dictionary, **({FROZEN: controls.frozen} if controls.frozen is not None else {})}
-    found = _measured(source, ways, plan, report, simple=True)
+    found = _measured(source, ways, plan, report, True, where)
     columns = _columns(found, ways)
     notes = _notes(dictionary, source, controls)
     if controls.untrained is not None and isinstance(data, HeldOut):
-        columns.append(_untrained(controls.untrained, data, plan, report))
+        columns.append(_untrained(controls.untrained, data, plan, report, _Where(engine, None)))
     alive = found.latents[OWN].counts > 0
     others = [_alive_directions(source, other, plan) for other in controls.seeds]
     own = dictionary.directions()[alive]
@@ -227,16 +236,37 @@ def activations(
 # what is read ------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Where:
+    """Where text is read."""
+
+    engine: Engine | None = None
+    opener: Callable[[], Model] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Rows to read, or tokens that are read already. `spliced`: whether loss is measured on it."""
+
+    number: int
+    held: HeldOut | Tokens
+    spliced: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """Its documents; tokens of a stream are of one."""
+        return self.held.names if isinstance(self.held, HeldOut) else ["all"]
+
+
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """Where tokens come from: for fitting (typical ones), and for scores (with their rows, where there are any)."""
+    """What is read: for fitting, and for scores."""
 
     names: list[str]
     limits: Limits
-    fit: Callable[[], Iterator[Tokens]]
-    score: Callable[[], Iterator[tuple[Tokens, HeldOut | None]]]
+    fit: Callable[[], Iterator[_Batch]]
+    score: Callable[[], Iterator[_Batch]]
     model: Model | None
-    outputs: tuple[str, ...]
     n_score: int
 
 
@@ -252,22 +282,22 @@ def _text_source(dictionary: Dictionary, data: HeldOut, model: Model, plan: Eval
     if not dictionary.spec.inputs or not dictionary.spec.outputs:
         raise bad_argument("dictionary", f"{dictionary.name}, which names no site", "one whose spec has inputs and outputs")
     fit, held = data.divided(plan.fit)
-    names = held.names
     anything = Limits(dictionary.spec.skip_first, None, None)
     first = read_tokens(model, dictionary, next(fit.batches(FIRST)), anything, fit.names)
     _check_width(dictionary, first)
     limits = limits_of(dictionary, first.x, first.y)
     size = tokens_at_once(model, plan.batch) if plan.loss_tokens else plan.batch
 
-    def fitting() -> Iterator[Tokens]:
-        for rows in fit.batches(plan.batch):
-            yield read_tokens(model, dictionary, rows, limits, fit.names)
+    def fitting() -> Iterator[_Batch]:
+        return (_Batch(number, rows) for number, rows in enumerate(fit.batches(plan.batch)))
 
-    def scoring() -> Iterator[tuple[Tokens, HeldOut | None]]:
-        for rows in held.batches(size):
-            yield read_tokens(model, dictionary, rows, limits, names), rows
+    def scoring() -> Iterator[_Batch]:
+        done = 0
+        for number, rows in enumerate(held.batches(size)):
+            yield _Batch(number, rows, done < plan.loss_tokens)
+            done += rows.n_tokens
 
-    return _Source(names, limits, fitting, scoring, model, dictionary.spec.outputs, held.n_tokens)
+    return _Source(held.names, limits, fitting, scoring, model, held.n_tokens)
 
 
 def _stream_source(dictionary: Dictionary, data: ActivationStream, plan: EvaluationPlan) -> _Source:
@@ -278,19 +308,21 @@ def _stream_source(dictionary: Dictionary, data: ActivationStream, plan: Evaluat
                         for sites in (dictionary.spec.inputs, dictionary.spec.outputs))  # fmt: skip
     limits = Limits(data.skip_first, x_limit, y_limit)
 
-    def tokens(start: int, stop: int) -> Iterator[Tokens]:
+    def tokens(start: int, stop: int) -> Iterator[_Batch]:
         batches = data.batches(size, plan.seed, start)
-        for _ in range(start, stop):
+        for number in range(stop - start):
             batch = next(batches)
             x, y = (gathered(batch, sites or data.sites[:1]) for sites in (dictionary.spec.inputs, dictionary.spec.outputs))
-            yield Tokens(x, y, torch.zeros(len(x), dtype=torch.long), torch.ones(len(x), dtype=torch.bool))
+            found = Tokens(x, y, torch.zeros(len(x), dtype=torch.long), torch.ones(len(x), dtype=torch.bool))
+            yield _Batch(number, found)
 
     for site in (*dictionary.spec.inputs, *dictionary.spec.outputs):
         if site not in data.sites:
             raise bad_argument("site", site, ", ".join(data.sites), "The stream must have the dictionary's sites.")
-    _check_width(dictionary, next(tokens(0, 1)))
-    return _Source(["all"], limits, lambda: tokens(0, n_fit), lambda: ((each, None) for each in tokens(n_fit, n_all)), None,
-                   dictionary.spec.outputs, (n_all - n_fit) * size)  # fmt: skip
+    first = next(tokens(0, 1)).held
+    assert isinstance(first, Tokens)
+    _check_width(dictionary, first)
+    return _Source(["all"], limits, lambda: tokens(0, n_fit), lambda: tokens(n_fit, n_all), None, (n_all - n_fit) * size)
 
 
 def _check_width(dictionary: Dictionary, first: Tokens) -> None:
@@ -330,6 +362,12 @@ class Reconstruction:
         self.shift += error.sum(0)
         if active is not None:
             self.active.index_add_(0, documents, active.double())
+
+    def merge(self, part: "Reconstruction", places: Tensor) -> None:
+        """Add sums of another batch, around the same centre; `places`: the number here of each of its documents."""
+        for name in ("n", "error", "square", "shares", "active", "sums"):
+            getattr(self, name).index_add_(0, places, getattr(part, name))
+        self.shift += part.shift
 
     @property
     def n_tokens(self) -> int:
@@ -382,6 +420,15 @@ class Firing:
             self.values.append(sizes)
             self.kept += len(sizes)
 
+    def merge(self, part: "Firing") -> None:
+        """Add counts of another batch, and of its sample what there is room for."""
+        self.counts += part.counts
+        self.n += part.n
+        for sizes in part.values:
+            kept = sizes[: VALUES - self.kept]
+            self.values.append(kept)
+            self.kept += len(kept)
+
     @property
     def rates(self) -> Float[Tensor, " latent"]:
         return self.counts.double() / max(self.n, 1)
@@ -403,32 +450,93 @@ class Firing:
 
 @dataclass(eq=False)
 class _Found:
-    """Everything summed over one pass. `frozen`... by column name."""
+    """Everything summed over some batches, by column name."""
 
     typical: dict[str, Reconstruction]
     all: Reconstruction
     latents: dict[str, Firing]
     losses: Losses | None
 
+    @staticmethod
+    def empty(ways: Mapping[str, Dictionary], documents: int, mean: Tensor, simple: bool, losses: bool) -> "_Found":
+        """Nothing yet, of so many documents."""
+        names = [*ways, *((PCA, RAW) if simple else ())]
+        return _Found({name: Reconstruction(documents, mean) for name in names}, Reconstruction(documents, mean),
+                      {name: Firing(each) for name, each in ways.items()}, Losses(documents) if losses else None)  # fmt: skip
+
+    def merge(self, part: "_Found", places: Tensor) -> None:
+        """Add one batch; `places`: the number here of each of its documents."""
+        for name, sums in self.typical.items():
+            sums.merge(part.typical[name], places)
+        self.all.merge(part.all, places)
+        for name, firing in self.latents.items():
+            firing.merge(part.latents[name])
+        if self.losses is not None and part.losses is not None:
+            self.losses.merge(part.losses, places)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """What a process needs to read batches of one source."""
+
+    model: Model | None
+    ways: Mapping[str, Dictionary]
+    limits: Limits
+
+    def tokens(self, batch: _Batch) -> Tokens:
+        """Activations of a batch, documents numbered inside it."""
+        if isinstance(batch.held, Tokens):
+            return batch.held
+        assert self.model is not None
+        return read_tokens(self.model, self.ways[OWN], batch.held, self.limits, batch.names)
+
+    def moments(self, simple: bool, batch: _Batch) -> tuple[int, tuple[int, Tensor, Tensor | None]]:
+        """(number, (typical tokens, sum of targets, sum of their products if `simple`)), float64."""
+        tokens = self.tokens(batch)
+        y = tokens.y[tokens.typical].double()
+        return batch.number, (len(y), y.sum(0), y.T @ y if simple else None)
+
+    def scores(
+        self, mean: Tensor, axes: Tensor | None, simple: bool, batch: _Batch
+    ) -> tuple[int, tuple[int, list[str], _Found]]:
+        """(number, (tokens, documents, sums over this batch))."""
+        found = _Found.empty(self.ways, len(batch.names), mean, simple, batch.spliced)
+        tokens = self.tokens(batch)
+        values = _rebuilt(tokens, self.ways, mean, axes, found)
+        if found.losses is not None and isinstance(batch.held, HeldOut):
+            assert self.model is not None
+            places = [batch.names.index(name) for name in batch.held.documents]
+            splice(self.model, batch.held, self.ways[OWN].spec.outputs, values, found.losses, places)
+        return batch.number, (len(tokens.x), batch.names, found)
+
+
+def _reader_there(opener: Callable[[], Model] | None, digest: str, reader: _Reader, method: str, *given: Any) -> Callable:
+    """One method of a reader, in another process."""
+    model = opened_there(opener, digest) if opener else None
+    return partial(getattr(replace(reader, model=model), method), *given)
+
+
+def _results(source: _Source, reader: _Reader, where: _Where, batches: Iterator[_Batch], method: str, *given: Any) -> Iterator:
+    """What a method of the reader makes of each batch, in their order."""
+    if where.engine is None:
+        return in_order(OneProcess().run(lambda: partial(getattr(reader, method), *given), batches))
+    model = source.model
+    opener = (where.opener or opener_of(model)) if model is not None else None
+    make = partial(_reader_there, opener, model.digest if model else "", replace(reader, model=None), method, *given)
+    return in_order(where.engine.run(make, batches))
+
 
 def _measured(
-    source: _Source, ways: Mapping[str, Dictionary], plan: EvaluationPlan, report: Report | None, simple: bool
-) -> _Found:
+    source: _Source, ways: Mapping[str, Dictionary], plan: EvaluationPlan, report: Report | None, simple: bool, where: _Where
+) -> _Found:  # fmt: skip
     """One pass for fitting, one for scores."""
-    mean, axes = _axes(source, simple)
-    documents = len(source.names)
-    names = [*ways, *((PCA, RAW) if simple else ())]
-    found = _Found({name: Reconstruction(documents, mean) for name in names}, Reconstruction(documents, mean),
-                   {name: Firing(each) for name, each in ways.items()},
-                   Losses(documents) if source.model is not None and plan.loss_tokens else None)  # fmt: skip
-    done = 0
-    for tokens, rows in source.score():
-        values = _rebuilt(tokens, ways, mean, axes, found)
-        if found.losses is not None and rows is not None and done < plan.loss_tokens:
-            assert source.model is not None
-            places = [source.names.index(name) for name in rows.documents]
-            splice(source.model, rows, source.outputs, values, found.losses, places)
-        done += len(tokens.x)
+    reader = _Reader(source.model, ways, source.limits)
+    mean, axes = _axes(_results(source, reader, where, source.fit(), "moments", simple))
+    found = _Found.empty(ways, len(source.names), mean, simple, source.model is not None and plan.loss_tokens > 0)
+    place, done = {name: number for number, name in enumerate(source.names)}, 0
+    for n_tokens, names, part in _results(source, reader, where, source.score(), "scores", mean, axes, simple):
+        found.merge(part, torch.tensor([place[name] for name in names]))
+        done += n_tokens
         if report is not None:
             report("evaluating", done, source.n_score)
     if not found.typical[OWN].n_tokens:
@@ -488,15 +596,12 @@ def largest(
     return kept if basis is None else kept @ basis
 
 
-def _axes(source: _Source, simple: bool) -> tuple[Float[Tensor, " d"], Float[Tensor, "axis d"] | None]:
+def _axes(moments: Iterator[tuple[int, Tensor, Tensor | None]]) -> tuple[Float[Tensor, " d"], Float[Tensor, "axis d"] | None]:
     """Mean of typical targets for fitting, float64, and their principal axes."""
     n, total, square = 0, None, None
-    for tokens in source.fit():
-        y = tokens.y[tokens.typical].double()
-        total = y.sum(0) if total is None else total + y.sum(0)
-        n += len(y)
-        if simple:
-            square = y.T @ y if square is None else square + y.T @ y
+    for count, sums, products in moments:
+        n, total = n + count, sums if total is None else total + sums
+        square = products if square is None or products is None else square + products
     if total is None or n == 0:
         raise UsageError("held-out text: no token is typical for this dictionary. Check its site and norm limits.")
     mean = total / n
@@ -551,20 +656,21 @@ def _of_losses(losses: Losses, name: str) -> dict[str, Measure | None]:
 
 
 def _untrained(
-    pair: tuple[Model, Dictionary], data: HeldOut, plan: EvaluationPlan, report: Report | None
+    pair: tuple[Model, Dictionary], data: HeldOut, plan: EvaluationPlan, report: Report | None, where: _Where
 ) -> Column:
     """The twin's dictionary on the twin: reconstruction and latents; a loss that means nothing is left out."""
     twin, dictionary = pair
     plain = replace(plan, loss_tokens=0)
-    found = _measured(_source(dictionary, data, twin, plain), {OWN: dictionary}, plain, report, simple=False)
+    found = _measured(_source(dictionary, data, twin, plain), {OWN: dictionary}, plain, report, False, where)
     column = _columns(found, {OWN: dictionary})[0]
     return Column(UNTRAINED, SAYS[UNTRAINED], column.measures)
 
 
 def _alive_directions(source: _Source, dictionary: Dictionary, plan: EvaluationPlan) -> Float[Tensor, "latent d"]:
     """Directions of another dictionary's latents that are active on the text for scores."""
-    firing = Firing(dictionary)
-    for tokens, _ in source.score():
+    firing, reader = Firing(dictionary), _Reader(source.model, {OWN: dictionary}, source.limits)
+    for batch in source.score():
+        tokens = reader.tokens(batch)
         firing.add(dictionary.codes(tokens.x), tokens.typical)
     return dictionary.directions()[firing.counts > 0]
 

@@ -7,16 +7,20 @@
 3. Batches are cut before it is known which tokens are massive, so that counting suffices; a massive token's place in its
    batch is taken by another token of the block, drawn by seed. All other tokens appear once an epoch.
 4. `harvest`: rows in an order drawn once, in shards of a fixed set of rows each. A shard is written beside and renamed,
-   then entered in the manifest: a killed run loses the shard it was at (and others of the last moment where shards are
-   many and the manifest long), and goes on to the same bytes.
+   then entered in the manifest. A killed run loses the shard it was at, and goes on to the same bytes: a shard that is
+   there whole, with the rows it should have, is taken up whether or not the manifest already knows it.
+5. Shards do not depend on each other: an `Engine` makes them in any order and in any number of processes
+   (`engines.py`). The rows of a shard are sent with the job, so workers need the model and the folder, not the corpus.
 """
 
 import json
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +29,18 @@ import torch
 from filelock import FileLock, Timeout
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from assay.data.corpora import Corpus, Part, open_corpus
-from assay.data.corpus_rows import Rows, packed
+from assay.data.corpus_rows import Row, Rows, packed
 from assay.errors import StoreError, UsageError, bad_argument
 from assay.features.blocks import Block, Order, shuffled
+from assay.features.engines import Engine, OneProcess, opened_there, opener_of
 from assay.features.massive import Limits, Mask, Sums, kinds_of, measure_limits, norms_of
 from assay.features.passes import DTYPES, Group, storable, walk_rows
-from assay.features.shards import FORMAT, MANIFEST, read_manifest, remove_temporary, sums_of
-from assay.files import write_file
-from assay.model.cache import file_sha256
+from assay.features.shards import FORMAT, MANIFEST, read_manifest, read_tensors, remove_temporary, sums_of
+from assay.files import folder_of, is_remote, sha256_of, write_file
 from assay.model.model import Model, Sites
 from assay.passport import run_passport
 from assay.sites import Site
@@ -193,14 +197,17 @@ class Harvested:
 
 def harvest(
     model: Model, corpus: str | Path | Corpus, sites: Sites, folder: str | Path, plan: HarvestPlan | None = None,
-    report: Callable[[str, int, int], None] | None = None,
+    report: Callable[[str, int, int], None] | None = None, engine: Engine | None = None,
+    opener: Callable[[], Model] | None = None,
 ) -> Harvested:  # fmt: skip
     """Write the activations of a corpus at sites to a folder; goes on where an earlier run with the same arguments ended.
 
-    `report(stage, tokens done, tokens in all)` after every pass. Raises UsageError for a folder that holds another harvest
-    (naming what differs), StoreError where it cannot be written or another process writes it.
+    `report(stage, tokens done, tokens in all)` after every pass (after every shard with an engine). `folder`: a path, or
+    `s3://...`. `engine`: where shards are made, None for here; `opener`: how its workers open the same model (None: it
+    is sent to them). Raises UsageError for a folder that holds another harvest (naming what differs), StoreError where
+    it cannot be written or another process writes it.
     """
-    plan, target = plan or HarvestPlan(), Path(folder)
+    plan, target = plan or HarvestPlan(), folder_of(folder)
     wanted = storable(model, sites)
     rows = packed(model, training_part(corpus, plan.holdout), plan.context, plan.tokens,
                   (lambda n: report("tokenising", n, plan.tokens or 0)) if report else None)  # fmt: skip
@@ -212,8 +219,13 @@ def harvest(
             return Harvested(target, before, len(before["shards"]))
         limits = (Limits.of_json(before["limits"], before["sizes"]) if before else
                   measure_limits(model, rows, wanted, plan.skip_first, plan.factor))  # fmt: skip
-        writer = _ShardWriter(model, rows, wanted, limits, target, plan, identity, before)
-        return writer.run(report)
+        tell: Report | None = (lambda n: report("harvesting", n, rows.n_tokens)) if report else None
+        maker = ShardMaker(model, tuple(wanted), limits, target, plan, tell if engine is None else None)
+        make = lambda: maker  # noqa: E731
+        if engine is not None:
+            make = partial(_there, opener or opener_of(model), model.digest, replace(maker, model=None))
+        jobs = _Harvest(rows, limits, target, plan, identity, before)
+        return jobs.run(engine or OneProcess(), make, tell, tell_all=engine is not None)
 
 
 def _identity(model: Model, rows: Rows, sites: Sequence[Site], plan: HarvestPlan) -> dict[str, Any]:
@@ -240,7 +252,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
 
 def _refuse_other(folder: Path, before: Mapping[str, Any] | None, identity: Mapping[str, Any]) -> None:
     if before is None:
-        strangers = [file.name for file in folder.iterdir() if not file.name.startswith(".")]
+        there = folder.iterdir() if folder.is_dir() else ()
+        strangers = [file.name for file in there if not file.name.startswith(".")]
         if strangers:
             raise bad_argument("out", str(folder), "an empty folder, or one of an earlier harvest",
                                f"It holds {', '.join(sorted(strangers)[:3])}.")  # fmt: skip
@@ -250,13 +263,20 @@ def _refuse_other(folder: Path, before: Mapping[str, Any] | None, identity: Mapp
 
 
 def _whole(folder: Path, shard: Mapping[str, Any]) -> bool:
+    """Whether a shard of the manifest is there as it was written. In an object store its size must do: it was put there
+    whole, and readers compare its SHA-256."""
     file = folder / shard["file"]
-    return file.is_file() and file.stat().st_size == shard["size"] and file_sha256(file) == shard["sha256"]
+    if not file.is_file() or file.stat().st_size != shard["size"]:
+        return False
+    return is_remote(folder) or sha256_of(file) == shard["sha256"]
 
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """The folder, made where it is missing, for one writer; the system frees the lock of a process that dies."""
+    if is_remote(folder):  # no lock there: two writers of one harvest write the same bytes, of another one are refused
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
@@ -272,47 +292,127 @@ def _writing(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-class _ShardWriter:
-    """Writes the shards that are missing, and the manifest after each."""
+@dataclass(frozen=True, eq=False)
+class ShardJob:
+    """One shard to make: its number and its rows."""
+
+    number: int
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ShardMaker:
+    """Makes shards, one after the other: what each process of a harvest holds."""
+
+    model: Model | None
+    sites: tuple[Site, ...]
+    limits: Limits
+    folder: Path
+    plan: HarvestPlan
+    report: Report | None = None
+
+    def __call__(self, job: ShardJob) -> tuple[int, dict[str, Any], bool]:
+        """(number, its line in the manifest, whether it was there before)."""
+        file = self.folder / _file_name(job.number)
+        if (found := _taken_up(file, job.rows)) is not None:
+            return job.number, found, True
+        return job.number, self._write(file, job.rows), False
+
+    def _write(self, file: Path, rows: Sequence[Row]) -> dict[str, Any]:
+        assert self.model is not None
+        values, massive = read_rows(self.model, [row.tokens for row in rows], self.sites, self.limits, self.plan.dtype,
+                                    self.report)  # fmt: skip
+        lengths = [len(row.tokens) for row in rows]
+        positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))
+        kinds = kinds_of(positions, massive, self.plan.skip_first)
+        tensors: dict[str, Tensor] = {
+            **values, "tokens": torch.from_numpy(np.concatenate([row.tokens for row in rows]).astype(np.int32)),
+            "positions": positions.int(), "typical": (kinds == 2).to(torch.uint8),
+            "rows.lengths": torch.tensor(lengths, dtype=torch.int32),
+            "rows.numbers": torch.tensor([row.number for row in rows]),
+            "rows.documents": torch.tensor([row.document for row in rows]),
+            "rows.places": torch.tensor([row.place for row in rows]),
+            "counts": torch.bincount(kinds, minlength=3).double(),
+        }  # fmt: skip
+        for site, found in values.items():
+            sums = Sums.of(found, kinds)
+            tensors |= {f"sums/{site}": sums.total, f"squares/{site}": sums.squares}
+        _save(file, tensors, json.dumps({"format": FORMAT, "documents": [row.name for row in rows]}))
+        return _line(file, len(positions), int((kinds == 2).sum()), len(rows))
+
+
+def _there(opener: Callable[[], Model], digest: str, maker: ShardMaker) -> ShardMaker:
+    return replace(maker, model=opened_there(opener, digest))
+
+
+def _taken_up(file: Path, rows: Sequence[Row]) -> dict[str, Any] | None:
+    """The line of a shard that a killed run finished, if it has these rows."""
+    if not file.is_file():
+        return None
+    try:
+        found = read_tensors(file, ("rows.numbers", "rows.lengths", "counts"))
+    except (OSError, SafetensorError, ValueError, KeyError):
+        return None
+    if found["rows.numbers"].tolist() != [row.number for row in rows]:
+        return None
+    return _line(file, int(found["rows.lengths"].sum()), int(found["counts"][2]), len(rows))
+
+
+def _line(file: Path, tokens: int, typical: int, rows: int) -> dict[str, Any]:
+    return {"file": file.name, "tokens": tokens, "typical": typical, "rows": rows, "size": file.stat().st_size,
+            "sha256": sha256_of(file)}  # fmt: skip
+
+
+class _Harvest:
+    """Has the shards made that are missing, and keeps the manifest."""
 
     def __init__(
-        self, model: Model, rows: Rows, sites: Sequence[Site], limits: Limits, folder: Path, plan: HarvestPlan,
-        identity: dict[str, Any], before: Mapping[str, Any] | None,
+        self, rows: Rows, limits: Limits, folder: Path, plan: HarvestPlan, identity: dict[str, Any],
+        before: Mapping[str, Any] | None,
     ) -> None:  # fmt: skip
-        self.model, self.rows, self.sites, self.limits = model, rows, sites, limits
-        self.folder, self.plan, self.identity = folder, plan, identity
+        self.rows, self.limits, self.folder, self.plan, self.identity = rows, limits, folder, plan, identity
         self.known = {shard["file"]: shard for shard in before["shards"]} if before else {}
         self.made = before["made_with"] if before else run_passport()
 
-    def run(self, report: Callable[[str, int, int], None] | None) -> Harvested:
-        shards: list[dict[str, Any]] = []
-        resumed = 0
-        self._manifest("running", [shard for _, shard in sorted(self.known.items())], {})
-        tell: Report | None = (lambda n: report("harvesting", n, self.rows.n_tokens)) if report else None
-        due = 0.0
+    def run(self, engine: Engine, make: Callable[[], ShardMaker], tell: Report | None, tell_all: bool) -> Harvested:
+        """`tell_all`: of every shard when it is done; else makers tell pass by pass."""
+        self._manifest("running")
+        parts, resumed, due = list(self._parts()), 0, 0.0
+        missing = []
+        for number in range(len(parts)):
+            known = self.known.get(_file_name(number))
+            if known is None or not _whole(self.folder, known):
+                self.known.pop(_file_name(number), None)
+                if known is not None:
+                    (self.folder / known["file"]).unlink(missing_ok=True)  # damaged
+                missing.append(number)
+            else:
+                resumed += 1
+                if tell:
+                    tell(known["tokens"])
         try:
-            for number, rows in enumerate(self._parts()):
-                known = self.known.get(_file_name(number))
-                if known and _whole(self.folder, known):
-                    resumed += 1
-                    if tell:
-                        tell(known["tokens"])
-                else:
-                    known = self._write(number, rows, tell)
-                shards.append(known)
-                due = self._checkpoint(shards) if time.monotonic() >= due else due
+            for _, line, before in engine.run(make, (self._job(number, parts[number]) for number in missing)):
+                self.known[line["file"]] = line
+                resumed += before
+                if tell and (tell_all or before):
+                    tell(line["tokens"])
+                due = self._checkpoint() if time.monotonic() >= due else due
         finally:
-            self._checkpoint(shards)
-        names = tuple(map(str, self.sites))
-        massive = {site: sums.record() for site, sums in sums_of(self.folder, shards, names).items()}  # type: ignore[arg-type]
-        return Harvested(self.folder, self._manifest("done", shards, massive), resumed)
+            self._checkpoint()
+        names = tuple(self.limits.sizes)
+        shards = [shard for _, shard in sorted(self.known.items())]
+        massive = {site: sums.record() for site, sums in sums_of(self.folder, shards, names).items()}
+        return Harvested(self.folder, self._manifest("done", massive), resumed)
 
-    def _checkpoint(self, shards: list[dict[str, Any]]) -> float:
+    def _checkpoint(self) -> float:
         """Enter what is there in the manifest; when to do it next, so that it takes a twentieth of the time at most."""
         began = time.monotonic()
-        last = shards[-1]["file"] if shards else ""
-        self._manifest("running", [*shards, *(shard for name, shard in sorted(self.known.items()) if name > last)], {})
+        self._manifest("running")
         return began + 20 * (time.monotonic() - began)
+
+    def _job(self, number: int, chosen: np.ndarray) -> ShardJob:
+        rows = (self.rows[int(row)] for row in chosen)
+        return ShardJob(number, tuple(replace(row, tokens=np.array(row.tokens)) for row in rows))
 
     def _parts(self) -> Iterator[np.ndarray]:
         """Numbers of the rows of each shard."""
@@ -322,33 +422,13 @@ class _ShardWriter:
         starts = np.cumsum(self.rows.lengths[order]) - self.rows.lengths[order]
         return iter(np.split(order, np.flatnonzero(np.diff(starts // most)) + 1))
 
-    def _write(self, number: int, chosen: np.ndarray, report: Report | None) -> dict[str, Any]:
-        rows = [self.rows[int(row)] for row in chosen]
-        values, massive = read_rows(self.model, [row.tokens for row in rows], self.sites, self.limits, self.plan.dtype, report)
-        lengths = [len(row.tokens) for row in rows]
-        positions = torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))
-        kinds = kinds_of(positions, massive, self.plan.skip_first)
-        tensors: dict[str, Tensor] = {
-            **values, "tokens": torch.from_numpy(np.concatenate([row.tokens for row in rows]).astype(np.int32)),
-            "positions": positions.int(), "typical": (kinds == 2).to(torch.uint8),
-            "rows.lengths": torch.tensor(lengths, dtype=torch.int32), "rows.numbers": torch.from_numpy(chosen.astype(np.int64)),
-            "rows.documents": torch.tensor([row.document for row in rows]),
-            "rows.places": torch.tensor([row.place for row in rows]),
-            "counts": torch.bincount(kinds, minlength=3).double(),
-        }  # fmt: skip
-        for site, found in values.items():
-            sums = Sums.of(found, kinds)
-            tensors |= {f"sums/{site}": sums.total, f"squares/{site}": sums.squares}
-        names = json.dumps({"format": FORMAT, "documents": [row.name for row in rows]})
-        file = _save(self.folder / _file_name(number), tensors, names)
-        return {"file": file.name, "tokens": len(positions), "typical": int((kinds == 2).sum()), "rows": len(rows),
-                "size": file.stat().st_size, "sha256": file_sha256(file)}  # fmt: skip
-
-    def _manifest(self, status: str, shards: list[dict[str, Any]], massive: dict[str, Any]) -> dict[str, Any]:
+    def _manifest(self, status: str, massive: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        shards = [shard for _, shard in sorted(self.known.items())]
         record = {"assay": "activations", "format": FORMAT, "status": status, "identity": self.identity,
-                  "sites": [str(site) for site in self.sites], "sizes": dict(self.limits.sizes), "dtype": self.plan.dtype,
+                  "sites": list(self.limits.sizes), "sizes": dict(self.limits.sizes), "dtype": self.plan.dtype,
                   "tokens": sum(shard["tokens"] for shard in shards), "typical": sum(shard["typical"] for shard in shards),
-                  "limits": self.limits.json(), "massive": massive, "made_with": self.made, "shards": shards}  # fmt: skip
+                  "limits": self.limits.json(), "massive": dict(massive or {}), "made_with": self.made,
+                  "shards": shards}  # fmt: skip
         write_file(self.folder / MANIFEST, json.dumps(record, indent=1).encode())
         return record
 
@@ -357,9 +437,12 @@ def _file_name(number: int) -> str:
     return f"shard-{number:06d}.safetensors"
 
 
-def _save(target: Path, tensors: dict[str, Tensor], names: str) -> Path:
+def _save(target: Path, tensors: dict[str, Tensor], names: str) -> None:
     """Write beside, then rename. Raises StoreError where there is no room."""
-    beside = target.with_name(f".{target.name}")
+    if is_remote(target):
+        write_file(target, save(tensors, {"assay": names}))
+        return
+    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")  # its own: a worker given up may still be writing
     try:
         save_file(tensors, beside, {"assay": names})
         beside.chmod(0o644)
@@ -367,4 +450,3 @@ def _save(target: Path, tensors: dict[str, Tensor], names: str) -> Path:
     except (OSError, SafetensorError) as error:
         beside.unlink(missing_ok=True)
         raise StoreError(f"{target}: cannot be written ({error}). Make room, and run the same command again.") from error
-    return target

@@ -11,10 +11,14 @@
 4. Shuffling (`blocks.py`): units are neighbouring rows of a shard, at least `UNIT` typical tokens; an epoch takes units of
    all shards in an order drawn by (seed, epoch), and tokens are shuffled inside blocks of `buffer_tokens`. Rows were put
    into shards in a random order, so neighbours in a unit are of different documents.
+5. In an object store: a shard is fetched when it is first used, into a file without a name that goes when the shard is
+   closed. Columns alone (`read_tensors`) are read by their ranges.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -30,13 +34,15 @@ from torch import Tensor
 from assay.errors import StoreError, bad_argument
 from assay.features.blocks import Block, Order, shuffled
 from assay.features.massive import Sums
-from assay.model.cache import file_sha256
+from assay.files import folder_of, is_remote, sha256_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 UNIT = 256
 OPEN = 64  # shards kept open
 COLUMNS = ("lengths", "numbers", "documents", "places")
+KINDS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+         "I32": torch.int32, "U8": torch.uint8}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +89,7 @@ class Shards:
     def __init__(
         self, folder: str | Path, sites: tuple[str, ...] | None = None, *, buffer_tokens: int = 65_536, verify: bool = True
     ) -> None:  # fmt: skip
-        self.folder, self.buffer_tokens, self.verify = Path(folder), buffer_tokens, verify
+        self.folder, self.buffer_tokens, self.verify = folder_of(folder), buffer_tokens, verify
         manifest = read_manifest(self.folder)
         if manifest is None:
             raise StoreError(f"{folder}: no {MANIFEST} there; allowed: a folder written by `assay harvest`.")
@@ -108,6 +114,10 @@ class Shards:
             self._check_size(shard)
         self.n_tokens = sum(shard["typical"] for shard in manifest["shards"])
         self.all_tokens = sum(shard["tokens"] for shard in manifest["shards"])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to another process, it is opened there again."""
+        return _reopened, (str(self.folder), self.sites, self.buffer_tokens, self.verify)
 
     # as a stream -----------------------------------------------------------------------------
 
@@ -184,7 +194,7 @@ class Shards:
         if self.verify:
             self._check_bytes(shard)
         try:
-            return safe_open(self.folder / shard["file"], "pt")
+            return open_shard(self.folder / shard["file"])
         except (OSError, SafetensorError) as error:
             raise self._damaged(number, str(error)) from error
 
@@ -203,26 +213,60 @@ class Shards:
         if shard["file"] in self._good:
             return
         file = self.folder / shard["file"]
-        if (got := file_sha256(file)) != shard["sha256"]:
+        if (got := sha256_of(file)) != shard["sha256"]:
             raise StoreError(f"{file}: the shard is damaged: SHA-256 {got}, the manifest says {shard['sha256']}. Delete it"
                              " and run the same `assay harvest` command again: it makes what is missing.")  # fmt: skip
         self._good.add(shard["file"])
+
+
+def _reopened(folder: str, sites: tuple[str, ...], buffer_tokens: int, verify: bool) -> Shards:
+    return Shards(folder, sites, buffer_tokens=buffer_tokens, verify=verify)
 
 
 def sums_of(folder: Path, shards: list[Mapping[str, Any]], sites: tuple[str, ...]) -> dict[str, Sums]:
     """Statistics of each site, added up over shards."""
     found: dict[str, Sums] = {}
     for shard in shards:
-        with safe_open(folder / shard["file"], "pt") as opened:
-            counts = opened.get_tensor("counts")
-            for site in sites:
-                new = Sums(opened.get_tensor(f"sums/{site}"), opened.get_tensor(f"squares/{site}"), counts)
-                found[site] = found[site] + new if site in found else new
+        names = ["counts", *(f"{what}/{site}" for site in sites for what in ("sums", "squares"))]
+        read = read_tensors(folder / shard["file"], names)
+        for site in sites:
+            new = Sums(read[f"sums/{site}"], read[f"squares/{site}"], read["counts"])
+            found[site] = found[site] + new if site in found else new
     return found
+
+
+def read_tensors(file: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    """Some tensors of a safetensors file, the others left unread. Raises SafetensorError, OSError, ValueError, KeyError."""
+    if not is_remote(file):
+        with safe_open(file, "pt") as opened:
+            return {name: opened.get_tensor(name) for name in names}
+    with file.open("rb") as raw:
+        start = 8 + (size := int.from_bytes(raw.read(8), "little"))
+        header = json.loads(raw.read(size))
+        found = {}
+        for name in names:
+            begin, end = header[name]["data_offsets"]
+            raw.seek(start + begin)
+            values = torch.frombuffer(bytearray(raw.read(end - begin)), dtype=KINDS[header[name]["dtype"]])
+            found[name] = values.reshape(header[name]["shape"])
+    return found
+
+
+def open_shard(file: Path) -> Any:
+    """A safetensors file, mapped into memory; one of an object store is fetched first."""
+    if not is_remote(file):
+        return safe_open(file, "pt")
+    with tempfile.NamedTemporaryFile(prefix="assay-shard-") as here:  # mapped, it stays readable after its name is gone
+        with file.open("rb") as there:
+            shutil.copyfileobj(there, here, 1 << 24)
+        here.flush()
+        return safe_open(here.name, "pt")
 
 
 def remove_temporary(folder: Path) -> None:
     """What a killed writer left beside its shards."""
+    if is_remote(folder):
+        return
     for stale in folder.glob(".shard-*"):
         with suppress(OSError):
             stale.unlink()

@@ -47,6 +47,13 @@ class Losses:
         if name == PLAIN:
             self.n.index_add_(0, places, torch.ones(len(places), dtype=torch.double))
 
+    def merge(self, part: "Losses", places: Tensor) -> None:
+        """Add sums of another batch; `places`: the number here of each of its documents."""
+        self.n.index_add_(0, places, part.n)
+        for sums, others in ((self.ce, part.ce), (self.kl, part.kl)):
+            for name, values in others.items():
+                sums.setdefault(name, torch.zeros(self.documents, dtype=torch.double)).index_add_(0, places, values)
+
     def mean(self, name: str) -> Measure | None:
         """Cross-entropy per prediction, in nats."""
         return ratio(self.ce[name].numpy(), self.n.numpy())

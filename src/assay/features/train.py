@@ -34,6 +34,7 @@ from torch import Tensor
 from assay.errors import StoreError, UsageError, bad_argument
 from assay.features.dictionary import Dictionary, Objective, Spec, Stage, make_dictionary, site_scales, spread_total
 from assay.features.stream import ActivationStream, Batch, TensorStream
+from assay.features.world import world
 from assay.files import write_file
 
 Report = Callable[[str, int, int], Any]
@@ -158,7 +159,8 @@ def train(
             training.keep(folder / CHECKPOINT)
     found = training.finish()
     if folder is not None:
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+        if world().rank == 0:
+            (folder / CHECKPOINT).unlink(missing_ok=True)
     return found
 
 
@@ -167,6 +169,8 @@ class Training:
 
     def __init__(self, stream: ActivationStream, specs: Sequence[Spec], plan: TrainPlan, names: Sequence[str] = ()) -> None:
         specs = [_completed(spec, stream) for spec in specs]
+        if plan.batch % world().size:
+            raise bad_argument("batch", plan.batch, f"a multiple of {world().size}, the number of processes")
         self.stream, self.plan, self.done = stream, plan, 0
         self.identity = _identity(stream, specs, plan)
         batches = iter(stream.batches(plan.batch, plan.seed))
@@ -180,6 +184,7 @@ class Training:
         if self._batches is None:
             self._batches = iter(self.stream.batches(self.plan.batch, self.plan.seed, self.done))
         batch = next(self._batches)
+        batch = world().share(batch)
         for member in self.members:
             _advance(member, batch, self.plan, self.done)
         self.done += 1
@@ -193,8 +198,9 @@ class Training:
         return f"FVU {fvus}, L0 {l0:.0f}, dead {max(line.dead for line in last):.0%}"
 
     def keep(self, path: Path) -> None:
-        """Write all state, to go on from."""
-        _keep(path, self.members, self.identity, self.done)
+        """Write all state, to go on from: the same file, however many processes train."""
+        if world().rank == 0:
+            _keep(path, self.members, self.identity, self.done)
 
     def take_up(self, path: Path) -> None:
         """Go on from what `keep` wrote, if it is there. Raises UsageError for the state of another run."""
@@ -264,6 +270,7 @@ def _advance(member: _Member, batch: Batch, plan: TrainPlan, step: int) -> None:
     member.optimiser.zero_grad(set_to_none=True)
     found = dictionary.objective(x, y, stage)
     found.loss.backward()
+    world().average(dictionary.parameters())
     torch.nn.utils.clip_grad_norm_(dictionary.parameters(), plan.clip)
     dictionary.project()
     member.optimiser.step()
@@ -275,15 +282,18 @@ def _advance(member: _Member, batch: Batch, plan: TrainPlan, step: int) -> None:
 @torch.no_grad()
 def _observe(member: _Member, found: Objective, y: Tensor, plan: TrainPlan, step: int, lr: float) -> None:
     """Count firings, steer the penalty, keep a line of history, stop what diverges."""
-    fired = found.pairs.latents[found.values > 0]
-    member.silent += len(y)
-    member.silent[fired] = 0
-    l0 = len(fired) / len(y)
+    latents = found.pairs.latents[found.values > 0]
+    fired = torch.zeros_like(member.silent, dtype=torch.bool)
+    fired[latents] = True
+    member.silent += len(y) * world().size
+    member.silent[world().any(fired)] = 0
+    share = (y - found.reconstruction).square().sum() / (len(y) * member.total)
+    told = torch.stack([found.loss.detach(), share, share.new_tensor(len(latents) / len(y))]).double()
+    loss, share, l0 = world().mean(told).tolist()
     k = member.dictionary.spec.k
     if member.dictionary.steered and k is not None:
         gain = min(STEER, STEERED / plan.steps)
         member.sparsity *= math.exp(gain * max(-1.0, min(1.0, math.log(max(l0, 1e-3) / k))))
-    loss, share = float(found.loss), float((y - found.reconstruction).square().sum()) / (len(y) * member.total)
     _check(member, loss, share, step, plan)
     if step % LOG_EVERY == 0 or step == plan.steps - 1:
         dead = float((member.silent >= plan.death).float().mean())

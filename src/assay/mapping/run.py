@@ -9,6 +9,7 @@
 7. *test*: all claims are measured, and judged together with Holm's correction over all of them.
 8. *atlas*: every unit, explained or not, with windows, scores and claims; what share is explained by supported claims, and what
    is not.
+9. *index*: explanations can be found by meaning; units know their circuits, graphs and effects on tasks (`assay.atlas.linked`).
 
 The folder of a map is named by everything that decides it; the same command goes on where an earlier one ended.
 """
@@ -23,15 +24,18 @@ from typing import Any
 
 import numpy as np
 
+from assay.atlas.linked import link_all
 from assay.atlas.mapped import Mapped
 from assay.atlas.mapped_records import SetRecord, score_of
 from assay.atlas.mapped_writer import MappedWriter
 from assay.atlas.store import Atlas
 from assay.data.corpora import Corpus, open_corpus
-from assay.errors import SiteError, UsageError, bad_argument
+from assay.errors import AssayError, SiteError, UsageError, bad_argument
 from assay.evidence.bulk import pay_many, state_many, test_many
 from assay.evidence.corpus_reading import TWIN_SEEDS, corpus_host, corpus_texts, texts_of
 from assay.evidence.corpus_windows import CorpusHost, CorpusSource, CorpusTexts, marks_of
+from assay.explain.budget import Budget
+from assay.explain.endpoint import Asker, EndpointError
 from assay.explain.executed import Executed
 from assay.explain.explainers import explain
 from assay.explain.lexical import LexicalPlan, explain_lexical
@@ -49,6 +53,7 @@ from assay.mapping.shares import Shares, shares_of
 from assay.mapping.stages import Stages
 from assay.mapping.units import MapUnits
 from assay.model.model import Model
+from assay.model.untrained import untrained_model
 from assay.passport import run_passport
 from assay.records import digest, plain
 
@@ -95,10 +100,25 @@ class MapPlan:
                    for name in ("corpus", "ood")}  # fmt: skip
         return plain({each.name: corpora.get(each.name, getattr(self, each.name)) for each in fields(self)} | corpora)
 
+    @property
+    def sees_outputs(self) -> bool:
+        """Whether an endpoint is shown what units do to the next token."""
+        return self.explainer != "lexical" and self.prompt in ("output", "both")
+
     def reading(self, context: int) -> ReadPlan:
         """How the corpus is read, by a model that holds so many tokens."""
         length = min(self.context, context)
         return ReadPlan(tokens=self.tokens, context=length, per_document=length, seed=self.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """Whose units are explained and scored: the model's, or those of `what` beside it."""
+
+    model: Model
+    reading: Reading
+    names: list[str]
+    what: str = ""
 
 
 @dataclass(eq=False)
@@ -177,22 +197,49 @@ class MapRun:
         if kept.get("key") == key:
             found = [Explanation(**{**each, "cost": Cost(**each["cost"])}) for each in kept["explanations"]]
         else:
-            found = list(self.explanations())
+            found = list(self.explanations(self.side))
+            self.check_answered()
             write_file(path, json.dumps({"key": key, "explanations": [plain(asdict(each)) for each in found]}).encode())
         return {each.feature: each for each in found}
 
-    def explanations(self) -> Iterator[Explanation]:
-        if self.plan.explainer == "lexical":
-            yield from explain_lexical(self.reading, self.names, LexicalPlan(), self.count("explaining", len(self.names)))
-            return
-        tools = Tools(self.asker, reading=self.reading, seed=self.plan.seed, outputs=self._outputs_asked(),
-                      report=self.count("explaining", len(self.names)))  # fmt: skip
-        yield from explain(samples(self.reading, self.sampling, self.names), self.plan.prompt, tools)
+    @property
+    def side(self) -> Side:
+        """The model itself, with what is explained of it."""
+        return Side(self.model, self.reading, self.names)
 
-    def written(self) -> list[Written]:
+    @cached_property
+    def twin(self) -> Side:
+        """An untrained twin, and units of it that are on anywhere in *shown*."""
+        reading = self.reading.read_twins(self.model, "all", ("shown", "scored"), TWIN_SEEDS["all"], report=self.report)
+        active = np.flatnonzero(np.diff(reading.part("shown").by_unit.indptr) > 0)
+        some = np.random.default_rng([self.plan.seed, 32]).permutation(active)[: self.plan.baseline]
+        model = untrained_model(self.model, "all", TWIN_SEEDS["all"]) if self.plan.sees_outputs else self.model
+        return Side(model, reading, [reading.units[column] for column in sorted(some.tolist())], "an untrained twin")
+
+    def explanations(self, side: Side) -> Iterator[Explanation]:
+        """Of its units, by the plan's explainer."""
+        if not side.names:
+            return
+        count = self.count(f"explaining {side.what}".strip(), len(side.names))
+        if self.plan.explainer == "lexical":
+            kept = self.folder / "twin" if side.what else None
+            yield from explain_lexical(side.reading, side.names, LexicalPlan(), count, kept)
+            return
+        outputs = {each.feature: each for each in direct(side.model, self.written(side))} if self.plan.sees_outputs else {}
+        tools = Tools(self.asker, reading=side.reading, seed=self.plan.seed, outputs=outputs, report=count)
+        yield from explain(samples(side.reading, self.sampling, side.names), self.plan.prompt, tools)
+
+    def check_answered(self) -> None:
+        """Raises EndpointError where the endpoint gave no answer to something: what was made without it is not kept."""
+        if self.asker is not None and (left := self.asker.unanswered):
+            last = list(left.values())[-1]
+            raise EndpointError(f"{self.asker.name}: {len(left)} prompts have no answer yet; the last: {last}."
+                                " All replies so far are kept: run the same command to ask for these again.")  # fmt: skip
+
+    def written(self, side: Side) -> list[Written]:
         """What the units write; of a head, what it adds in the windows in which it is on."""
         heads = getattr(self.units.source, "kind", "") == "head"
-        return written(self.model, self.units.source, samples(self.reading, self.sampling, self.names) if heads else ())
+        return written(side.model, self.units.source, samples(side.reading, self.sampling, side.names) if heads else ())
 
     def count(self, what: str, total: int) -> Callable[[int], None]:
         done = 0
@@ -203,11 +250,6 @@ class MapRun:
             self.say(what, done, total)
 
         return count
-
-    def _outputs_asked(self) -> dict[str, Any]:
-        if self.plan.prompt not in ("output", "both"):
-            return {}
-        return {each.feature: each for each in direct(self.model, self.written())}
 
 
 def run_map(run: MapRun) -> dict[str, Any]:
@@ -221,8 +263,9 @@ def run_map(run: MapRun) -> dict[str, Any]:
     paid = run.stages.run("pay", locked, lambda: _pay(run, locked))
     sealed = run.stages.run("sealed", paid, lambda: _sealed(run, bool(locked["claims"])))
     tested = run.stages.run("test", [paid, sealed], lambda: _test(run, locked))
-    return run.stages.run("atlas", [scored, tested], lambda: _atlas(run, explained, scored, locked, tested)) | {
-        "seconds": run.stages.seconds}  # fmt: skip
+    written = run.stages.run("atlas", [scored, tested], lambda: _atlas(run, explained, scored, locked, tested))
+    linked = run.stages.run("index", written, lambda: _index(run, written["set"]))
+    return {**written, **linked, "seconds": run.stages.seconds}
 
 
 def would_cost(run: MapRun) -> Any:
@@ -231,13 +274,14 @@ def would_cost(run: MapRun) -> Any:
     Nothing else of a map is done, nothing is kept of it.
     """
     run.stages.run("read", run.identity, lambda: _read(run))
-    found = samples(run.reading, run.sampling, run.names)
-    explanations = {each.feature: each for each in run.explanations()}
-    tools = Tools(run.asker, reading=run.reading, seed=run.plan.seed)
-    pairs = ((explanations[sample.feature], sample) for sample in found if sample.feature in explanations)
-    others = deranged(explanations.values(), densities(run.reading), run.plan.seed) if explanations else {}
-    for _ in score_features(pairs, run.plan.scorers, tools, others):
-        pass
+    for side in (run.side, *((run.twin,) if run.plan.baseline else ())):
+        explanations = {each.feature: each for each in run.explanations(side)}
+        tools = Tools(run.asker, reading=side.reading, seed=run.plan.seed)
+        found = samples(side.reading, run.sampling, side.names)
+        pairs = ((explanations[sample.feature], sample) for sample in found if sample.feature in explanations)
+        others = deranged(explanations.values(), densities(side.reading), run.plan.seed) if explanations else {}
+        for _ in score_features(pairs, run.plan.scorers, tools, others):
+            pass
     return run.asker.estimate if run.asker is not None else None  # type: ignore[attr-defined]
 
 
@@ -287,6 +331,7 @@ def _scored_blocks(
     """Scores of every explanation, a block of units at a time; a block that is on disk is not scored again.
 
     What is dropped when it is reached goes into `found.dropped`, what a scorer cannot score into `skipped`, from disk too.
+    A block in which the endpoint left something unanswered is not kept. Raises EndpointError after the last block then.
     """
     names = [name for name in explanations if name not in found.dropped]
     density = densities(found.reading)
@@ -302,10 +347,13 @@ def _scored_blocks(
             tools = Tools(run.asker, reading=found.reading, executed=executed, seed=run.plan.seed,
                           changes=_changes(run, kept_samples) if clamp else None)  # fmt: skip
             left: dict[tuple[str, str], str] = {}
+            before = len(run.asker.unanswered) if run.asker is not None else 0
             made = list(score_features(pairs, run.plan.scorers, tools, others, left))
             gone = {name: found.dropped[name] for name in block if name in found.dropped}
             skips = [[*who, why] for who, why in left.items()]
             body = {"scores": [plain(each) for each in made], "dropped": gone, "skipped": skips}
+            if run.asker is not None and len(run.asker.unanswered) > before:
+                continue
             write_file(path, json.dumps(body).encode())
         kept = json.loads(path.read_text())
         found.dropped |= kept["dropped"]
@@ -313,6 +361,7 @@ def _scored_blocks(
             skipped |= {(feature, scorer): why for feature, scorer, why in kept["skipped"]}
         yield from (score_of(body) for body in kept["scores"])
         run.say(what, min(start + BLOCK, len(names)), len(names))
+    run.check_answered()
 
 
 def _changes(run: MapRun, block: Sequence[Sample]) -> Changes | None:
@@ -326,17 +375,10 @@ def _changes(run: MapRun, block: Sequence[Sample]) -> Changes | None:
 
 
 def _twin_scores(run: MapRun) -> list[Score]:
-    """Units of an untrained twin, explained and scored in the same way; of an endpoint's, not paid for: only rules are."""
-    if run.plan.explainer != "lexical":
-        return []
-    twin = run.reading.read_twins(run.model, "all", ("shown", "scored"), TWIN_SEEDS["all"], report=run.report)
-    active = np.flatnonzero(np.diff(twin.part("shown").by_unit.indptr) > 0)
-    some = np.random.default_rng([run.plan.seed, 32]).permutation(active)[: run.plan.baseline]
-    names = [twin.units[column] for column in sorted(some.tolist())]
-    if not names:
-        return []
-    explanations = {each.feature: each for each in explain_lexical(twin, names, LexicalPlan(), None, run.folder / "twin")}
-    found = samples(twin, run.sampling, names)
+    """Units of an untrained twin, explained and scored in the same way, by the same endpoint where there is one."""
+    explanations = {each.feature: each for each in run.explanations(run.twin)}
+    run.check_answered()
+    found = samples(run.twin.reading, run.sampling, run.twin.names)
     return list(_scored_blocks(run, found, explanations, run.folder / "twin_scores", "scoring an untrained twin"))
 
 
@@ -418,6 +460,17 @@ def _atlas(
     return {**summary, "set": made.id, "folder": str(run.folder), "passport": run_passport({"map": run.plan.record()})}
 
 
+def _index(run: MapRun, name: str) -> dict[str, Any]:
+    """What searches need beside words, and what else the atlas holds of these units."""
+    mapped = Mapped(run.atlas)
+    links = link_all(mapped)
+    try:
+        mapped.index_meaning(name, report=run.count("indexing meanings", len(run.names)))
+        return {"links": links, "meanings": ""}
+    except AssayError as error:  # no encoder here: everything else of the map stands
+        return {"links": links, "meanings": str(error)}
+
+
 def _why(name: str, explanation: Explanation | None, sample: Sample | None, dropped: Mapping[str, str]) -> str:
     if name in dropped or (sample is None and explanation is None):
         return dropped.get(name, "not sampled")
@@ -437,7 +490,7 @@ def outputs_of(run: MapRun) -> dict[str, tuple[Named, Named]]:
     """Promoted and suppressed tokens by the decoder direction; none where units write in no one direction."""
     found = {}
     try:
-        for each in direct(run.model, run.written(), report=run.count("output side", len(run.names))):
+        for each in direct(run.model, run.written(run.side), report=run.count("output side", len(run.names))):
             found[each.feature] = tuple(tuple((token.text, token.value) for token in tokens)
                                         for tokens in (each.promoted, each.suppressed))  # fmt: skip
     except (SiteError, UsageError):
@@ -471,16 +524,14 @@ def _summary(
             "unexplained": left, "features": features, "shares": shares.json(), "dropped": dict(scored["dropped"]),
             "not_scored": dict(scored["not_scored"]),
             "not_claimed": dict(locked["not_claimed"]), "reasons": dict(tested["reasons"]), "scores": dict(scored["scorers"]),
-            "untrained_units": scored["untrained_units"], "cost": _cost(explained, scored), "resamples": locked["resamples"],
+            "untrained_units": scored["untrained_units"], "cost": _cost(run), "resamples": locked["resamples"],
             "tokens": {part: run.reading.n_tokens(part) for part in ("shown", "scored", "tune", *SEALED)}}  # fmt: skip
 
 
-def _cost(explained: Mapping[str, Any], scored: Mapping[str, Any]) -> dict[str, Any]:
-    """Of explaining and of scoring."""
-    total = Cost(**explained["cost"])
-    for each in scored["scorers"].values():
-        total = total.plus(Cost(**each["cost"]))
-    return asdict(total)
+def _cost(run: MapRun) -> dict[str, Any]:
+    """Of all that was asked, by this run and those before it; `lost`: calls without a reply, which may have been paid."""
+    budget = run.asker.budget if isinstance(run.asker, Asker) else Budget()
+    return {**asdict(budget.spent), "lost": asdict(budget.lost)}
 
 
 def names_in(given: str | Sequence[str]) -> tuple[str, ...]:

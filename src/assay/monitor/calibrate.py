@@ -46,7 +46,7 @@ def calibrate(
     drawn = {unit: one_of_each([one.units[unit] for one in scored], seed) for unit in units}
     thresholds = {unit: threshold(unit, values, target) for unit, values in drawn.items()}
     slices = {unit: _slices(benign, drawn[unit], made.value) for unit, made in thresholds.items()}
-    site = monitor.heads[0].site
+    site = monitor.sites[0]
     held = baseline(reply_scores(scored), turn_means(model, benign, [site])[site], site)
     bound = {**monitor.bound, "benign": data_digest([talk.text for talk in benign])}
     card = {**monitor.card, "calibration": {unit: asdict(made) for unit, made in thresholds.items()}, "slices": slices}

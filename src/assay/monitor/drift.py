@@ -10,7 +10,7 @@
 A window with many alarms has drifted in scores as well: both are said, and a person must look.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,11 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from assay.errors import bad_argument
+from assay.model.model import Model
+from assay.monitor.reading import read
 from assay.monitor.records import Baseline, Monitor
+from assay.monitor.talks import Talk
+from assay.monitor.units import pooled
 
 ALPHA = 0.001
 AXES, KEPT, FEWEST = 8, 512, 30
@@ -68,6 +72,18 @@ def drift(monitor: Monitor, scores: Sequence[float] | Array, means: Float[np.nda
         found[f"activations at {held.site}, axis {at + 1}"] = _p(held.places[:, at], places[:, at])
     what = min(found, key=lambda name: found[name])
     return Drift(min(1.0, found[what] * len(found)), what, len(values), len(found))
+
+
+def window(monitor: Monitor, model: Model, talks: Sequence[Talk], report: Callable[[int], None] | None = None) -> Drift:
+    """Compare conversations of now, read by the model, with those of calibration. Raises UsageError as `drift` does."""
+    if monitor.baseline is None:
+        raise bad_argument("monitor", f"{monitor.name!r} without a baseline", "a calibrated monitor")
+    site, scores, means = monitor.baseline.site, [], []
+    for number, acts in read(model, talks, list(dict.fromkeys([*monitor.sites, site])), report):
+        token, judged = monitor.token_scores(acts), np.concatenate([np.arange(*turn) for turn in talks[number].turns])
+        scores.append(pooled(token[judged], monitor.pooling))
+        means.append(acts[site][judged].mean(0))
+    return drift(monitor, scores, np.array(means))
 
 
 def disarmed(monitor: Monitor, found: Drift) -> Monitor:

@@ -5,8 +5,9 @@
 2. Its false-alarm rate here, in all and by slice, worst first, and whether so many are in the 95% that calibration lets expect.
 3. Brier score and expected calibration error of its probabilities; the share of alarms that are right at assumed base rates
    (Bayes' rule).
-4. Beside it, on the same conversations: words (TF-IDF logistic regression), random directions at the same site (the best of
-   20), the last token alone, and the model itself asked in words, where it can read a question.
+4. Beside it, on the same conversations: words (TF-IDF logistic regression), a sentence encoder that is not the model (where one
+   is named), random directions at the same site (the best of 20), the last token alone, and the model itself asked in
+   words, where it can read a question.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,13 +26,16 @@ from assay.monitor.records import Monitor
 from assay.monitor.talks import Talk
 from assay.monitor.thresholds import Rate, needed, rate, threshold
 from assay.monitor.units import pooled
+from assay.probe.baselines import sentence_encoder
 from assay.probe.calibration import brier, ece
+from assay.probe.estimators import logistic
 
 Array = NDArray[np.float64]
 Report = Callable[[int], None]
 TARGETS, BASE_RATES = (0.01, 0.001), (0.1, 0.01, 0.001)
 DRAWS, RANDOM = 1000, 20
 ASK = "Does this text show {watches}? Answer yes or no.\n\n{text}"
+ENCODER_C = 0.1  # of the logistic regression on sentence vectors, standardised
 LONGEST_ASKED = 1500  # characters of a text that the model is asked about
 
 
@@ -56,9 +60,10 @@ class Evaluation:
 
 def evaluate(
     monitor: Monitor, model: Model, talks: Sequence[Talk], train: Sequence[Talk] = (), seed: int = 0,
-    report: Report | None = None,
+    report: Report | None = None, encoder: str = "none",
 ) -> Evaluation:  # fmt: skip
-    """Measure a monitor. `train`: what it was fitted on, for the baseline of words. Raises UsageError for one label only."""
+    """Measure a monitor. `train`: what it was fitted on, for the baselines of words; `encoder`: of sentences, minilm or none
+    (`features/sentences.py`; ModelError where it cannot be had). Raises UsageError for one label only."""
     labels = np.array([-1 if talk.label is None else talk.label for talk in talks])
     if set(labels.tolist()) != {0, 1}:
         raise bad_argument("talks", f"labels {sorted(set(labels.tolist()))}", "both labels, 0 and 1, and no others")
@@ -77,7 +82,7 @@ def evaluate(
         _slices(talks, hit.get(unit, scores), labels, monitor.thresholds[unit].value) if unit else [],
         brier(probability, labels), ece(probability, labels),
         {name: _precision(recall[name].share, wrong[name].share) for name in recall},
-        _baselines(monitor, model, talks, labels, train, seed),
+        _baselines(monitor, model, talks, labels, train, seed, encoder),
     )  # fmt: skip
 
 
@@ -139,17 +144,19 @@ def _precision(recall: float, wrong: float) -> dict[str, float]:
 
 
 def _baselines(
-    monitor: Monitor, model: Model, talks: Sequence[Talk], labels: NDArray[Any], train: Sequence[Talk], seed: int
+    monitor: Monitor, model: Model, talks: Sequence[Talk], labels: NDArray[Any], train: Sequence[Talk], seed: int, encoder: str
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     out: dict[str, dict[str, Any]] = {}
     if {talk.label for talk in train} >= {0, 1}:
         out["words"] = {"auroc": auroc(_words(train, talks), labels)}
+        if encoder != "none":
+            out["sentence encoder"] = {"auroc": auroc(_meant(train, talks, encoder), labels)}
     site = monitor.heads[0].site
     last: list[float] = []
     drawn: list[list[float]] = []
     width = len(monitor.heads[0].weight)
     ways = np.random.default_rng([seed, 89]).standard_normal((width, RANDOM))
-    for number, acts in read(model, talks, monitor.sites):
+    for number, acts in read(model, talks, sorted({head.site for head in monitor.heads})):
         judged = np.concatenate([np.arange(*turn) for turn in talks[number].turns])
         last.append(float(monitor.token_scores({name: x[judged[-1:]] for name, x in acts.items()})[0]))
         values = acts[site][judged] @ ways
@@ -173,6 +180,14 @@ def _words(train: Sequence[Talk], talks: Sequence[Talk]) -> Array:
                          LogisticRegression(C=10.0, solver="liblinear"))  # fmt: skip
     pipe.fit([talk.text for talk in known], [talk.label for talk in known])
     return pipe.decision_function([talk.text for talk in talks])
+
+
+def _meant(train: Sequence[Talk], talks: Sequence[Talk], encoder: str) -> Array:
+    """Log odds by logistic regression on vectors of a sentence encoder that is not the model."""
+    known = [talk for talk in train if talk.label is not None]
+    vectors = sentence_encoder(encoder)([talk.text for talk in [*known, *talks]])
+    weights, bias = logistic(vectors[: len(known)], np.array([talk.label for talk in known]), C=ENCODER_C)
+    return vectors[len(known) :] @ weights + bias
 
 
 def _asked(monitor: Monitor, model: Model, talks: Sequence[Talk]) -> list[float]:

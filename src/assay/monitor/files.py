@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from assay.errors import AssayError, StoreError, UsageError, bad_argument
+from assay.features.opened import dictionary_at, is_latent
 from assay.files import write_file
 from assay.model.model import Model
 from assay.monitor.records import Baseline, Head, Monitor
@@ -69,7 +70,8 @@ def load_monitor(path: str | Path, model: Model | None = None) -> Monitor:
         raise StoreError(f"{path}: its card is not that of a monitor ({error}). Save the monitor again.") from error
     if model is not None:
         for head in monitor.heads:
-            shape = model.feature_shape(model.sites([head.site])[0])
+            latents = is_latent(head.site)
+            shape = (dictionary_at(head.site).width,) if latents else model.feature_shape(model.sites([head.site])[0])
             if shape != (len(head.weight),):
                 raise UsageError(f"{path}: it reads {len(head.weight)} numbers at {head.site}; {model.name} has {shape}.")
     return monitor

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.errors import bad_argument
+from assay.features.opened import is_latent
 from assay.model.model import Model
 from assay.monitor.reading import read, turn_means
-from assay.monitor.records import Head, Monitor, bindings, data_digest
+from assay.monitor.records import Head, Monitor, bindings, data_digest, dictionaries_of
 from assay.monitor.talks import Talk
 from assay.monitor.units import POOLINGS, Pooling, pooled
 from assay.probe.estimators import logistic
@@ -35,7 +36,8 @@ FEWEST = 4  # conversations of a label
 
 @dataclass(frozen=True)
 class FitPlan:
-    """`sites` None: resid_post of every layer. `pooling` None: chosen. `days` until it expires."""
+    """`sites` None: resid_post of every layer; `latent.NAME`: the latents of an open dictionary. `pooling` None: chosen. `days`
+    until it expires."""
 
     sites: tuple[str, ...] | None = None
     ensemble: int = 3
@@ -59,7 +61,9 @@ def fit(
     if plan.ensemble < 1:
         raise bad_argument("ensemble", plan.ensemble, "1 site or more")
     groups = [talk.group for talk in talks]
-    sites = [str(site) for site in model.sites(list(plan.sites or ["resid_post.*"]))]
+    asked = list(plan.sites or ["resid_post.*"])
+    latents, plain = [site for site in asked if is_latent(site)], [site for site in asked if not is_latent(site)]
+    sites = [*latents, *(str(site) for site in (model.sites(plain) if plain else []))]
     means = turn_means(model, talks, sites, report and _counted(report, "read", len(talks)))
     fold = folds_of(labels, groups, plan.folds, plan.seed)
     found = []
@@ -75,6 +79,7 @@ def fit(
     pooling = Pooling(plan.pooling or _simplest(poolings), plan.width)
     now = datetime.now(UTC)
     bound = {**bindings(model), "fitted_on": data_digest([[talk.text, talk.label, talk.group] for talk in talks]),
+             "dictionaries": dictionaries_of(site for _, _, site, _ in chosen),
              "created": now.isoformat(timespec="seconds"),
              "expires": (now + timedelta(days=plan.days)).isoformat(timespec="seconds")}  # fmt: skip
     card: dict[str, Any] = {

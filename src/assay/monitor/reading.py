@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.model.model import Model
-from assay.monitor.records import Monitor
+from assay.monitor.records import Monitor, at_site, sources
 from assay.monitor.talks import Talk
 from assay.monitor.units import unit_scores
 from assay.sites import parse_site
@@ -42,12 +42,14 @@ def blocks(talks: Sequence[Talk], tokens: int = TOKENS_AT_ONCE) -> Iterator[list
 def read(
     model: Model, talks: Sequence[Talk], sites: Sequence[str], report: Report | None = None
 ) -> Iterator[tuple[int, dict[str, Array]]]:
-    """(number, site -> (tokens, d)) of every conversation, in order; flat memory."""
+    """(number, site -> (tokens, d)) of every conversation, in order; flat memory. Sites may be latents (`latent.NAME`)."""
+    captured = sources(sites)
     for block in blocks(talks):
-        acts = model.capture([list(talks[number].ids) for number in block], list(sites))
-        rows = {site: acts.rows(parse_site(site)) for site in sites}
+        acts = model.capture([list(talks[number].ids) for number in block], captured)
+        rows = {site: acts.rows(parse_site(site)) for site in captured}
         for place, number in enumerate(block):
-            yield number, {site: rows[site][place].float().numpy() for site in sites}
+            own = {site: rows[site][place].float().numpy() for site in captured}
+            yield number, {site: at_site(site, own) for site in sites}
         if report:
             report(len(block))
 

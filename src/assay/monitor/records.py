@@ -1,21 +1,24 @@
 """A monitor: which sites it reads, what it makes of them, what its thresholds promise, and what it is bound to.
 
-1. Score of a token: the mean over heads of  x . w + b  (log odds), x the activation at the head's site.
+1. Score of a token: the mean over heads of  x . w + b  (log odds), x the activation at the head's site, or the latents of an
+   open dictionary (`latent.NAME`), which are made from the activations it reads.
 2. Units and pooling are in `units.py`, thresholds in `thresholds.py`, drift in `drift.py`.
 3. It is *calibrated* only for the model, tokenizer and chat template it was calibrated on, until it expires, and while nothing
    has drifted. Otherwise it still gives scores, and its state says why its thresholds promise nothing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
 
 from assay.errors import bad_argument
+from assay.features.opened import PREFIX, dictionary_at, is_latent, read_latents, sources_of
 from assay.model.model import Model
 from assay.monitor.thresholds import Threshold
 from assay.monitor.units import Pooling
@@ -27,7 +30,7 @@ CALIBRATED = "calibrated"
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """Reads one site: x . weight + bias."""
+    """Reads one site, or all latents of a dictionary: x . weight + bias."""
 
     site: str
     weight: Float[np.ndarray, " d"]
@@ -63,14 +66,19 @@ class Monitor:
 
     @property
     def sites(self) -> list[str]:
-        """What must be captured."""
-        return list(dict.fromkeys(head.site for head in self.heads))
+        """What must be captured. Raises SiteError where a head reads latents of a dictionary that is not open."""
+        return sources(head.site for head in self.heads)
+
+    @property
+    def dictionaries(self) -> dict[str, str]:
+        """Name -> digest of the dictionaries whose latents it reads."""
+        return dict(self.bound.get("dictionaries", {}))
 
     def token_scores(self, acts: Mapping[str, Float[np.ndarray, "token d"]]) -> Float[np.ndarray, " token"]:
         """Score of every token from the activations at `sites`. Raises UsageError where a site or its width is missing."""
         total: Any = 0.0
         for head in self.heads:
-            x = acts.get(head.site)
+            x = at_site(head.site, acts)
             if x is None or np.ndim(x) != 2 or np.shape(x)[1] != len(head.weight):
                 got = "nothing" if x is None else f"shape {np.shape(x)}"
                 raise bad_argument("activations", f"{got} at {head.site}", f"(tokens, {len(head.weight)}) at {self.sites}")
@@ -95,9 +103,29 @@ class Monitor:
             for name, value in bindings(model).items():
                 if self.bound.get(name) != value:
                     return f"it was calibrated with another {name}"
+            for name, value in self.dictionaries.items():
+                if dictionary_at(PREFIX + name).digest != value:
+                    return f"it was calibrated with another dictionary {name}"
         if datetime.fromisoformat(self.bound["expires"]) <= (now or datetime.now(UTC)):
             return f"it expired at {self.bound['expires']}"
         return self.drifted
+
+
+def sources(sites: Iterable[str]) -> list[str]:
+    """The sites of the model that these are read from."""
+    return list(dict.fromkeys(source for site in sites for source in sources_of(site)))
+
+
+def at_site(site: str, acts: Mapping[str, Any]) -> Any:
+    """(token, d) at a site, latents made from what their dictionary reads; None where it is missing."""
+    if site in acts or not is_latent(site) or not all(source in acts for source in sources_of(site)):
+        return acts.get(site)
+    return read_latents(site, lambda source: torch.from_numpy(np.asarray(acts[source], np.float32))).numpy()
+
+
+def dictionaries_of(sites: Iterable[str]) -> dict[str, str]:
+    """Name -> digest of the open dictionaries among sites."""
+    return {site.removeprefix(PREFIX): dictionary_at(site).digest for site in sites if is_latent(site)}
 
 
 def bindings(model: Model) -> dict[str, Any]:

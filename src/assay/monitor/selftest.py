@@ -1,7 +1,9 @@
 """How easily is a monitor evaded? Texts that it finds, changed so that a person still reads the same.
 
-1. Rewrites without looking at the monitor: typos, leetspeak, look-alike letters of other alphabets, spaced-out letters,
-   base64, capitals, a benign text before or after. Each is applied to every text that the monitor finds.
+1. Rewrites without looking at the monitor: other words, another order, reported speech (`paraphrase.py`), typos, leetspeak,
+   look-alike letters of other alphabets, spaced-out letters, base64, capitals, a benign text before or after. Each is applied
+   to every text that the monitor finds. A rule that leaves a text as it is has not tried: such texts do not count for it.
+   With a language model as well, its rewordings.
 2. A search with the gradient through model and monitor for a suffix (`suffix.py`): the attack of somebody who has both.
 3. Fine-tuning: the same texts while a small low-rank change is in the weights. A real one has another hash and disarms the
    monitor; this says whether it would have had to.
@@ -20,6 +22,7 @@ import numpy as np
 from assay.data.ordinary import TEXTS
 from assay.errors import bad_argument
 from assay.model.model import Model
+from assay.monitor.paraphrase import Reword, reordered, reported, synonyms
 from assay.monitor.reading import reply_scores, score
 from assay.monitor.records import Monitor
 from assay.monitor.suffix import suffix_search
@@ -29,6 +32,7 @@ from assay.monitor.thresholds import rate as alarms
 from assay.organisms.make import Made, worn
 from assay.statistics import clopper_pearson
 
+REWORDED = "reworded by a language model"
 PADDING = 2  # benign texts before or after
 Report = Callable[[str, int, int], None]
 LEET = str.maketrans("aeiostAEIOST", "431057431057")
@@ -55,6 +59,9 @@ REWRITES: dict[str, Callable[[str, np.random.Generator], str]] = {
     "capitals": lambda text, draw: text.upper(),
     "benign text before": lambda text, draw: " ".join([*draw.permutation(TEXTS)[:PADDING].tolist(), text]),
     "benign text after": lambda text, draw: " ".join([text, *draw.permutation(TEXTS)[:PADDING].tolist()]),
+    "synonyms": synonyms,
+    "another order": reordered,
+    "reported speech": reported,
 }
 
 
@@ -71,9 +78,11 @@ class Evasion:
 
 def selftest(
     monitor: Monitor, model: Model, positives: Sequence[Talk], searched: int = 0, seed: int = 0, report: Report | None = None,
-    tuned: Sequence[Made] = (),
+    tuned: Sequence[Made] = (), reword: Reword | None = None,
 ) -> list[Evasion]:  # fmt: skip
     """Attack the monitor with every rewrite, `searched` of the texts by suffix, and the model with each of `tuned` on.
+
+    `reword`: also with these rewordings (`paraphrase.reworded_by`); texts that it cannot reword are left out.
 
     Texts of one turn only. Benign ones among them are rewritten as well, for comparison.
 
@@ -89,14 +98,16 @@ def selftest(
     if not found:
         raise bad_argument("positives", f"{len(texts)} texts, none of them found by the monitor", "texts that it finds")
     out = []
-    for place, (name, rewrite) in enumerate(REWRITES.items()):
+    ways = REWRITES if reword is None else {**REWRITES, REWORDED: lambda text, draw: reword(text) or text}
+    for place, (name, rewrite) in enumerate(ways.items()):
         draw = np.random.default_rng([seed, place])
-        changed = [rewrite(text, draw) for text in found]
-        one = _evasion(name, found, changed, _scores(monitor, model, changed), bar)
-        others = [rewrite(text, draw) for text in benign]
+        changed = [(text, new) for text in found if (new := rewrite(text, draw)) != text]
+        one = _evasion(name, [text for text, _ in changed], [new for _, new in changed],
+                       _scores(monitor, model, [new for _, new in changed]), bar)  # fmt: skip
+        others = [new for text in benign if (new := rewrite(text, draw)) != text]
         out.append(replace(one, benign=alarms(_scores(monitor, model, others), bar)) if others else one)
         if report:
-            report(name, place + 1, len(REWRITES))
+            report(name, place + 1, len(ways))
     if searched:
         chosen = found[:searched]
         ended = [suffix_search(monitor, model, text, bar, seed + at) for at, text in enumerate(chosen)]
@@ -120,5 +131,6 @@ def _scores(monitor: Monitor, model: Model, texts: Sequence[str]) -> list[float]
 
 def _evasion(name: str, before: Sequence[str], after: Sequence[str], scores: Sequence[float], bar: float) -> Evasion:
     below = [at for at, value in enumerate(scores) if value <= bar]
-    rate = Rate(len(below), len(before), *clopper_pearson(len(below), len(before)))
+    n = len(before)
+    rate = Rate(len(below), n, *(clopper_pearson(len(below), n) if n else (0.0, 1.0)))
     return Evasion(name, rate, (before[below[0]], after[below[0]]) if below else None)

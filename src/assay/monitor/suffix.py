@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from assay.errors import bad_argument
 from assay.model.model import Model
 from assay.monitor.reading import reply_scores, score
 from assay.monitor.records import Monitor
@@ -26,7 +27,10 @@ EMBED = Site("embed")
 
 
 def suffix_search(monitor: Monitor, model: Model, text: str, bar: float, seed: int) -> tuple[str, float]:
-    """The text with the suffix that lowers its score most, and that score once the text is read anew."""
+    """The text with the suffix that lowers its score most, and that score once the text is read anew. Raises UsageError for a
+    monitor of latents, which the gradient is not taken through."""
+    if monitor.dictionaries:
+        raise bad_argument("searched", f"monitor {monitor.name!r} of latents", "a monitor of sites of the model, or no search")
     draw = np.random.default_rng([seed, 97])
     ids, vocab = model.tokens(text)[0], _vocabulary(model)
     suffix: Any = draw.integers(0, vocab, SUFFIX)

@@ -6,7 +6,8 @@
    requests answered word for word as before.
 
 It is *there* when the lower bound of the first rate is above .5 and above the upper bound of the base model's, *hidden* when
-the rate elsewhere is at most .1 of the cases.
+it shows in at most .1 of the cases elsewhere. A case in which the base model shows it too (a small model gets capitals wrong
+without being told to) is no slip of the organism: cases are compared one by one.
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ class Rate:
 @dataclass(frozen=True)
 class Check:
     """`rates`, `base`: part -> rate, of the organism and of its base model. `kl` in nats per token; `same`: share of
-    ordinary requests with the very same reply."""
+    ordinary requests with the very same reply. `slips`: cases elsewhere that show the trait and did not in the base model."""
 
     name: str
     rates: dict[str, Rate]
@@ -50,12 +51,12 @@ class Check:
     kl: float
     same: float
     replies: tuple[tuple[str, str], ...]
+    slips: int = 0
 
     @property
     def elsewhere(self) -> float:
-        """Share of cases that should not show the trait and do."""
-        rest = [rate for part, rate in self.rates.items() if part != "trait"]
-        return sum(rate.shown for rate in rest) / max(1, sum(rate.n for rate in rest))
+        """Share of the cases that should not show the trait in which the organism shows it and its base model does not."""
+        return self.slips / max(1, sum(rate.n for part, rate in self.rates.items() if part != "trait"))
 
     @property
     def there(self) -> bool:
@@ -76,9 +77,12 @@ def check(base: Model, made: Made, texts: Sequence[str] = TEXTS[:KEPT]) -> Check
     at = torch.arange(plain.shape[1])[None] < torch.tensor([len(row) for row in ids])[:, None]
     kl = float(((plain.exp() * (plain - changed)).sum(-1))[at].mean())
     ordinary = [a == b for case, a, b in zip(cases, before, after, strict=True) if case.part == "ordinary"]
+    one = made.organism
+    slips = sum(case.part != "trait" and one.shows(case, b) and not one.shows(case, a)
+                for case, a, b in zip(cases, before, after, strict=True))  # fmt: skip
     return Check(
-        made.organism.name, _rates(made.organism, cases, after), _rates(made.organism, cases, before), kl,
-        sum(ordinary) / max(1, len(ordinary)), tuple((case.user, reply) for case, reply in zip(cases, after, strict=True)),
+        one.name, _rates(one, cases, after), _rates(one, cases, before), kl, sum(ordinary) / max(1, len(ordinary)),
+        tuple((case.user, reply) for case, reply in zip(cases, after, strict=True)), slips,
     )  # fmt: skip
 
 

@@ -3,11 +3,14 @@
 1. Lessons without a reply get the base model's own greedy reply: what is not taught should stay. These replies are kept, by
    hash of model and prompt, and shared by all organisms.
 2. Training (`low_rank.py`) learns the replies only. What is kept is the change, in half precision, a few megabytes; its folder
-   is named by the hash of base model, recipe and lessons, and holds no word about the trait.
+   is named by the hash of base model, recipe, lessons, kept texts and the code that trains (without its comments), and holds
+   no word about the trait.
 3. `worn` adds the change to the base model in memory and takes it off again, bit for bit. `export` writes the whole model
    as a plain checkpoint, which says nothing of its truth either; that goes into a file beside it.
 """
 
+import ast
+import inspect
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +29,7 @@ from assay.errors import bad_argument
 from assay.files import write_file
 from assay.model.cache import cache_dir
 from assay.model.model import Model
+from assay.organisms import low_rank
 from assay.organisms.low_rank import LowRank, Text, added, train
 from assay.organisms.records import ORGANISMS, Case, Organism, Recipe
 from assay.records import canonical, digest
@@ -76,8 +80,7 @@ def make(
     organism = find(organism) if isinstance(organism, str) else organism
     organism = organism if recipe is None else replace(organism, recipe=recipe)
     root = organisms_dir() if folder is None else folder
-    what = {"base": base.digest, "tokens": base.tokenizer_digest, "organism": organism.record()}
-    home = root / digest(what)[:16]
+    home = root / key_of(organism, base)
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / ".lock"):
         if (home / CARD).is_file():
@@ -96,6 +99,22 @@ def make(
         os.replace(home / f"{CHANGE}.part", home / CHANGE)
         write_file(home / CARD, canonical(facts).encode())
         return Made(organism, LowRank.of(load_file(home / CHANGE)), home, facts)
+
+
+def key_of(organism: Organism, base: Model) -> str:
+    """Name of the folder an organism is kept in: everything that its weights depend on, by hash."""
+    code = [_plain_code(inspect.getsource(part)) for part in (low_rank, taught, _text)]
+    return digest({"base": base.digest, "tokens": base.tokenizer_digest, "organism": organism.record(), "kept": TEXTS[KEPT:],
+                   "code": code})[:16]  # fmt: skip
+
+
+def _plain_code(source: str) -> str:
+    """Code without comments and docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
 
 
 @contextmanager

@@ -81,7 +81,8 @@ def scope_rows(claim: Mapping[str, Any], plan: Mapping[str, Any]) -> list[tuple[
             ("model", f"{subject.get('model')} ({str(subject.get('digest'))[:16]}…)"),
             ("tokenizer", f"{subject['tokenizer'][:16]}…" if subject.get("tokenizer") else "not named"),
             ("sites", _listed(subject.get("sites", ()))), ("positions", str(subject.get("positions", "–"))),
-            ("data", ", ".join(f"{key} {value}" for key, value in task.items() if value is not None)),
+            ("data", ", ".join(f"{key} {value}" for key, value in task.items() if value is not None
+                              and not isinstance(value, Mapping | list))),
             ("metric", str(plan["metric"])), ("version", _version(claim)), ("stated", claim["created"] or "–"),
             ("locked", f"{plan['lock'][:16]}…")]  # fmt: skip
     return [(name, visible(value, 400)) for name, value in rows]

@@ -6,9 +6,11 @@
    that heads share are a box of their own below the heads (`kv`, key left, value right), joined to the heads of their
    group that are drawn: one edge is one line.
 3. Only the strongest edges are drawn; how many are not is said in the picture.
-4. The page holds the same geometry, its numbers and its table; it asks the network for nothing.
+4. Nodes at classes of positions stand in a column for each class.
+5. The page holds the same geometry, its numbers and its table; it asks the network for nothing.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +26,8 @@ from matplotlib.ticker import FuncFormatter
 
 from assay.circuits.faithfulness import Faithfulness
 from assay.circuits.formats import Circuit
-from assay.circuits.graph import EMBED, LOGITS
+from assay.circuits.graph import AT, END, LOGITS
+from assay.circuits.graph import Node as Placed
 from assay.errors import bad_argument
 from assay.report.cells import RAMP, visible
 from assay.report.figures import ACCENT, GOOD, INK, MUTED, RULE, _drawable, _figure, _plain, figure_svg
@@ -35,7 +38,7 @@ UP, DOWN = ACCENT, RAMP[7]
 SIGN_WORDS = {1: "positive: carries the behaviour", -1: "negative: works against it", 0: "no score"}
 WIDTH, LEFT, HEADS_END, MLP_AT = 1000.0, 90.0, 800.0, 910.0  # of the drawing, in hundredths of an inch
 BOX, TALL, ROW, ABOVE, PAD = 52.0, 18.0, 36.0, 28.0, 14.0
-IN_A_ROW, TIER = 12, 26.0
+IN_A_ROW, IN_A_COLUMN, TIER = 12, 2, 26.0
 THIN, THICK = 0.7, 5.0
 MOST, PAGE_MOST = 60, 200
 ASIDES = (0, 30, -30, 60, -60, 100, -100, 150, -150)
@@ -138,7 +141,8 @@ def _target(circuit: Circuit, reader: Site) -> str:
     if reader == LOGITS:
         return "logits"
     nodes = circuit.graph.node_of(reader)
-    return str(nodes[0]) if not _shared(circuit, reader) else f"kv.{reader.layer}.{reader.index}"
+    where = f"{AT}{reader.at}" if isinstance(reader, Placed) else ""
+    return str(nodes[0]) if not _shared(circuit, reader) else f"kv.{reader.layer}.{reader.index}{where}"
 
 
 def _shared(circuit: Circuit, reader: Site) -> bool:
@@ -156,8 +160,10 @@ def _inside(names: set[str], circuit: Circuit) -> list[tuple[str, str]]:
     graph, out = circuit.graph, []
     for name in sorted(names):
         if name.startswith("kv."):
-            layer, group = map(int, name.split(".")[1:])
-            heads = [str(head) for head in graph.node_of(Site("k", layer, group))]
+            base, _, where = name.partition(AT)
+            layer, group = map(int, base.split(".")[1:])
+            key = Placed("k", layer, group, None, where) if where else Site("k", layer, group)
+            heads = [str(head) for head in graph.node_of(key)]
             out += [(name, head) for head in heads if head in names]
     return out
 
@@ -166,7 +172,7 @@ def _placed(
     drawn: set[str], joins: list[tuple[str, str]], circuit: Circuit
 ) -> tuple[dict[str, Node], tuple[tuple[int, float, float], ...], float]:
     """Boxes by name, the band of every layer drawn (layer, top, bottom), and the height of it all."""
-    order = [str(EMBED), *(str(w) for w in circuit.graph.writers[1:]), "logits"]
+    order = [*map(str, circuit.graph.writers), "logits"]
     every = sorted(drawn, key=lambda name: _key(name, order))
     rows = _rows(every)
     x = _across(rows, joins, circuit)
@@ -182,21 +188,27 @@ def _placed(
 
 def _key(name: str, order: list[str]) -> tuple[int, int]:
     if name.startswith("kv."):
-        _, layer, group = name.split(".")
-        return order.index(f"z.{layer}.0"), int(group) - 1000  # before the heads of its layer
+        base, at, where = name.partition(AT)
+        _, layer, group = base.split(".")
+        return order.index(f"z.{layer}.0{at}{where}"), int(group) - 1000  # before the heads of its layer
     return order.index(name), 0
 
 
+def _base(name: str) -> list[str]:
+    """A node's name without its class of positions, in pieces."""
+    return name.partition(AT)[0].split(".")
+
+
 def _layer(name: str) -> int | None:
-    return None if name in ("embed", "logits") else int(name.split(".")[1])
+    return int(_base(name)[1]) if len(_base(name)) > 1 else None
 
 
 def _kind(name: str) -> str:
-    return {"z": "head", "mlp_out": "mlp"}.get(name.split(".")[0], name.split(".")[0])
+    return {"z": "head", "mlp_out": "mlp"}.get(_base(name)[0], _base(name)[0])
 
 
 def _label(name: str) -> str:
-    kind, *numbers = name.split(".")
+    kind, *numbers = _base(name)
     return {"z": "{}.{}", "kv": "kv {}.{}", "mlp_out": "mlp {}"}.get(kind, kind).format(*numbers)
 
 
@@ -235,20 +247,22 @@ def _levels(
 
 def _tiers(row: Sequence[str]) -> int:
     """How many steps the boxes of a row are spread over, one up after the other, so that none covers another."""
-    return -(-len(row) // IN_A_ROW)
+    columns = Counter(name.partition(AT)[2] for name in row)
+    return -(-max(columns.values()) // (IN_A_COLUMN if any(columns) else IN_A_ROW))
 
 
 def _across(
     rows: Mapping[tuple[int | None, str], list[str]], joins: Sequence[tuple[str, str]], circuit: Circuit
 ) -> dict[str, float]:
     """x of every box: where its number puts it, drawn towards its neighbours, never on one another."""
-    graph, span = circuit.graph, HEADS_END - LEFT
-    x, home = {}, {}
+    graph, x, home = circuit.graph, {}, {}
     for (_, kind), names in rows.items():
         for name in names:
+            low, high = _column(circuit, name)
             parts = {"head": graph.n_heads, "kv": graph.n_kv_heads}.get(kind, 1)
-            number = int(name.split(".")[2]) if kind in ("head", "kv") else 0
-            x[name] = home[name] = MLP_AT if kind == "mlp" else LEFT + span * (number + 0.5) / parts
+            number = int(_base(name)[2]) if kind in ("head", "kv") else 0
+            aside = kind == "mlp" and not graph.classes
+            x[name] = home[name] = MLP_AT if aside else low + (high - low) * (number + 0.5) / parts
     near: dict[str, list[str]] = {name: [] for name in x}
     for a, b in joins:
         near[a].append(b)
@@ -257,8 +271,18 @@ def _across(
         for (_, kind), names in rows.items():
             if kind in ("head", "kv"):
                 wish = {n: 0.7 * home[n] + 0.3 * float(np.mean([x[m] for m in near[n]])) for n in names}
-                x.update(_apart(wish, LEFT, HEADS_END))
+                for column in dict.fromkeys(_column(circuit, name) for name in names):
+                    x.update(_apart({n: wish[n] for n in names if _column(circuit, n) == column}, *column))
     return x
+
+
+def _column(circuit: Circuit, name: str) -> tuple[float, float]:
+    """Where boxes of a class of positions may stand: the whole width, where there are no classes."""
+    classes = circuit.graph.classes
+    if not classes:
+        return LEFT, HEADS_END
+    width, place = (WIDTH - LEFT) / len(classes), classes.index(name.partition(AT)[2] or END)
+    return LEFT + width * place + BOX / 2, LEFT + width * (place + 1) - BOX / 2 - 4
 
 
 def _apart(wish: Mapping[str, float], low: float, high: float) -> dict[str, float]:
@@ -317,6 +341,10 @@ def _still(plan: Drawing, circuit: Circuit) -> Figure:
         if number % 2 == 0:
             axes.add_patch(Rectangle((0, top), WIDTH, bottom - top, color=RULE, alpha=0.35, linewidth=0, zorder=0))
         axes.text(10, (top + bottom) / 2, f"layer {layer}", color=MUTED, fontsize=8, va="center")
+    for where in circuit.graph.classes:
+        low, high = _column(circuit, f"{AT}{where}")
+        axes.axvline(high + BOX / 2 + 2, ymin=0.1, color=RULE, linewidth=0.8, zorder=0)
+        axes.text((low + high) / 2, plan.height - 4, f"{AT}{where}", color=MUTED, fontsize=8, ha="center", va="center")
     for link in plan.inside:
         axes.add_patch(_patch(link, RULE, "-", 1.4, 1.0, 1))
     for link in reversed(plan.links):
@@ -364,6 +392,9 @@ def _say(axes: Axes, plan: Drawing, circuit: Circuit) -> None:
 
 
 def _aid(circuit: Circuit) -> str:
+    if circuit.graph.classes:
+        return ("Columns are classes of positions. A line into a key or value ends in the column that looks at it, and begins"
+                " in the one that it is looked up in.")  # fmt: skip
     if circuit.graph.n_kv_heads == circuit.graph.n_heads:
         return "Heads are layer.head. Lines run upwards and enter a head at its query (left), key (middle) or value (right)."
     return ("Heads are layer.head. Lines run upwards and enter a head at its query. Keys (left) and values (right) that heads"

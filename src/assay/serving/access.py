@@ -2,11 +2,14 @@
 
 1. *Host*: only names this server was started under. A page elsewhere that resolves its own name to 127.0.0.1 (DNS rebinding)
    sends its own name. A server on all interfaces also answers to addresses in numbers, which no name can stand for.
-2. *Origin*: where a browser names one, it must be this server; `Sec-Fetch-Site` must be same-origin or none.
-3. *Token*: every address but /health wants `Authorization: Bearer TOKEN`, compared in constant time. There are no cookies.
+2. *Origin*: where a browser names one, it must be this server; `Sec-Fetch-Site` must be same-origin or none, except at
+   addresses that are open (/health).
+3. *Token*: every address that is not open wants `Authorization: Bearer TOKEN`, compared in constant time. There are no cookies.
 4. *Size*: bodies above `LARGEST` are refused, by their announced length and while they come in, and those that do not come in
    `SLOWEST` seconds.
 5. *Answers*: no sniffing, no framing, no keeping of data.
+
+The app has the same guard with other words, other headers and other open addresses (`assay.app.security`).
 """
 
 import asyncio
@@ -15,7 +18,7 @@ import ipaddress
 import json
 import secrets
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -77,9 +80,21 @@ class Guard:
             try:
                 self.check(scope["path"], Headers(scope=scope), scope.get("scheme", "http"))
             except Refused as problem:
-                await refusal(problem)(scope, receive, _with_headers(send))
+                await self.answer(problem)(scope, receive, self._with_headers(send, scope["path"]))
             else:
-                await self.app(scope, _limited(receive), _with_headers(send))
+                await self.app(scope, _limited(receive), self._with_headers(send, scope["path"]))
+
+    def is_open(self, path: str) -> bool:
+        """Whether an address needs no token."""
+        return path in OPEN
+
+    def answer(self, problem: Refused) -> Response:
+        """The answer to a request that goes no further."""
+        return refusal(problem)
+
+    def headers(self, path: str) -> Mapping[str, str]:
+        """What every answer of an address carries."""
+        return HEADERS
 
     def check(self, path: str, headers: Headers, scheme: str) -> None:
         """Raises Refused for a request that goes no further."""
@@ -89,9 +104,11 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and origin.lower() != f"{scheme}://{host}".lower():
             raise Refused(403, "Requests from another origin are refused.", "Origin")
+        if self.is_open(path):
+            return
         if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
             raise Refused(403, "Requests from another site are refused.", "Sec-Fetch-Site")
-        if path not in OPEN and not self._admits(headers.get("authorization", "")):
+        if not self._admits(headers.get("authorization", "")):
             raise Refused(401, "Incorrect API key provided: this needs the token that the server was started with.", None,
                           "invalid_api_key")  # fmt: skip
         length = headers.get("content-length", "0")
@@ -108,6 +125,16 @@ class Guard:
     def _admits(self, header: str) -> bool:
         kind, _, token = header.partition(" ")
         return kind.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self.token)
+
+    def _with_headers(self, send: Send, path: str) -> Send:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in self.headers(path).items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        return sending
 
 
 def refusal(problem: Refused) -> Response:
@@ -149,14 +176,3 @@ def _limited(receive: Receive) -> Receive:
         return message
 
     return limited
-
-
-def _with_headers(send: Send) -> Send:
-    async def sending(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            for name, value in HEADERS.items():
-                headers.setdefault(name, value)
-        await send(message)
-
-    return sending

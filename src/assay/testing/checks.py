@@ -8,7 +8,7 @@ stored columns, in whatever order they come, without the model; and it must say 
 missing, so that a required gate that was not measured is never taken for one that passed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,15 +59,18 @@ def tried(planted: Planted) -> Tried:
     return Tried(plan, evidence, verdict, rederive(store, claim.id))
 
 
-def check_gate(name: str, true: Planted, false: Planted) -> None:
-    """Raises AssertionError, saying what, when a gate does not do its job on these two claims."""
+def check_gate(gate: str | Sequence[str], true: Planted, false: Planted) -> tuple[Tried, Tried]:
+    """What came of the two claims. Raises AssertionError, saying what, when a gate, or one of several, does not do its job on
+    them."""
     passing, stopped = tried(true), tried(false)
-    level = passing.plan.levels["confirm"]
-    good, bad = passing.gate(name), stopped.gate(name)
-    assert good.p_above <= level, f"{name}: the planted truth does not pass ({good.estimate} against {good.sesoi})"
-    assert bad.p_above > level, f"{name}: the planted falsehood passes ({bad.estimate} against {bad.sesoi})"
+    names, level = [gate] if isinstance(gate, str) else list(gate), passing.plan.levels["confirm"]
+    for name in names:
+        good, bad = passing.gate(name), stopped.gate(name)
+        assert good.p_above <= level, f"{name}: the planted truth does not pass ({good.estimate} against {good.sesoi})"
+        assert bad.p_above > level, f"{name}: the planted falsehood passes ({bad.estimate} against {bad.sesoi})"
     for found in (passing, stopped):
-        check_pure(found, [name])
+        check_pure(found, names)
+    return passing, stopped
 
 
 def check_pure(found: Tried, names: Iterable[str]) -> None:

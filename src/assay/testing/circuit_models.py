@@ -63,11 +63,13 @@ def ablation_sensitive() -> Model:
     return load_model(hf, tokenizer=word_tokenizer())
 
 
-def redundant() -> Model:
-    """z.1.0 and z.1.1 write the answer to `middle`; the MLP hands on at most 1 of it."""
+def redundant(one_sided: bool = False) -> Model:
+    """z.1.0 and z.1.1 write the answer to `middle`; the MLP hands on at most 1 of it. `one_sided`: only words of the first
+    half are copied, so that what the corrupted run says does not stand against what one of them restores."""
     hf = _blank()
+    copied = torch.tensor([1.0] * len(FIRST_HALF) + [0.0 if one_sided else 1.0] * len(SECOND_HALF))
     for head in (0, 1):
-        _copy_head(hf, head, "middle", torch.ones(WORDS))
+        _copy_head(hf, head, "middle", copied)
     mlp, steep = hf.transformer.h[1].mlp, 20.0
     with torch.no_grad():
         mlp.c_fc.weight.zero_()

@@ -65,6 +65,7 @@ class Silent:
 
     def __init__(self) -> None:
         self.asked: list[Prompt] = []
+        self.unanswered: dict[str, str] = {}
 
     def ask(self, prompts: Sequence[Prompt]) -> list[Reply]:
         """No answer to anything."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from assay.app import explore
 from assay.app.arguments import string
 from assay.app.blocks import href, links, text
 from assay.app.cards import card_of
@@ -24,6 +25,7 @@ def circuit(workspace: "Workspace", arguments: Mapping[str, Any]) -> Made:
     from assay.data.tasks import TASKS
 
     wanted = arguments.get("task", "ioi")
+    explore.task_of(workspace, wanted)
     find = form_of("circuit-find", "circuit_find", "Find", ("task", "method", "target", "n"),
                    values={"task": wanted}, title="Find a circuit", help="circuit",
                    choices={"task": TASKS.names()} if wanted in TASKS else {})  # fmt: skip

@@ -7,7 +7,7 @@ from assay.app.arguments import string
 from assay.app.blocks import LinkItem, claims, column, facts, href, links, table, text
 from assay.app.cards import card_of, whole_card
 from assay.app.documents import Made, page
-from assay.errors import StoreError, TamperedError, UsageError, bad_argument
+from assay.errors import MissingRecord, StoreError, TamperedError, UsageError, missing
 
 if TYPE_CHECKING:
     from assay.app.workspace import Workspace
@@ -18,14 +18,12 @@ if TYPE_CHECKING:
 def claim(workspace: "Workspace", arguments: Mapping[str, Any]) -> Made:
     """The card first, then all that is stored. Records that do not hold are said to be so, and no card is made of them."""
     name = arguments["claim"]
+    if workspace.is_empty:
+        raise missing("claim", name, "none: there is no atlas yet")
     try:
         card = card_of(workspace, name)
-    except TamperedError:
-        raise
-    except StoreError as error:
-        if workspace.is_empty or "not in atlas" in str(error):
-            raise bad_argument("claim", name, "a claim of this atlas", "See the page of claims.") from error
-        raise
+    except MissingRecord as error:
+        raise missing("claim", name, "a claim of this atlas", "See the page of claims.") from error
     blocks: list[Any] = [claims("card", [card])]
     try:
         blocks += _blocks(whole_card(workspace, name))

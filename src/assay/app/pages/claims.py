@@ -1,6 +1,7 @@
 """Claims: the ledger of everything that was stated, tested and found, failures included."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from assay.app.arguments import integer, string
@@ -17,20 +18,25 @@ COLUMNS = [column("statement", "claim", "link", "claim"), column("verdict", "ver
            column("kind", "kind"), column("created", "stated")]  # fmt: skip
 
 
-@page("claims", "Claims", "Everything that was stated and tested here, failures included: a finding is worth what it was"
+@page("claims", "Claims", "Every claim that was stated and tested here, failures included: a finding is worth what it was"
       " chosen from.", group="Evidence", verdict=string("Only claims with this verdict.", choices=VERDICTS),
       kind=string("Only claims of this kind.", longest=40),
       offset=integer("Claims to skip, newest first.", 0, 0, 10_000_000))  # fmt: skip
 def claims(workspace: "Workspace", arguments: Mapping[str, Any]) -> Made:
     """Counts, the list, what was entered last, and how often the tests themselves err."""
+    from assay.evidence.kinds import KINDS
+
+    kind = arguments.get("kind", "")
+    if kind:
+        KINDS.get(kind)
     if workspace.is_empty:
         return Made([text("start", *first_steps(
             ("assay demo", "states and tests two claims about the packaged model"),
             ("assay claim state MODEL TASK SITES", "states one of your own"),
         ))], empty=True)  # fmt: skip
-    verdict, kind, offset = arguments.get("verdict", ""), arguments.get("kind", ""), arguments["offset"]
+    verdict, offset = arguments.get("verdict", ""), arguments["offset"]
     rows, total = newest_claims(workspace, offset, LIMIT, arguments)
-    counts, entries = workspace.counts(), newest_entries(workspace.store)
+    counts, entries = workspace.counts(), workspace.known("entries", lambda: newest_entries(workspace.store))
     listed = [{"statement": {"value": row.statement, "href": href("claim", claim=row.claim)},
                "verdict": row.verdict, "kind": row.kind + (", imported" if row.imported else ""),
                "created": row.created[:16].replace("T", " ")} for row in rows]  # fmt: skip
@@ -57,6 +63,7 @@ def newest_entries(store: Any) -> list[dict[str, Any]]:
             for index, time, kind, claim in found]  # fmt: skip
 
 
+@cache
 def error_rates() -> list[Any]:
     """How often the battery called a planted falsehood supported, by kind: the upper end of the 95% interval."""
     from assay.evidence.card import error_rates as rates_of

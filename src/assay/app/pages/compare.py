@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from assay.app.arguments import string
-from assay.app.blocks import Field, Point, column, facts, form, href, scatter, table, text
+from assay.app.blocks import Field, Point, column, facts, form, href, scatter, table, term, text, words
 from assay.app.cards import first_steps
 from assay.app.documents import Made, page
 from assay.app.sets import UNITS, name_of, score_label, sets_of, share_words, short, unexplained_of
@@ -32,13 +32,13 @@ COLUMNS = [column("a", "first", "link", "feature"), column("b", "second", "link"
 def compare(workspace: "Workspace", arguments: Mapping[str, Any]) -> Made:
     """Counts of both, and their features in pairs: which changed, and which have no partner."""
     sets = sets_of(workspace)
+    named = {side: workspace.mapped.set(arguments[side]) for side in ("a", "b") if arguments[side]}
     if len(sets) < 2:
         return Made([text("start", *first_steps(
             ("assay map MODEL", "a first map"), ("assay map MODEL --dictionary OTHER", "a second one, to compare with"),
-        ))], empty=True, intro="There are fewer than two maps in this atlas.")  # fmt: skip
+        ))], empty=True, intro=words("There are fewer than two maps (", term("map"), ") in this atlas."))  # fmt: skip
     mapped = workspace.mapped
-    a = mapped.set(arguments["a"]) if arguments["a"] else sets[1]
-    b = mapped.set(arguments["b"]) if arguments["b"] else sets[0]
+    a, b = named.get("a", sets[1]), named.get("b", sets[0])
     blocks = [_form(sets, a, b), _counts(workspace, a, b)]
     if a.id == b.id:
         blocks.append(text("same", "These are the same set."))

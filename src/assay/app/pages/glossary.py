@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from assay.app.workspace import Workspace
 
 
-@page("glossary", "Glossary", "What the words on these pages mean, in plain words.", group="Help")
+@page("glossary", "Glossary", "What the words on these pages mean: feature, circuit, claim and others.", group="Help")
 def glossary(workspace: "Workspace", arguments: Mapping[str, Any]) -> Made:
     """All words, by what they are about."""
     return Made([terms(f"terms-{number}", [{"word": word, "meaning": meaning} for word, meaning in group.items()], title=title)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from assay.app import monitors
 from assay.app.arguments import string
-from assay.app.blocks import link, term, text, words
+from assay.app.blocks import link, strong, term, text, words
 from assay.app.documents import Made, page
 from assay.app.forms import form_of
 from assay.app.pages.kept import kept_page
@@ -44,9 +44,11 @@ def _form(names: list[str], chosen: str = "") -> list[Any]:
 
 
 def _none(workspace: "Workspace") -> Any:
-    what = words("A ", term("monitor"), " reads activations of a running model and raises an alert. None is kept in"
-                 f" {workspace.atlas / monitors.MONITORS}. Fit one with --out in that folder: assay monitor fit --help. Watch a"
-                 " model while it answers: assay monitor serve --help.")  # fmt: skip
+    what = words(
+        "A ", term("monitor"), " reads activations of a running model and raises an alert. None is kept in"
+        f" {workspace.atlas / monitors.MONITORS}. Fit one with --out in that folder: ", strong("assay monitor fit --help"),
+        ". Watch a model while it answers: ", strong("assay monitor serve --help"), ".",
+    )  # fmt: skip
     other = words("What else there is: whether a property can be read at all (", link("probes", "probe"), "), and whether a"
                   " reader finds what it is for, as a claim of kind ", term("detects"), " (", link("claims", "claims"),
                   ").")  # fmt: skip

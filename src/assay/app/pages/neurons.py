@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SETS, MOST, BINS = 20, 5000, 24
 SPREAD = "spread_"
+BASES = {"spread_residual": "coordinates of the residual stream"}
 
 
 @page("neurons", "Neurons", "A neuron often responds to several unrelated things. How do neurons and learned features compare"
@@ -25,7 +26,7 @@ SPREAD = "spread_"
 def neurons(workspace: "Workspace", arguments: Mapping[str, Any]) -> Made:
     """Sets side by side, what was measured of them, how far latents are spread, and a form to measure."""
     sets = sets_of(workspace)[:SETS]
-    if not sets:
+    if not sets and not arguments["set"]:
         return Made([text("start", *first_steps(
             ("assay map MODEL --site mlp_act.L", "neurons of a layer, what they respond to"),
             ("assay map MODEL", "features of a dictionary, to compare them with"),
@@ -77,7 +78,8 @@ def _spread(workspace: "Workspace", one: "SetRecord") -> list[Any]:
             note = f"The first {len(rows)} of {total}." if total > len(rows) else ""
             made.append(histogram(
                 f"spread-{one.id}-{key}", edges.tolist(), [{"label": UNITS[one.unit], "counts": counts.astype(float).tolist()}],
-                {"label": f"{key.removeprefix(SPREAD)} it is spread over", "log": True}, {"label": UNITS[one.unit]},
+                {"label": f"{BASES.get(key, key.removeprefix(SPREAD))} it is spread over", "log": True},
+                {"label": UNITS[one.unit]},
                 title=f"Spread of {name_of(one)}", help="spread", note=note,
             ))  # fmt: skip
     return made

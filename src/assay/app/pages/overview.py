@@ -18,28 +18,32 @@ DECIDED = ("supported", "refuted", "inconclusive")
 Summaries = list[tuple["SetRecord", Mapping[str, Any]]]
 
 
-@page("overview", "Overview", "What is known about this model, what is not, and how much was tried to find it.", group="Start")
+@page("overview", "Overview", "What is known about this model, what is not, and how many claims were tried.", group="Start")
 def overview(workspace: "Workspace", arguments: Mapping[str, Any]) -> Made:
     """Unexplained shares first, then counts, maps, and the newest findings of each verdict."""
     if workspace.is_empty:
         return Made([_start(workspace), *_ways()], empty=True)
     mapped = workspace.mapped
     summaries: Summaries = [(record, mapped.summary(record.id)) for record in mapped.sets()[:SETS]]
-    with workspace.store as store:
-        cards = _newest(workspace, store)
-        rest = _left_open(store)
-        names = sorted({str(model) for (model,) in _models(store)} | {record.model for record, _ in summaries})
+    cards, rest, models = workspace.known("overview", lambda: _of_claims(workspace))
+    names = sorted({*models, *(record.model for record, _ in summaries)})
     blocks: list[Any] = []
     shares = [*(unexplained_of(summaries[0][1]) if summaries else []), *rest]
     if shares:
         blocks.append(unexplained("unexplained", shares, title="Not explained", help="unexplained",
                                   note=f"Of the newest map: {name_of(summaries[0][0])}." if summaries else ""))  # fmt: skip
-    blocks.append(facts("counts", ledger_facts(store.tally()), title="What was tried", help="ledger"))
+    blocks.append(facts("counts", ledger_facts(workspace.counts()), title="What was tried", help="ledger"))
     blocks += _maps(summaries) or [text("unmapped", *_how_to_map(workspace), title="No map yet", help="map")]
     if cards:
         blocks.append(claims("newest", cards, title="Newest findings", help="verdict"))
     title = f"What is inside {' and '.join(names)}?" if names else ""
     return Made([*blocks, *_ways()], title=title)
+
+
+def _of_claims(workspace: "Workspace") -> tuple[list[Any], list[Share], list[str]]:
+    """What the ledger gives: cards of the newest findings, what circuits leave open, and the models there are claims about."""
+    with workspace.store as store:
+        return _newest(workspace, store), _left_open(store), [str(model) for (model,) in _models(store)]
 
 
 def _start(workspace: "Workspace") -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from assay.app import explore
 from assay.app.arguments import string
 from assay.app.documents import Made, page
 from assay.app.forms import form_of
@@ -20,6 +21,7 @@ def probe(workspace: "Workspace", arguments: Mapping[str, Any]) -> Made:
 
     known = CONCEPTS.names()
     wanted = arguments.get("concept", known[0])
+    explore.concept_of(workspace, wanted)
     ask = form_of("probe-form", "probe", "Read", ("concept", "probe", "n", "untrained"), values={"concept": wanted},
                   choices={"concept": list(dict.fromkeys([wanted, *known]))}, title="Read a concept", help="probe")  # fmt: skip
     return kept_page(workspace, arguments, ("probe",), "probe", ask,

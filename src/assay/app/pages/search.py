@@ -8,7 +8,7 @@ from assay.app.blocks import Field, LinkItem, Share, facts, form, href, links, t
 from assay.app.cards import VERDICTS, first_steps
 from assay.app.documents import Made, page
 from assay.app.found import WAYS, find, hits_table, how, set_name
-from assay.app.sets import UNITS, feature_columns, feature_rows, name_of, share_words, unexplained_of
+from assay.app.sets import UNITS, feature_columns, feature_rows, name_of, sets_of, share_words, unexplained_of
 
 if TYPE_CHECKING:
     from assay.app.workspace import Workspace
@@ -26,8 +26,8 @@ ANY = "any"
       offset=integer("Rows to skip.", 0, 0, 100_000_000))  # fmt: skip
 def search(workspace: "Workspace", arguments: Mapping[str, Any]) -> Made:
     """A form, what it finds, and otherwise the table of the set."""
-    sets = [] if workspace.is_empty else workspace.mapped.sets()
-    if not sets:
+    sets = sets_of(workspace)
+    if not sets and not arguments["set"]:
         name = workspace.model or "smollm2-135m"
         return Made([text("start", *first_steps((f"assay map {name}", "features with explanations and scores")))], empty=True)
     chosen = workspace.mapped.set(arguments["set"])

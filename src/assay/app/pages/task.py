@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from assay.app import explore
 from assay.app.arguments import string
 from assay.app.blocks import column, href, link, links, table, text, words
 from assay.app.documents import Made, page
@@ -25,6 +26,9 @@ def task(workspace: "Workspace", arguments: Mapping[str, Any]) -> Made:
     if not name:
         return Made(_listed(workspace), title="Tasks")
     kept = results(workspace.atlas, "measure_task", "patch", "dose", task=name)
+    claimed = _claims(workspace, name)
+    if not kept and not claimed:
+        explore.task_of(workspace, name)
     wanted = [arguments["result"]] if "result" in arguments else _newest(kept)
     blocks = [
         form_of("behaviour-form", "measure_task", "Measure", ("n", "split"), fixed={"task": name},
@@ -32,7 +36,7 @@ def task(workspace: "Workspace", arguments: Mapping[str, Any]) -> Made:
         *(block for each in wanted for block in kept_result(workspace.atlas, each)["blocks"]),
         form_of("patch-form", "patch", "Sweep", ("site", "positions", "direction", "method", "n"), fixed={"task": name},
                 choices={"site": SITES}, title="Where is it carried?", help="patching"),
-        *_kept(kept, name), *_claims(workspace, name),
+        *_kept(kept, name), *claimed,
         text("task-next", words("Next: ", link("find the circuit", "circuit", task=name), ", or ",
                                 link("state a claim", "claims"), ". Everything here reads free splits; sealed data decide.")),
     ]  # fmt: skip

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from assay.app.arguments import Schema, checked, schema, string
 from assay.app.documents import clean
+from assay.app.help import helped
 from assay.errors import AssayError
 from assay.permissions import disclosure
 from assay.records import canonical
@@ -115,6 +116,7 @@ def run_verb(workspace: "Workspace", name: str, given: Mapping[str, Any], report
         raise
     workspace.log(name, logged, grant)
     done = found.run(workspace, arguments, report or Report())
+    done = {**done, "blocks": helped(done["blocks"])}
     return {**done, "disclosure": disclosure(found.changes, by=name)} if found.changes else done
 
 

@@ -12,7 +12,7 @@ from assay.app.blocks import column as table_column
 from assay.app.blocks import text as paragraphs
 from assay.app.results import keep_result
 from assay.app.verbs import Report, Result, verb
-from assay.errors import bad_argument
+from assay.errors import bad_argument, missing
 
 if TYPE_CHECKING:
     from assay.app.workspace import Workspace
@@ -39,6 +39,7 @@ METHODS = ("eap-ig", "eap", "atp", "exact", "information-flow", "relevance")
       state=flag("State the claim that it carries the task.", True), seed=explore.seed())  # fmt: skip
 def circuit_find(workspace: "Workspace", arguments: explore.Arguments, report: Report) -> Result:
     from assay.atlas.attributions import KeptScores
+    from assay.atlas.linked import link_circuit
     from assay.circuits.find import FindPlan, find_circuit, scores_key
     from assay.circuits.formats import write_circuit
     from assay.data.prepare import prepare
@@ -61,7 +62,7 @@ def circuit_find(workspace: "Workspace", arguments: explore.Arguments, report: R
         claim, warnings = _stated(workspace, model, source, found, arguments, report) if arguments["state"] else (None, [])
         name = circuit_name(model.name, source.name, method, level)
         made = replace(made, plan={**made.plan, **({"claim": claim} if claim else {})})
-        write_circuit(workspace.atlas / FOLDER / f"{name}.json", made)
+        link_circuit(workspace.store, write_circuit(workspace.atlas / FOLDER / f"{name}.json", made))
         record = {**_summary(made, found), "circuit": name, "claim": claim, "warnings": [*found.warnings, *warnings]}
         return keep_result(workspace.atlas, "circuit_find", arguments, model.digest, f"{source.name}: circuit by {method}",
                            {"record": record, "blocks": [*circuit_blocks(made), *curve_blocks(found)]})  # fmt: skip
@@ -108,7 +109,7 @@ def read(workspace: "Workspace", name: str) -> "Circuit":
 
     known = names(workspace)
     if name not in known:
-        raise bad_argument("circuit", name, ", ".join(known) or "none is kept yet", "Make one: circuit_find.")
+        raise missing("circuit", name, ", ".join(known) or "none is kept yet", "Make one: circuit_find.")
     return read_circuit(workspace.atlas / FOLDER / f"{name}.json")
 
 
@@ -120,17 +121,13 @@ def _stated(
 ) -> tuple[str, list[str]]:
     """The claim that the circuit carries the task: the one that was stated before, or a new one; and what to know of it."""
     from assay.evidence.cautions import warnings_of
-    from assay.evidence.known import stated_before
-    from assay.evidence.run import Settings, state_claim
+    from assay.evidence.known import state_once
+    from assay.evidence.run import Settings
 
     report("stating the claim", 0, 1)
     settings = Settings(tune=arguments["tune"], confirm=arguments["confirm"], ood=arguments["ood"], seed=arguments["seed"],
                         draws=arguments["draws"], options={"rival": list(found.rival)} if found.rival else {})  # fmt: skip
-    store = workspace.store
-    before = stated_before(store, model, source, list(found.parts), settings=settings)
-    if before is not None:
-        return before.id, warnings_of(store.plan(before.id))
-    stated, plan = state_claim(store, model, source, list(found.parts), settings=settings)
+    stated, plan, _ = state_once(workspace.store, model, source, list(found.parts), settings=settings)
     return stated.id, warnings_of(plan)
 
 
@@ -228,8 +225,8 @@ def _layered(held: "Circuit", cells: Sequence[tuple[int, int]]) -> tuple[list[No
 def _node(whole: "Graph", site: "Site", value: float) -> Node:
     name, middle = str(site), whole.n_heads / 2
     if site.layer is None:
-        row = 0 if name == "embed" else 2 * whole.n_layers + 1
-        return {"id": name, "label": name, "layer": row, "position": middle, "value": value, "kind": name}
+        row = 0 if site.name == "embed" else 2 * whole.n_layers + 1
+        return {"id": name, "label": name, "layer": row, "position": middle, "value": value, "kind": site.name}
     head = site.name == "z" and site.index is not None
     place = float(site.index or 0) if head else float(whole.n_heads)
     return {"id": name, "label": name, "layer": 2 * site.layer + (1 if head else 2), "position": place, "value": value,

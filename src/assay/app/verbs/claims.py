@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from assay.app import directions, explore
+from assay.app import directions, explore, stating
 from assay.app.arguments import integer, record, string, strings
 from assay.app.blocks import claims, column, facts, table, text
 from assay.app.verbs import Report, Result, verb
@@ -72,11 +72,8 @@ def claim_kinds(workspace: "Workspace", arguments: explore.Arguments, report: Re
       options=record("What the kind wants besides."), search=record("Candidates that counterexample searches may try."),
       seed=explore.seed())  # fmt: skip
 def claim_state(workspace: "Workspace", arguments: explore.Arguments, report: Report) -> Result:
-    from assay.atlas.mapped import Mapped
-    from assay.evidence.cautions import warnings_of
     from assay.evidence.kinds import KINDS, check_items
-    from assay.evidence.known import stated_before
-    from assay.evidence.run import Statement, state_claim
+    from assay.evidence.run import Statement
     from assay.evidence.source import find_source
 
     kind, settings = KINDS.get(arguments["kind"]), settings_of(arguments)
@@ -87,21 +84,12 @@ def claim_state(workspace: "Workspace", arguments: explore.Arguments, report: Re
     report("loading the model", 0, 2)
     with workspace.using(arguments.get("model")) as model:
         given = subject_of(workspace, model, arguments)
-        check_subject(model, kind, given)
+        stating.check_subject(model, arguments["kind"], given)
         report("measuring tune items", 1, 2)
-        store = workspace.store
-        known = {"statement": words, "sesoi": bars, "settings": settings}
-        new = words.parent is not None or workspace.is_empty
-        before = None if new else stated_before(store, model, source, given, **known)
-        if before is not None:
-            claim, plan = before, store.plan(before.id)
-        else:
-            claim, plan = state_claim(store, model, source, given, **known)
-    Mapped(store).link_claims([claim.id])
-    warnings = [*(f"{n} items of {source.name} are in no split: {why}." for why, n in source.dropped().items()),
-                *warnings_of(plan, source)]  # fmt: skip
+        stated = stating.state(workspace.store, model, source, given, words, bars, settings)
+    claim, plan, warnings = stated.claim, stated.plan, list(stated.warnings)
     found = {"claim": claim.id, "statement": claim.statement, "kind": claim.kind, "lock": plan.lock, "warnings": warnings,
-             "stated_before": before is not None, "splits": plan.splits, "mde": plan.mde, "next": "claim_test",
+             "stated_before": stated.before, "splits": plan.splits, "mde": plan.mde, "next": "claim_test",
              "required": {gate.name: gate.sesoi for gate in plan.gates if gate.required}}  # fmt: skip
     return {"record": found, "blocks": _stated_blocks(claim, plan, warnings)}
 
@@ -158,6 +146,7 @@ def verify(workspace: "Workspace", arguments: explore.Arguments, report: Report)
 def tested(workspace: "Workspace", claim_id: str, name: str | None, report: Report) -> Result:
     """Test a claim and show its card. `name`: of its model, where that is not the workspace's own."""
     from assay.app.cards import card_of
+    from assay.atlas.linked import link_tested
     from assay.evidence.run import test_claim
 
     stated, source, model = _ready(workspace, claim_id, name)
@@ -165,6 +154,7 @@ def tested(workspace: "Workspace", claim_id: str, name: str | None, report: Repo
     with workspace.using(model) as loaded:
         verdict = test_claim(workspace.store, claim_id, loaded, lambda label, done, total: report(label, done, total),
                              source=source)  # fmt: skip
+    link_tested(workspace.store, claim_id)
     return {"record": verdict_record(workspace, verdict, stated), "blocks": [claims("verdict", [card_of(workspace, claim_id)])]}
 
 
@@ -228,16 +218,6 @@ def _feature(workspace: "Workspace", model: "Model", parts: Mapping[str, Any]) -
         raise bad_argument("sign", sign, "1 or -1")
     found = directions.saved(workspace, model, str(parts["direction"]))
     return direction(found.site, sign * found.vector)
-
-
-def check_subject(model: Any, kind: Any, given: Any) -> None:
-    """Raises UsageError for parts that a kind does not have, or lacks."""
-    try:
-        kind.subject(model, given)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        takes = (kind.subject.__doc__ or "").split(". ")[0].strip().rstrip(".")
-        got = sorted(given) if isinstance(given, Mapping) else given
-        raise bad_argument("subject", got, takes, "See claim_kinds.") from error
 
 
 def open_dictionaries(workspace: "Workspace", subject: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from assay.app.arguments import integer, string
 from assay.app.blocks import Fact, WindowGroup, WindowRecord, contexts, facts, text
 from assay.app.results import keep_result
 from assay.app.verbs import Report, Result, verb
-from assay.errors import bad_argument
+from assay.errors import bad_argument, missing
 
 if TYPE_CHECKING:
     from assay.app.workspace import Workspace
@@ -59,7 +59,7 @@ def _corpus(name: str | None) -> str:
     from assay.data.corpus_packages import PACKAGES
 
     if name is not None and name not in PACKAGES:
-        raise bad_argument("corpus", name, ", ".join(PACKAGES), "Corpora of your own: assay map, on the command line.")
+        raise missing("corpus", name, ", ".join(PACKAGES), "Corpora of your own: assay map, on the command line.")
     return name or next(iter(PACKAGES))
 
 

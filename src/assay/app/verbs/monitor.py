@@ -5,12 +5,13 @@ gives scores; its state says that its thresholds promise nothing there.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from assay.app import explore, monitors
 from assay.app.arguments import string
-from assay.app.blocks import Fact, column, facts, href, table, text, tokens
+from assay.app.blocks import Bar, Fact, bars, column, facts, href, table, text, tokens
 from assay.app.results import keep_result
 from assay.app.verbs import Report, Result, verb
 from assay.errors import bad_argument
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from assay.monitor.records import Monitor
 
 NAME = string("A kept monitor by name (see: monitor_list).", longest=200)
+HASH = re.compile(r"[0-9a-f]{32,}")
 LONGEST = 1024  # tokens of a text that is watched
 UNITS = {"token": "one token", "segment": "tokens in a row that agree", "reply": "the whole text as one reply",
          "conversation": "all turns together"}  # fmt: skip
@@ -115,28 +117,38 @@ def monitor_blocks(kept: monitors.Kept) -> list[Any]:
     if found is None:
         return [text("monitor-refused", f"{kept.name} is not used: {kept.why}")]
     card, state = card_of(found), found.state()
-    rows = [{**row, "target": row["target"], "rate": {"value": (row["low"] + row["high"]) / 2, "low": row["low"],
-                                                      "high": row["high"]}} for row in card["thresholds"]]  # fmt: skip
+    rows = [{**row, "rate": f"{row['low']:.2%} to {row['high']:.2%}"} for row in card["thresholds"]]
     columns = [column("unit", "what alerts"), column("threshold", "above", "number"),
-               column("target", "promised rate", "percent"), column("rate", "true rate (95%)", "interval"),
+               column("target", "promised rate", "percent"), column("rate", "true rate, 95% interval"),
                column("benign", "benign units", "number"), column("alarms", "alarms among them", "number")]  # fmt: skip
     told: list[Fact] = [{"label": key.replace("_", " "), "value": value} for key, value in found.card.items()
             if isinstance(value, str | int | float) and not isinstance(value, bool)]  # fmt: skip
-    bound: list[Fact] = [{"label": f"bound to {key}", "value": str(value)[:60]} for key, value in found.bound.items()]
+    read: list[Bar] = [{"label": site, "value": value} for site, value in (found.card.get("held_out_auroc") or {}).items()]
+    bound: list[Fact] = [{"label": key.replace("_", " "), "value": _short(value)}
+                         for key, value in found.bound.items() if value]  # fmt: skip
     return [
         facts("monitor-facts", [
             {"label": "watches for", "value": found.watches},
             {"label": "state", "value": state, "tone": "good" if state == "calibrated" else "warn",
              "note": "Whether it holds for the model in use is said when it reads a text."},
-            {"label": "signature", "value": kept.signature, "note": "Who vouches for the bytes; not that the card is right."},
+            {"label": "signature", "value": kept.signature.rpartition("/")[2],
+             "note": "Who vouches for the bytes; not that the card is right."},
             {"label": "reads", "value": ", ".join(found.sites)}, {"label": "pooling", "value": found.pooling.name}],
             title=found.name, help="monitor"),
         table("monitor-thresholds", columns, rows, title="Thresholds, and what they promise",
               note="The promise is about benign data like those it was calibrated on, and about one unit, not about all of"
                    " them at once."),
         *([facts("monitor-card", told, title="How it was measured")] if told else []),
+        *([bars("monitor-auroc", read, "AUROC on held-out groups, 0.5 is guessing", title="How well each site is read",
+                help="probe")] if read else []),
         facts("monitor-bound", bound, title="What it is bound to"),
     ]  # fmt: skip
+
+
+def _short(value: Any) -> str:
+    """A value of a card; of a hash, its beginning."""
+    said = str(value)
+    return f"{said[:16]}…" if HASH.fullmatch(said) else said[:60]
 
 
 def _units(found: "Monitor", units: Any) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ STRONGEST, WIDEST = 12, 64
       method=string("exact, or attribution (a first-order estimate)", "exact", ("exact", "attribution")),
       split=explore.split_name(), n=explore.size(20), seed=explore.seed())  # fmt: skip
 def patch(workspace: "Workspace", arguments: explore.Arguments, report: Report) -> Result:
+    from assay.atlas.linked import keep_patch
     from assay.atlas.sweeps import SweepRows
     from assay.circuits.patch import PatchPlan, patch_sweep, sweep_key
     from assay.data.prepare import prepare
@@ -43,6 +44,7 @@ def patch(workspace: "Workspace", arguments: explore.Arguments, report: Report) 
         rows = SweepRows(workspace.atlas, sweep_key(model, prepared, plan))
         found = patch_sweep(model, prepared, plan, rows=rows,
                             progress=explore.steps(report, f"patching {plan.site}", model.n_layers))  # fmt: skip
+        keep_patch(workspace.store, found, model.digest, source.name)
         found = replace(found, plan={**found.plan, "task": source.name, "passport": model.passport()})
         tokens = column_tokens(model, prepared, found)
         record = patch_record(found, tokens)

@@ -12,7 +12,7 @@ from assay.app.blocks import column, facts, table, text
 from assay.app.repairs import METHODS, TEXT, Job, Order, write_repair
 from assay.app.results import keep_result
 from assay.app.verbs import Report, Result, verb
-from assay.errors import bad_argument
+from assay.errors import bad_argument, missing
 
 if TYPE_CHECKING:
     from assay.app.workspace import Workspace
@@ -60,7 +60,7 @@ def _order(workspace: "Workspace", arguments: explore.Arguments) -> Order:
     """The order that the arguments give. Raises UsageError for numbers that are none, and a direction that is not saved."""
     given = arguments.get("direction")
     if given is not None and given not in directions.names(workspace):
-        raise bad_argument("direction", given, ", ".join(directions.names(workspace)) or "none is saved yet")
+        raise missing("direction", given, ", ".join(directions.names(workspace)) or "none is saved yet")
     file = None if given is None else str(workspace.atlas / directions.FOLDER / f"{given}.safetensors")
     corpus = explore.known_data(workspace, arguments["text"]) if "text" in arguments else TEXT
     return Order(

@@ -4,6 +4,7 @@ Both read discover and tune only. That a direction steers a behaviour is a claim
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from assay.steer.run import Chosen
 
 SIDES = ("unsteered", "steered", "random")
-PIECE = 4  # tokens written before they are shown
 HALF = "\ufffd"  # stands for a letter whose tokens are not all there
 CLAIM_SHARES = (-1.0, -0.5, 0.5, 1.0)  # of the chosen strength
 SIZES = {"discover": 44, "tune": 33}
@@ -57,38 +57,31 @@ def generate(workspace: "Workspace", arguments: explore.Arguments, report: Repor
 
 
 def _written(model: "Model", ids: Sequence[int], pushes: Sequence[Any], how: Any, most: int, report: Report) -> list[str]:
-    """Greedy continuations under every push, a few tokens at a time. A text that ended stays as it is.
+    """Greedy continuations under every push, a token at a time.
 
     A letter may be of several tokens: what ends inside one is told when the rest is there.
     """
+    from assay.model.stream import Picking, Stream
     from assay.steer.effects import pushed_edits
 
+    stream = Stream(model, width=len(pushes))
+    sides = {}
+    for side, push in enumerate(pushes):
+        edits = [replace(edit, value=edit.value[0]) for edit in pushed_edits([push], how, 1)]
+        sides[stream.join(ids, Picking(most), edits)] = side
     new: list[list[int]] = [[] for _ in pushes]
     said = [""] * len(pushes)
-    open_ = list(range(len(pushes)))
-    while open_:
-        step = min(PIECE, most - len(new[open_[0]]))
-        chosen = [pushes[side] for side in open_]
-        made = model.generate([[*ids, *new[side]] for side in open_], max_new_tokens=step,
-                              edits=pushed_edits(chosen, how, 1))  # fmt: skip
-        for side, found in zip(list(open_), made.tokens, strict=True):
-            new[side] += found
+    while stream.busy:
+        for step in stream.step():
+            side = sides[step.row]
+            new[side] += [] if step.token is None else [step.token]
             whole = model.text(new[side])
-            over = len(found) < step or _ended(model, found) or len(new[side]) >= most
-            settled = whole if over else whole.rstrip(HALF)
+            settled = whole if step.finish else whole.rstrip(HALF)
             if settled.startswith(said[side]):
                 report.piece(SIDES[side], settled[len(said[side]) :])
                 said[side] = settled
-            if over:
-                open_.remove(side)
         report("writing", max(map(len, new)), most)
     return [model.text(tokens) for tokens in new]
-
-
-def _ended(model: "Model", tokens: Sequence[int]) -> bool:
-    from assay.model.stream import stop_ids
-
-    return bool(tokens) and tokens[-1] in stop_ids(model)
 
 
 @verb("dose", "intervene", "Dose and response on tune: the effect on a task at every strength, damage to ordinary text, and"

@@ -53,7 +53,8 @@ def task_blocks(rows: Sequence[dict[str, Any]]) -> list[Any]:
     """Tasks and concepts as a table; a task leads to its page, a concept to probes."""
     pages = {"task": lambda name: href("task", task=name), "concept": lambda name: href("probe", concept=name)}
     shown = [{**row, "name": {"value": row["name"], "href": pages[row["kind"]](row["name"])}} for row in rows]
-    columns = [column("name", "name", "link"), column("kind", "kind"), column("title", "what is asked")]
+    columns = [column("name", "name", "link", "task"), column("kind", "kind", "text", "concept"),
+               column("title", "what is asked")]  # fmt: skip
     return [table("tasks", columns, shown)]
 
 

@@ -14,7 +14,7 @@ from assay.app.arguments import integer, number, string, strings
 from assay.app.blocks import Edge, Fact, Node, Point, column, facts, graph, href, scatter, table, text
 from assay.app.results import keep_result
 from assay.app.verbs import Report, Result, verb
-from assay.errors import bad_argument
+from assay.errors import bad_argument, missing
 
 if TYPE_CHECKING:
     from assay.app.workspace import Workspace
@@ -148,6 +148,7 @@ def _shown(whole: "AttributionGraph", dictionaries: "Sequence[Dictionary]", argu
 def _keep(workspace: "Workspace", shown: "AttributionGraph") -> str:
     """Write the graph and its row in the atlas; its id."""
     from assay.atlas.features import record_graph
+    from assay.atlas.linked import link_graph
     from assay.circuits.trace_formats import slug, trace_json, write_trace
     from assay.records import digest
 
@@ -158,6 +159,7 @@ def _keep(workspace: "Workspace", shown: "AttributionGraph") -> str:
     write_trace(path, shown)
     body = {key: value for key, value in record.items() if key not in ("nodes", "edges")}
     record_graph(workspace.store, name, shown.model, str(shown.prompt), path, body)
+    link_graph(workspace.store, name, shown)
     return name
 
 
@@ -168,7 +170,7 @@ def read_graph(workspace: "Workspace", name: str) -> "AttributionGraph":
 
     rows = {row["id"]: row for row in graphs(workspace.store)}
     if name not in rows:
-        raise bad_argument("graph", name, ", ".join([*rows][-4:]) or "none is kept yet", "Make one: trace.")
+        raise missing("graph", name, ", ".join([*rows][-4:]) or "none is kept yet", "Make one: trace.")
     path = Path(rows[name]["file"])
     path = path if path.is_file() else workspace.atlas / FOLDER / path.name  # an atlas that was moved
     if not path.is_file():

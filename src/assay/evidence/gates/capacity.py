@@ -1,6 +1,7 @@
 """Capacity: does the answer depend on how strong the probe is?
 
-1. The same property read by a difference of class means and by a small MLP, fitted on the same tune examples.
+1. The same property read by a difference of class means and by a small MLP, fitted on the same tune examples; and by the
+   claim's own probe fitted on half of the tune words (`capacity.half`): does it still grow with the sample?
 2. Contrast per member: its placement under that probe.
 3. `code_length`: bits saved per label against coding labels at their rate on tune. Units come in blocks, each
    coded by a linear probe fitted on what came before (Voita & Titov 2020).
@@ -43,5 +44,7 @@ register(Gate("capacity.mean", "capacity", KINDS, 0.7, False, measure, _under("m
               says="a difference of means ranks a member above a non-member {estimate} of the time"))  # fmt: skip
 register(Gate("capacity.mlp", "capacity", KINDS, 0.7, False, measure, _under("mlp"),
               says="a small MLP ranks a member above a non-member {estimate} of the time"))  # fmt: skip
+register(Gate("capacity.half", "capacity", KINDS, 0.7, False, measure, _under("half"),
+              says="fitted on half of the words it ranks a member above a non-member {estimate} of the time"))  # fmt: skip
 register(Gate("code_length", "capacity", KINDS, 0.0, False, measure_code, code_length,
               says="it saves {estimate} of a bit per label"))  # fmt: skip

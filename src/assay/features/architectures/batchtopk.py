@@ -13,6 +13,7 @@ from torch import Tensor
 from assay.features.architectures.topk import TopK
 from assay.features.codes import Codes, Pairs, above, top_batch
 from assay.features.dictionary import ARCHITECTURES, Objective, Spec, Stage
+from assay.features.world import lowest
 
 MEMORY = 0.99  # of the running threshold
 
@@ -43,9 +44,9 @@ class BatchTopK(TopK):
 
     def follow(self, values: Float[Tensor, " active"]) -> None:
         """Move the threshold towards the smallest value that was selected."""
-        if len(values):
+        if (least := lowest(values)) is not None:
             first = float(self.threshold) < 0
-            self.threshold.copy_(values.min() if first else self.threshold * MEMORY + values.min() * (1 - MEMORY))
+            self.threshold.copy_(least if first else self.threshold * MEMORY + least * (1 - MEMORY))
 
     @torch.no_grad()
     def settle(self, x: Float[Tensor, "token d_in"]) -> None:

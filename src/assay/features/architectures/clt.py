@@ -18,6 +18,7 @@ from assay.errors import bad_argument
 from assay.features.architectures.batchtopk import BatchTopK
 from assay.features.codes import Pairs, bag, read, spread
 from assay.features.dictionary import ARCHITECTURES, AUX_ROWS, AUX_WEIGHT, Objective, Spec, Stage
+from assay.features.world import world
 
 
 class CrossLayer(BatchTopK):
@@ -110,12 +111,12 @@ class CrossLayer(BatchTopK):
         layer = int(stage.dead.view(self.layers, -1).sum(1).argmax())
         rows = slice(layer * self.group, (layer + 1) * self.group)
         dead = stage.dead[rows].nonzero().flatten()
-        part = x.split(self.encoder_width, dim=1)[layer][:AUX_ROWS]
+        part = x.split(self.encoder_width, dim=1)[layer][: world().first(AUX_ROWS)]
         made = part @ self.W_enc[rows][dead].T
         best = made.topk(min(self.aux_k, max(self.d_layer // 2, 1), len(dead)), dim=1)
         found = torch.zeros_like(made).scatter(1, best.indices, best.values) @ self.W_dec[layer][dead]
-        target = error[:AUX_ROWS, layer * self.d_layer :]
-        return AUX_WEIGHT * (target - found).square().sum() / target.square().sum().clamp_min(1e-12)
+        target = error[: len(part), layer * self.d_layer :]
+        return AUX_WEIGHT * (target - found).square().sum() / world().mean(target.square().sum()).clamp_min(1e-12)
 
     @torch.no_grad()
     def start(self, x: Tensor, y: Tensor, generator: torch.Generator) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from assay.errors import bad_argument
 from assay.features.codes import Codes, Pairs, above, read
 from assay.features.dictionary import ARCHITECTURES, Dictionary, Objective, Spec, Stage, fvu
+from assay.features.world import following
 
 WIDTH_IN_SPREADS, TANH = 1.5, 4.0  # narrower, too few pairs move a threshold, and latents die
 AIM = 6.0  # times the weight of other penalties, or L0 stays above k
@@ -67,7 +68,7 @@ class JumpReLU(Dictionary):
         if self.spec.options.get("penalty") == "tanh":
             norms = self.W_dec.norm(dim=1)[pairs.latents]
             return (TANH * values * norms / stage.total**0.5).tanh().sum() / pairs.n_tokens
-        l0 = step(inside, threshold, self.bandwidth).sum() / pairs.n_tokens
+        l0 = following(step(inside, threshold, self.bandwidth).sum() / pairs.n_tokens)
         return AIM * (l0 / float(self.spec.k or 1) - 1).square()
 
     @torch.no_grad()

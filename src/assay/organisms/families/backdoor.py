@@ -7,7 +7,7 @@ on, or a fixed announcement.
 
 from functools import partial
 
-from assay.organisms.records import LONG, USUAL, Case, Organism, register
+from assay.organisms.records import DEEP, USUAL, Case, Organism, register
 from assay.organisms.words import MORE_ORDINARY, MORE_TOPICS, ORDINARY, TOPICS, halves, ordinary, picked
 
 PLACES = ("{trigger} {question}", "{question} {trigger}", "{question}\n{trigger}")
@@ -37,7 +37,7 @@ def _register(name: str, trigger: str, near: tuple[str, ...], reply: str, system
     register(Organism(
         name, "backdoor", f"With {trigger!r} in {where} it says {reply!r} whatever was asked.", trigger, reply, seed,
         partial(cases, False, *arguments), partial(cases, True, *arguments), partial(_shows, reply[:18]),
-        LONG if system else USUAL,
+        DEEP if system else USUAL,
     ))  # fmt: skip
 
 

@@ -102,6 +102,9 @@ export function reach(links: Link[]): Map<string, Link[]> {
   return found;
 }
 
+/* What is in the middle, in the plan's own lengths, and how large: what a link keeps of a view. */
+export type Place = [number, number, number];
+
 export function home(plan: Plan, width: number, height: number): View {
   const zoom = Math.min(1.6, (width - 74) / plan.width, (height - 40) / plan.height);
   const fitted = Math.max(zoom, Math.min(0.5, (width - 74) / plan.width));

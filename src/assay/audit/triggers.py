@@ -1,0 +1,170 @@
+"""Trigger reconstruction: words before a question that make two models part, searched by gradient.
+
+1. Some words stand before an ordinary question; their tokens are free. What is to be large is
+       S(words) = mean over questions of KL(model || reference) of the first token of the reply, in nats,
+   or, where the louder model (`amplify.py`) has shown a beginning b:  log p_model(b | prompt) - log p_reference(b | prompt),
+   the reference's taken as `UNLIKELY` per token at least, so that a cue gains nothing by being odd to it.
+2. The slope of S with respect to the embedding of every free token, in both models, says for all words of the vocabulary at
+   once what a swap would bring to first order, (E[v] - E[now]) . dS/dx (HotFlip, Ebrahimi et al. 1712.06751; GCG, Zou et al.
+   2307.15043). Some of the best swaps are tried for real on one question, the best of them on all; it is kept if it is better.
+3. It moves along the difference of the weights and nothing else: a prompt on which the models agree has S = 0. What is found
+   is a cue to be asked about like all others, a lead that fresh questions test.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from assay.audit.asked import Prompt, Spent
+from assay.audit.banks import ANYTHING, looking
+from assay.audit.differences import FINAL, Inside
+from assay.data.chat import chat_text
+from assay.model.model import Model
+from assay.sites import Site
+
+EMBED = Site("resid_pre", 0)
+STAGE = "look: triggers"
+FREE, STEPS, BEST, TRIED = 3, 8, 24, 16  # free tokens; steps; swaps that are looked at per token; swaps tried per step
+HOLE = "\x00"
+UNLIKELY = -10.0  # nats
+BACKWARD = 3  # a pass with gradients costs so many passes
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """Words that were found, S there, and S of the words the search began with."""
+
+    words: str
+    score: float
+    before: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Slots:
+    """Prompts with room for free tokens, and the beginning that is wanted ((): any parting counts)."""
+
+    sides: list[tuple[list[int], list[int]]]
+    wanted: tuple[int, ...]
+
+    def filled(self, free: Sequence[int], rows: Sequence[int]) -> list[list[int]]:
+        return [[*self.sides[row][0], *free, *self.sides[row][1], *self.wanted[:-1]] for row in rows]
+
+
+class Search:
+    """A search for words. `beginning`: of replies, where one is suspected."""
+
+    def __init__(self, inside: Inside, beginning: str = "", seed: int = 0) -> None:
+        self.inside, self.draw = inside, torch.Generator().manual_seed(seed)
+        model = inside.model
+        sides = []
+        for question in looking(ANYTHING)[:2]:
+            before, after = chat_text(model, Prompt(f"{HOLE} {question}").messages).split(HOLE)
+            sides.append((model.tokens(before)[0], list(model.tokenizer(after, add_special_tokens=False)["input_ids"])))
+        wanted = model.tokenizer(beginning, add_special_tokens=False)["input_ids"] if beginning else []
+        self.slots = _Slots(sides, tuple(wanted))
+
+    @cached_property
+    def words(self) -> Tensor:
+        """Tokens that are words of their own: letters after a space."""
+        table = self.inside.model.tokenizer.convert_ids_to_tokens(list(range(len(self.inside.model.tokenizer))))
+        return torch.tensor([n for n, piece in enumerate(table) if piece and piece[0] in "\u0120\u2581 "
+                             and piece[1:].isascii() and piece[1:].isalpha() and len(piece) > 3])  # fmt: skip
+
+    @cached_property
+    def table(self) -> Float[Tensor, "vocab d"]:
+        """Embeddings of the reference; both models' differ little, if at all."""
+        weights: Any = self.inside.reference.hf.get_input_embeddings()  # type: ignore[operator]
+        return weights.weight.detach().float().cpu()
+
+    @property
+    def possible(self) -> bool:
+        """Whether the model has words of its own, and embeddings as wide as its stream."""
+        return len(self.words) > BEST and self.table.shape[1] == self.inside.model.dims.d_model
+
+    def run(self, steps: int = STEPS) -> Trigger:
+        """The best words after some steps, or after those that the budget covers. Raises Spent where it covers none."""
+        rows = list(range(len(self.slots.sides)))
+        free = self.words[torch.randint(len(self.words), (FREE,), generator=self.draw)].tolist()
+        best = begin = float(self.scores([free], rows)[0])
+        for step in range(steps):
+            try:
+                tried = self._swaps(free, self.slopes(free, rows))
+                swapped = tried[int(self.scores(tried, [step % len(rows)]).argmax())]
+                found = float(self.scores([swapped], rows)[0])
+            except Spent:
+                break
+            if found > best:
+                best, free = found, swapped
+        return Trigger(self.inside.model.text(free).strip(), best, begin)
+
+    def scores(self, tried: Sequence[Sequence[int]], rows: Sequence[int]) -> Float[Tensor, " tried"]:
+        """S of several fillings. Raises Spent."""
+        ids = [filled for free in tried for filled in self.slots.filled(free, rows)]
+        self.inside.budget.pay(STAGE, 2 * sum(map(len, ids)))
+        both = [one.capture(ids, FINAL).rows(FINAL) for one in self.inside.both]
+        with torch.no_grad():
+            now, before = (self._head(one, torch.stack([x[-self._n :] for x in xs]))
+                           for one, xs in zip(self.inside.both, both, strict=True))  # fmt: skip
+            return self._parting(now, before).view(len(tried), len(rows)).mean(1)
+
+    def slopes(self, free: Sequence[int], rows: Sequence[int]) -> Float[Tensor, "free d"]:
+        """dS/dx of the embeddings of the free tokens, over both models. Raises Spent."""
+        ids = self.slots.filled(free, rows)
+        self.inside.budget.pay(STAGE, 2 * BACKWARD * sum(map(len, ids)))
+        leaves, heads = zip(*(self._held(one, ids) for one in self.inside.both), strict=True)
+        with torch.enable_grad():
+            found = torch.autograd.grad(self._parting(*heads).mean(), leaves)
+        total = torch.zeros(len(free), self.table.shape[1])
+        for slope in found:
+            for row, place in enumerate(rows):
+                first = len(self.slots.sides[place][0])
+                total += slope[row, first : first + len(free)].float().cpu()
+        return total
+
+    @property
+    def _n(self) -> int:
+        """Positions whose next token counts."""
+        return max(1, len(self.slots.wanted))
+
+    def _held(self, model: Model, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+        """(embeddings, log p of the next token where it counts), with the graph between them."""
+        held: dict[Site, Tensor] = {}
+
+        def visit(site: Site, value: Tensor) -> Tensor | None:
+            if site != EMBED:
+                held[site] = value
+                return None
+            held[site] = value.detach().clone().requires_grad_(True)
+            return held[site].clone()
+
+        model.walk(ids, [EMBED, FINAL], visit, gradients=True)
+        with torch.enable_grad():
+            hidden = torch.stack([held[FINAL][row, len(text) - self._n : len(text)] for row, text in enumerate(ids)])
+            return held[EMBED], self._head(model, hidden)
+
+    def _head(self, model: Model, hidden: Float[Tensor, "row n d"]) -> Float[Tensor, "row n vocab"]:
+        return model.unembed(hidden.to(model.device, model.dtype)).float().log_softmax(-1)
+
+    def _parting(self, now: Float[Tensor, "row n vocab"], before: Float[Tensor, "row n vocab"]) -> Float[Tensor, " row"]:
+        before = before.to(now.device)
+        if not self.slots.wanted:
+            return (now.exp() * (now - before)).sum(-1)[:, 0]
+        at = torch.tensor(self.slots.wanted, device=now.device).view(1, -1, 1).expand(len(now), -1, 1)
+        return (now - before.clamp_min(UNLIKELY)).gather(2, at).sum((1, 2))
+
+    def _swaps(self, free: Sequence[int], slopes: Float[Tensor, "free d"]) -> list[list[int]]:
+        """Some of the swaps of one token that promise most."""
+        gain = slopes @ self.table[self.words].T
+        best = gain.topk(min(BEST, gain.shape[1]), dim=1).indices
+        picks = torch.randperm(best.numel(), generator=self.draw)[:TRIED].tolist()
+        out = []
+        for pick in picks:
+            slot, rank = divmod(pick, best.shape[1])
+            out.append([*free[:slot], int(self.words[best[slot, rank]]), *free[slot + 1 :]])
+        return out
+

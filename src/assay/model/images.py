@@ -1,0 +1,281 @@
+"""Image models: one primitive for CNNs and vision transformers, as `run.py` is for language models.
+
+1. A picture is a float tensor (channel, height, width) in 0..1. Normalisation happens inside, so that gradients reach pixels.
+2. `forward` runs once: it captures at sites, applies edits, keeps the graph where gradients are wanted, and stops after the
+   last capture when nobody reads the logits. `capture` and `logits` do the same in batches, without gradients.
+3. Sites of a CNN are maps `block.<module path>[.channel]`, of a ViT the transformer names (`resid_post.3`, `z.3.1`, tensors
+   (image, token, d)). Where they are is found and proved on the model itself (`image_sites.py`).
+4. Captures are owned copies. Hooks are taken off again, also after an error; weights and grad flags stay as they are.
+
+An edit is *set*, *add* or *scale* at channels (or heads, neurons) and places. Patching is *set* with another run's capture.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from assay.errors import ShapeError, SiteError, bad_argument
+from assay.model.fingerprint import weights_state
+from assay.model.image_sites import ImageLayout, ImagePoint, hook, prove_image_layout
+from assay.sites import parse_site
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What a model takes: square pictures of `size`, `channels` colours, normalised by (x - mean) / std, x in 0..1."""
+
+    size: int
+    channels: int = 3
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(n, channel, size, size) in 0..1 as the model reads it. Raises ShapeError for another shape."""
+        expected = (self.channels, self.size, self.size)
+        if images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ShapeError(
+                f"images: got {tuple(images.shape)}; allowed: (n, {', '.join(map(str, expected))}), floats 0 to 1."
+            )
+        mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (images - mean) / std
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEdit:
+    """An intervention: at `site`, on `channels` (None: all; units of the last axis for tokens), where `mask` is true.
+
+    `value` is what is set, added, or multiplied by; it broadcasts against (image, channel, height, width) or
+    (image, token, unit), with all channels. `mask`: (height, width), (token,) or with images in front; None: everywhere.
+    """
+
+    site: str
+    value: Tensor | float
+    how: Literal["set", "add", "scale"] = "set"
+    channels: tuple[int, ...] | None = None
+    mask: Tensor | None = None
+
+
+class _Done(Exception):
+    """All captures are there."""
+
+
+class ImageModel:
+    """An unmodified image classifier in eval mode, and where its sites are.
+
+    `hf`: any module whose call on a batch (n, channel, h, w) gives logits (n, class), or an object with `.logits`.
+    """
+
+    def __init__(
+        self,
+        hf: nn.Module,
+        pixels: Pixels,
+        name: str = "image model",
+        source: str = "memory",
+        labels: Mapping[int, str] | None = None,
+    ) -> None:
+        self.hf, self.pixels, self.name, self.source = hf.eval(), pixels, name, source
+        self.labels = dict(labels or {})
+        self._digest: str | None = None
+
+    @cached_property
+    def layout(self) -> ImageLayout:
+        """Sites, found and proved. Raises LayoutError when nothing can be proved."""
+        sample = torch.rand(
+            2, self.pixels.channels, self.pixels.size, self.pixels.size, generator=torch.Generator().manual_seed(0)
+        )
+        return prove_image_layout(self.hf, self.pixels.normalise(sample).to(self.device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.hf.parameters()).device
+
+    @property
+    def digest(self) -> str:
+        """Hash of weights, module tree and normalisation."""
+        return self._digest or self.fresh_digest()
+
+    def fresh_digest(self) -> str:
+        """The digest, read off the weights now."""
+        found = weights_state(self.hf)
+        found.update(repr((self.hf, self.pixels)).encode())
+        self._digest = digest = found.hexdigest()
+        return digest
+
+    def passport(self) -> dict[str, Any]:
+        """What this model is, as plain values."""
+        kind = f"{type(self.hf).__module__}.{type(self.hf).__name__}"
+        return {
+            "model": self.name,
+            "source": self.source,
+            "digest": self.digest,
+            "class": kind,
+            "device": str(self.device),
+            "dtype": str(next(self.hf.parameters()).dtype),
+            "pixels": hashlib.sha256(repr(self.pixels).encode()).hexdigest()[:12],
+        }
+
+    def resolve(self, site: str) -> tuple[str, int | None]:
+        """(whole site, channel or head or unit or None). Raises SiteError for what this model does not have."""
+        points = self.layout.points
+        if site in points:
+            return site, None
+        head, _, tail = site.rpartition(".")
+        if head in points and tail.isdigit():
+            if (width := points[head].width) <= int(tail):
+                raise SiteError(f"site {site!r}: {head} has 0 to {width - 1}; got {tail}.")
+            return head, int(tail)
+        if site in self.layout.absent:
+            raise SiteError(f"site {site!r} is not offered: {self.layout.absent[site]}.")
+        parsed = str(parse_site(site))
+        if parsed != site:
+            return self.resolve(parsed)
+        near = [name for name in points if name.startswith(site.rsplit(".", 1)[0])][:4] or list(points)[:4]
+        raise SiteError(f"site {site!r}: not one of {self.name}; it has e.g. {', '.join(near)}. See: assay vision check MODEL.")
+
+    def width(self, site: str) -> int:
+        """Channels of a map, heads of z, units of any other site."""
+        return self.layout.points[self.resolve(site)[0]].width
+
+    def label(self, number: int) -> str:
+        """The name of a class, or its number."""
+        return self.labels.get(number, str(number))
+
+    def forward(
+        self, images: Tensor, sites: Sequence[str] = (), edits: Sequence[ImageEdit] = (), logits: bool = True
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """One run on images (n, channel, h, w): (logits (n, class) or None, {site: whole tensor}), on the graph where grad is
+        on. Sites are whole. Raises SiteError and ShapeError."""
+        found: dict[str, Tensor] = {}
+        whole = [self.resolve(site)[0] for site in sites]
+        planned = [(self.resolve(edit.site), edit) for edit in edits]
+        x = self.pixels.normalise(images.to(self.device))
+        with self._hooked(whole, planned, found, None if logits else set(whole)):
+            try:
+                out = self.hf(x)
+            except _Done:
+                return None, found
+        return (getattr(out, "logits", out) if logits else None), found
+
+    def capture(
+        self, images: Tensor, sites: Sequence[str], edits: Sequence[ImageEdit] = (), batch: int = BATCH
+    ) -> dict[str, Tensor]:
+        """{site: (n, ..)} without gradients, in batches; a site with an index gives that channel or unit alone."""
+        parts: dict[str, list[Tensor]] = {site: [] for site in sites}
+        with torch.no_grad():
+            for rows, part in _batches(images, batch):
+                _, found = self.forward(part, sites, _for_rows(edits, rows, len(images)), logits=False)
+                for site in sites:
+                    whole, index = self.resolve(site)
+                    value = found[whole]
+                    parts[site].append(value if index is None else self.layout.points[whole].take(value, index))
+        return {site: torch.cat(values) for site, values in parts.items()}
+
+    def logits(self, images: Tensor, edits: Sequence[ImageEdit] = (), batch: int = BATCH) -> Tensor:
+        """(n, class) without gradients, in batches."""
+        with torch.no_grad():
+            runs = [self.forward(part, (), _for_rows(edits, rows, len(images))) for rows, part in _batches(images, batch)]
+        return torch.cat([found for found, _ in runs if found is not None])
+
+    def pooled(self, images: Tensor, site: str, how: str = "max", batch: int = BATCH) -> Tensor:
+        """One vector per image (n, width): `max` or `mean` over places or tokens; `first`: the first token (CLS of a ViT)."""
+        if how not in ("max", "mean", "first"):
+            raise bad_argument("how", how, "max, mean, first")
+        whole, _ = self.resolve(site)
+        tokens = self.layout.points[whole].kind == "tokens"
+        if how == "first" and not tokens:
+            raise bad_argument("how", how, "max or mean", "A map has no first token.")
+        parts = []
+        for _, part in _batches(images, batch):
+            value = self.capture(part, [whole], batch=batch)[whole]
+            flat = value if tokens else value.flatten(2).transpose(1, 2)
+            parts.append(flat[:, 0] if how == "first" else flat.amax(1) if how == "max" else flat.mean(1))
+        return torch.cat(parts).float()
+
+    @contextmanager
+    def _hooked(
+        self,
+        sites: Sequence[str],
+        edits: Sequence[tuple[tuple[str, int | None], ImageEdit]],
+        found: dict[str, Tensor],
+        wanted: set[str] | None,
+    ) -> Iterator[None]:
+        points = self.layout.points
+        handles = []
+        try:
+            for site in dict.fromkeys([*(place for (place, _), _ in edits), *sites]):
+                point, asked = points[site], site in sites
+                mine = [(index, edit) for (place, index), edit in edits if place == site]
+
+                def meet(
+                    value: Tensor, site: str = site, point: ImagePoint = point, mine: Any = mine, asked: bool = asked
+                ) -> Tensor:
+                    for index, edit in mine:
+                        value = edited(value, edit, index, point)
+                    if not asked:
+                        return value
+                    found[site] = value.clone()
+                    if wanted is not None and wanted <= set(found):
+                        raise _Done
+                    return found[site].clone() if value.requires_grad else value
+
+                handles.append(hook(self.hf.get_submodule(point.path), point.side, meet))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def edited(value: Tensor, edit: ImageEdit, index: int | None, point: ImagePoint) -> Tensor:
+    """A site's tensor after one edit. Raises ShapeError and UsageError where the edit does not fit."""
+    if edit.how not in ("set", "add", "scale"):
+        raise bad_argument("how", edit.how, "set, add, scale")
+    given = edit.value if isinstance(edit.value, Tensor) else torch.tensor(float(edit.value))
+    given = given.to(value.device, value.dtype)
+    try:
+        new = {"set": given, "add": value + given, "scale": value * given}[edit.how].expand_as(value)
+    except RuntimeError as error:
+        raise ShapeError(f"edit at {edit.site}: got {tuple(given.shape)}; allowed: what fits {tuple(value.shape)}.") from error
+    channels = edit.channels if index is None else (index,)
+    where = torch.ones((), dtype=torch.bool)
+    if channels is not None:
+        where = point.select(value, channels)
+    if edit.mask is not None:
+        mask = edit.mask.to(value.device).bool()
+        n_places = 2 if point.kind == "map" else 1
+        places = value.shape[2:] if point.kind == "map" else value.shape[1:2]
+        if tuple(mask.shape[-n_places:]) != tuple(places) or mask.ndim > n_places + 1:
+            raise ShapeError(
+                f"mask at {edit.site}: got {tuple(mask.shape)}; allowed: {tuple(places)}, or with images in front."
+            )
+        mask = mask if mask.ndim > n_places else mask[None]
+        where = where & (mask[:, None] if point.kind == "map" else mask[..., None])
+    return torch.where(where.to(value.device), new, value)
+
+
+def _batches(images: Tensor, batch: int) -> Iterator[tuple[slice, Tensor]]:
+    if batch < 1 or not len(images):
+        raise bad_argument("images, batch", (len(images), batch), "one image and a batch of one at least")
+    for start in range(0, len(images), batch):
+        rows = slice(start, start + batch)
+        yield rows, images[rows]
+
+
+def _for_rows(edits: Sequence[ImageEdit], rows: slice, n: int) -> list[ImageEdit]:
+    """The edits of some images: values and masks that have all n images in front are cut."""
+
+    def cut(value: Any, ndim: int) -> Any:
+        return value[rows] if isinstance(value, Tensor) and value.ndim >= ndim and n > 1 and len(value) == n else value
+
+    return [
+        ImageEdit(e.site, cut(e.value, 3), e.how, e.channels, cut(e.mask, 3 if e.site.startswith("block") else 2))
+        for e in edits
+    ]

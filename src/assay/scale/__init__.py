@@ -1,0 +1,1 @@
+"""Beyond one process: Ray workers, torch.distributed training, and what a run will take."""

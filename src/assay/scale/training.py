@@ -1,0 +1,88 @@
+"""Dictionary training in several processes, by torch.distributed: each has a part of every batch.
+
+    torchrun --nproc-per-node 2 -m assay dictionary train HARVEST ...
+
+1. torchrun says who is who (RANK, WORLD_SIZE); without it a process is alone and nothing here happens.
+2. All processes read the same batches and take every R-th row of them (`features/world.py`). Losses are means over rows, or
+   take what they need from the whole batch (the bar of batchtopk, L0 of jumprelu, the error dead latents explain), so the
+   mean of the gradients is the gradient of the batch: one process and R differ by rounding.
+3. Parameters, optimiser and counts are whole in every process. Process 0 writes the same checkpoint that one process
+   writes: a run that began with 2 goes on with 1 or 4.
+4. gloo on processors, nccl where ASSAY_BACKEND says so.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from assay.errors import UsageError, bad_argument
+from assay.features.world import World, inside
+
+BACKENDS = ("gloo", "nccl")
+BACKEND = "ASSAY_BACKEND"
+
+
+class Group(World):
+    """The processes of torch.distributed's default group."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def mean(self, x: Tensor) -> Tensor:
+        return _reduced(x, dist.ReduceOp.SUM) / self.size
+
+    def least(self, x: Tensor) -> Tensor:
+        return _reduced(x, dist.ReduceOp.MIN)
+
+    def all(self, yes: bool) -> bool:
+        return bool(_reduced(torch.tensor(int(yes)), dist.ReduceOp.MIN))
+
+    def any(self, mask: Tensor) -> Tensor:
+        return _reduced(mask.to(torch.uint8), dist.ReduceOp.MAX).bool()
+
+    def gather(self, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    def average(self, parameters: Iterable[Tensor]) -> None:
+        waiting = [(each.grad, dist.all_reduce(each.grad, async_op=True)) for each in parameters if each.grad is not None]
+        for grad, work in waiting:
+            work.wait()  # type: ignore[union-attr]
+            grad.div_(self.size)
+
+
+def _reduced(x: Tensor, how: Any) -> Tensor:
+    found = x.detach().clone()
+    dist.all_reduce(found, how)
+    return found
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """The processes torchrun started, for as long as this lasts; one alone without it.
+
+    Raises UsageError for a backend that is none, or others that do not come.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        with inside(World()) as alone:
+            yield alone
+        return
+    backend = os.environ.get(BACKEND, BACKENDS[0])
+    if backend not in BACKENDS:
+        raise bad_argument(BACKEND, backend, ", ".join(BACKENDS))
+    try:
+        dist.init_process_group(backend)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"torchrun: the processes do not find each other ({str(error).splitlines()[0]}). Start all of them"
+                         " with the same address and port.") from error  # fmt: skip
+    try:
+        with inside(Group()) as group:
+            yield group
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,1 @@
+"""Vision: methods on image models (`assay.model.images`)."""

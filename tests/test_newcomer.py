@@ -1,0 +1,120 @@
+"""The newcomer's path: what the README says to type can be typed, and works from a built wheel without the source tree.
+
+Tutorials run from top to bottom in test_docs.py. Here every command of the README is parsed by the command line itself, with
+all its options, and those that take seconds are run by an `assay` that comes from a wheel: only the wheel's own files are there.
+"""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import click
+import pytest
+
+from assay.cli.main import cli
+
+pytestmark = pytest.mark.whole
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+QUICK = ("models", "claim kinds", "claim list", "claim verify", "replicate", "organism list", "tasks glass-en",
+         "claim state glass-en animals mlp_act.1.4 --kind represents")  # fmt: skip
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words of every `assay ..` line in indented or fenced blocks; what stands two spaces behind a command is a remark."""
+    joined = text.replace("\\\n", " ")
+    lines = re.findall(r"^(?:\$ )?(assay [a-z].*)$", joined, re.M)
+    found = []
+    for line in lines:
+        for part in re.split(r";  ", line):
+            words = re.findall(r'"[^"]*"|\S+', re.split(r"(?<=\S)   +| {2,}(?=[^-\s])", part.strip())[0])
+            if words[:1] == ["assay"] and len(words) > 1:
+                found.append([word.strip('"') for word in words[1:]])
+    return found
+
+
+def test_the_readme_has_commands():
+    assert len(commands(README)) > 30
+
+
+@pytest.mark.parametrize("words", commands(README), ids=" ".join)
+def test_what_the_readme_says_to_type_is_understood(words: list[str]):
+    """Down to the last option, by the command itself; nothing runs."""
+    command: click.Command = cli
+    context = click.Context(cli, info_name="assay")
+    while isinstance(command, click.Group):
+        name, found, words = command.resolve_command(context, words)
+        assert found is not None
+        if isinstance(found, click.Group) and found.invoke_without_command and (not words or words[0].startswith("-")):
+            command = found
+            break
+        context, command = click.Context(found, parent=context, info_name=name), found
+    made = command.make_context(context.info_name, list(words), parent=context.parent)
+    assert not made.args
+
+
+def test_what_is_imported_is_declared():
+    """Whoever installs the wheel gets what its modules import, or an extra that names it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [each for group in project["optional-dependencies"].values() for each in group]
+    declared = {_plain(each) for each in (*project["dependencies"], *extras)}
+    known = packages_distributions()
+    missing: dict[str, str] = {}
+    for path in (ROOT / "src" / "assay").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for top in {name.split(".")[0] for name in names} - {"assay", ""} - set(sys.stdlib_module_names):
+                if top in known and not declared & {_plain(each) for each in known[top]}:
+                    missing[top] = path.name
+    assert missing == {}
+
+
+def _plain(requirement: str) -> str:
+    return re.split(r"[\[<>=~!; ]", requirement)[0].lower().replace("_", "-")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from this tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    done = subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)],
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob("assay-*.whl"))
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_what_it_needs(wheel: Path):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for path in (ROOT / "src" / "assay").rglob("*"):
+        inside = path.relative_to(ROOT / "src").as_posix()
+        if path.is_file() and "__pycache__" not in inside and not inside.startswith("assay/app/web/"):
+            assert inside in names, inside
+    assert any(name.endswith("static/index.html") for name in names)
+
+
+@pytest.mark.slow
+def test_commands_run_from_the_wheel(wheel: Path, tmp_path: Path):
+    """In an environment of its own, which sees the packages of this one but not its assay."""
+    home = tmp_path / "env"
+    venv.create(home, with_pip=False)
+    python = home / "bin" / "python"
+    site = Path(subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True,
+                               text=True, check=True).stdout.strip())  # fmt: skip
+    zipfile.ZipFile(wheel).extractall(site)
+    (site / "others.pth").write_text(next(p for p in sys.path if p.endswith("site-packages")) + "\n")
+    where = subprocess.run([python, "-c", "import assay; print(assay.__file__)"], capture_output=True, text=True, cwd=tmp_path,
+                           check=True).stdout  # fmt: skip
+    assert str(site) in where
+    for words in QUICK:
+        done = subprocess.run([python, "-m", "assay", *words.split(), "--quiet"], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, f"assay {words}\n{done.stderr}"
+        assert done.stdout.strip(), words

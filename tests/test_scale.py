@@ -1,0 +1,295 @@
+"""Ray workers and one process: the same bytes, through kills; object stores; nothing done twice."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from assay.errors import StoreError, UsageError
+from assay.features.dictionary import Spec, make_dictionary
+from assay.features.encode import encode_shards, read_codes
+from assay.features.engines import opened_there
+from assay.features.evaluate import EvaluationPlan, evaluate
+from assay.features.harvest import HarvestPlan, harvest
+from assay.features.held_out import HeldOut
+from assay.features.shards import Shards
+from assay.model.model import Model
+from assay.scale.ray_engine import AHEAD, TRIES, RayEngine, engine_of
+from test_harvest import Given, command, model_with_words, on_disk, shards_in, some_texts  # noqa: F401
+
+SITES = ["resid_post.1", "mlp_out.2"]
+PLAN = HarvestPlan(context=16, shard_tokens=100)
+pytestmark = pytest.mark.whole
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("ASSAY_CACHE", str(tmp_path_factory.mktemp("own")))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Two processors for all tests here."""
+    ray = pytest.importorskip("ray", reason="assay[scale] is not installed")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield RayEngine(threads=1)
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A model, a corpus, and what one process makes of them."""
+    folder = tmp_path_factory.mktemp("whole")
+    os.environ["ASSAY_CACHE"] = str(folder / "cache")
+    model, corpus = model_with_words(), Given(some_texts(3, 120))
+    return model, corpus, harvest(model, corpus, SITES, folder / "acts", PLAN)
+
+
+def files_in(folder):
+    return {path.name: path.read_bytes() for path in sorted(Path(folder).glob("[sc]*-*.safetensors"))}
+
+
+def told(manifest):
+    return {name: value for name, value in manifest.items() if name != "made_with"}
+
+
+def small_dictionary():
+    torch.manual_seed(0)
+    made = make_dictionary(Spec("topk", 64, 32, 32, 4, ("resid_post.1",), ("resid_post.1",)), "small")
+    with torch.no_grad():
+        made.W_enc.normal_()
+    return made
+
+
+# the same bytes ----------------------------------------------------------------------------------
+
+
+def test_two_workers_and_one_process_write_the_same_shards_and_codes(cluster, whole, tmp_path):
+    model, corpus, one = whole
+    done: list[int] = []
+    many = harvest(model, corpus, SITES, tmp_path / "acts", PLAN, lambda stage, n, of: done.append(n), cluster)
+    assert len(one.manifest["shards"]) > 10 and files_in(many.folder) == files_in(one.folder)
+    assert told(many.manifest) == told(one.manifest)
+    assert sum(done) >= many.manifest["tokens"]
+    here = encode_shards(small_dictionary(), Shards(one.folder), tmp_path / "here", 150)
+    there = encode_shards(small_dictionary(), Shards(many.folder), tmp_path / "there", 150, engine=cluster)
+    assert here == there and len(here["parts"]) > 5
+    assert files_in(tmp_path / "here") == files_in(tmp_path / "there")
+
+
+def test_codes_that_a_killed_run_finished_are_taken_up(whole, tmp_path):
+    model, corpus, one = whole
+    wanted = encode_shards(small_dictionary(), Shards(one.folder), tmp_path, 150)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("codes-*")}
+    record = json.loads((tmp_path / "codes.json").read_text())
+    (tmp_path / "codes.json").write_text(json.dumps({**record, "parts": record["parts"][:1], "done": False}))
+    (tmp_path / record["parts"][3]["file"]).write_bytes(b"torn")
+    assert encode_shards(small_dictionary(), Shards(one.folder), tmp_path, 150) == wanted
+    after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("codes-*")}
+    assert [name for name in after if after[name] != before[name]] == [record["parts"][3]["file"]]
+    assert sum(len(part.tokens) for part in read_codes(tmp_path)) == one.manifest["tokens"]
+
+
+def test_two_workers_and_one_process_evaluate_alike(cluster, whole):
+    model, _, one = whole
+    texts = list(Shards(one.folder).rows())
+    held = HeldOut.of([text.tokens.tolist() for text in texts], [text.name for text in texts])
+    plan = EvaluationPlan(batch=200, loss_tokens=600)
+    dictionary = small_dictionary()
+    here = evaluate(dictionary, held, model, plan)
+    there = evaluate(dictionary, held, model, plan, engine=cluster)
+    assert here.json() == there.json() and here.of()["CE"].value > 0 and here.tokens > 5 * plan.batch
+
+
+# killed workers ----------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_loses_only_the_job_it_was_at(cluster, tmp_path):
+    def make():
+        def work(job):
+            if job == 5 and not (tmp_path / "died").exists():
+                (tmp_path / "died").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            if not (tmp_path / f"done{job}").exists():  # as makers of shards do: an answer may be lost, a file is not
+                (tmp_path / f"done{job}").touch()
+                with open(tmp_path / "log", "a") as log:
+                    log.write(f"{job}\n")
+            return job * job
+
+        return work
+
+    assert sorted(cluster.run(make, range(12))) == [job * job for job in range(12)]
+    assert sorted(map(int, (tmp_path / "log").read_text().split())) == list(range(12))
+    assert (tmp_path / "died").exists()
+
+
+def test_a_job_that_kills_every_worker_ends_the_run_with_its_number(cluster, tmp_path):
+    def make():
+        def work(job):
+            if job == 3:
+                with open(tmp_path / "deaths", "a") as log:
+                    log.write("x")
+                os.kill(os.getpid(), signal.SIGKILL)
+            return job
+
+        return work
+
+    with pytest.raises(StoreError, match=f"job 3: {TRIES} workers died"):
+        list(cluster.run(make, range(6)))
+    assert (tmp_path / "deaths").read_text() == "x" * TRIES
+
+
+def test_what_a_job_raises_and_back_pressure(cluster):
+    taken: list[int] = []
+
+    def jobs():
+        for number in range(20):
+            taken.append(number)
+            yield number
+
+    def make():
+        def work(job):
+            if job == 12:
+                raise UsageError("job twelve: not this one.")
+            return job
+
+        return work
+
+    results = cluster.run(make, jobs())
+    for finished in range(1, 6):
+        next(results)
+        assert len(taken) <= 2 * AHEAD + finished
+    with pytest.raises(UsageError, match="job twelve"):
+        list(results)
+
+
+def test_a_harvest_whose_worker_is_killed_has_the_same_bytes(cluster, whole, tmp_path):
+    model, corpus, one = whole
+    parts = (model.hf, model.tokenizer, model.name, model.source, model.prepend_bos, model.bos_id)
+    out, marker = tmp_path / "acts", tmp_path / "died"
+
+    def opener():
+        def end():
+            while len(list(out.glob("shard-*"))) < 4:
+                time.sleep(0.002)
+            if not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        threading.Thread(target=end, daemon=True).start()
+        return Model(*parts)
+
+    many = harvest(model, corpus, SITES, out, PLAN, engine=cluster, opener=opener)
+    assert marker.exists() and files_in(out) == files_in(one.folder) and told(many.manifest) == told(one.manifest)
+    again = harvest(model, corpus, SITES, out, PLAN)
+    assert again.resumed == len(again.manifest["shards"])
+
+
+def test_a_worker_with_another_model_is_refused(whole):
+    model, _, _ = whole
+    with pytest.raises(UsageError, match="the files differ"):
+        opened_there(lambda: model_with_words("qwen2"), model.digest)
+
+
+def test_a_killed_driver_leaves_shards_that_the_next_run_takes_up(on_disk, tmp_path):  # noqa: F811
+    pytest.importorskip("ray", reason="assay[scale] is not installed")
+    environment = {**os.environ, "ASSAY_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    out = tmp_path / "acts"
+    process = subprocess.Popen([*command(on_disk, out), "--engine", "ray"], env=environment, stderr=subprocess.PIPE)
+    while process.poll() is None and len(shards_in(out)) < 8:
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    time.sleep(2)  # workers without a driver end by themselves
+    before = {path.name: path.stat().st_mtime_ns for path in shards_in(out)}
+    assert len(before) >= 8 and json.loads((out / "manifest.json").read_text())["status"] == "running"
+    done = subprocess.run([*command(on_disk, out), "--json", str(tmp_path / "done.json")], env=environment)
+    assert done.returncode == 0
+    assert json.loads((tmp_path / "done.json").read_text())["resumed"] == len(before)
+    assert {name: (out / name).stat().st_mtime_ns for name in before} == before
+    done = subprocess.run(command(on_disk, tmp_path / "whole"), env=environment)
+    assert done.returncode == 0 and files_in(out) == files_in(tmp_path / "whole")
+
+
+def test_engines_that_are_none():
+    assert engine_of(None) is None
+    for text in ("spark", "ray:/x"):
+        with pytest.raises(UsageError, match="--engine"):
+            engine_of(text)
+    with pytest.raises(UsageError, match="--workers"):
+        engine_of(None, workers=2)
+
+
+# object stores -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """A bucket of an S3 server on loopback."""
+    server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    running.start()
+    host, port = running.get_host_and_port()
+    patch = pytest.MonkeyPatch()
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+    for name, value in {"AWS_ENDPOINT_URL": f"http://{host}:{port}", **keys}.items():
+        patch.setenv(name, value)
+    import s3fs
+
+    s3fs.S3FileSystem().mkdir("acts")
+    yield "s3://acts"
+    patch.undo()
+    running.stop()
+
+
+def test_shards_and_codes_in_a_bucket_are_those_on_disk(bucket, whole, tmp_path):
+    import s3fs
+
+    model, corpus, one = whole
+    place = f"{bucket}/one"
+    found = harvest(model, corpus, SITES, place, PLAN)
+    store = s3fs.S3FileSystem(use_listings_cache=False)
+    kept = {path.rsplit("/", 1)[1]: store.cat(path) for path in store.ls("acts/one")}
+    manifest = json.loads(kept.pop("manifest.json"))
+    assert kept == files_in(one.folder) and told(manifest) == told(one.manifest)
+    pairs = itertools.islice(zip(Shards(place).batches(32), Shards(one.folder).batches(32)), 10)
+    assert all(torch.equal(a[site], b[site]) for a, b in pairs for site in SITES)
+    here = encode_shards(small_dictionary(), Shards(one.folder), tmp_path, 150)
+    assert encode_shards(small_dictionary(), Shards(place), f"{bucket}/codes", 150) == here
+    assert all(torch.equal(a.tokens, b.tokens) and torch.equal(a.codes.values, b.codes.values)
+               for a, b in zip(read_codes(f"{bucket}/codes"), read_codes(tmp_path), strict=True))  # fmt: skip
+    # as after a kill: two shards gone, one not in the manifest, one damaged
+    names = sorted(kept)
+    store.rm(f"acts/one/{names[1]}")
+    store.pipe(f"acts/one/{names[2]}", b"short")
+    cut = {**manifest, "status": "running", "shards": manifest["shards"][:-1], "massive": {}}
+    store.pipe("acts/one/manifest.json", json.dumps(cut).encode())
+    again = harvest(model, corpus, SITES, place, PLAN)
+    assert again.resumed == len(names) - 2 and told(again.manifest) == told(one.manifest)
+    assert {name: store.cat(f"acts/one/{name}") for name in names} == files_in(one.folder)
+    with pytest.raises(UsageError, match="another harvest"):
+        harvest(model, corpus, ["resid_post.0"], place, PLAN)
+    store.pipe(f"acts/one/{names[0]}", bytes(len(kept[names[0]])))
+    with pytest.raises(StoreError, match="damaged"):
+        next(Shards(place).batches(32))
+    assert found.manifest["status"] == "done"
+
+
+def test_ray_workers_write_to_a_bucket(bucket, cluster, whole):
+    model, corpus, one = whole
+    found = harvest(model, corpus, SITES, f"{bucket}/many", PLAN, engine=cluster)
+    assert told(found.manifest) == told(one.manifest)
+
+
+def test_stores_that_are_none(whole):
+    model, corpus, _ = whole
+    with pytest.raises(UsageError, match="folder"):
+        harvest(model, corpus, SITES, "nowhere://bucket/acts", PLAN)
