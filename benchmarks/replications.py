@@ -57,7 +57,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _number(each: Mapping[str, Any]) -> str:
-    between = "" if each["low"] is None else f" ({each['low']:.2f} to {each['high']:.2f})"
+    between = "" if each["low"] is None else f" ({each['low']:.2f} to {each['high']:.2f}; {each['clusters']} clusters)"
     return f"{each['value']:.2f}{between}"
 
 

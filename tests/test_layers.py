@@ -4,8 +4,8 @@ import ast
 from pathlib import Path
 
 ORDER = ["errors", "files", "records", "passport", "registry", "statistics", "sites", "permissions", "signing", "model", "data",
-         "features", "probe", "circuits", "steer", "explain", "organisms", "monitor", "evidence", "atlas", "scale", "mapping", "vision", "report",
-         "demo", "testing", "calibrate", "audit", "replicate", "serving", "app", "cli"]  # fmt: skip
+         "features", "probe", "circuits", "steer", "explain", "organisms", "monitor", "evidence", "atlas", "scale", "mapping",
+         "vision", "report", "demo", "testing", "calibrate", "audit", "replicate", "serving", "app", "cli"]  # fmt: skip
 ROOT = Path(__file__).parent.parent / "src" / "assay"
 
 

@@ -1,7 +1,7 @@
 """The newcomer's path: what the README says to type can be typed, and works from a built wheel without the source tree.
 
 Tutorials run from top to bottom in test_docs.py. Here every command of the README is parsed by the command line itself, with
-all its options, and those that take seconds are run by an `assay` that comes from a wheel: only the wheel's own files are there.
+all its options, and those that take seconds are run by an `assay` that comes from a wheel and sees no source tree.
 """
 
 import ast

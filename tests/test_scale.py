@@ -37,7 +37,8 @@ def cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(scope="module")
 def cluster():
     """Two processors for all tests here."""
-    ray = pytest.importorskip("ray", reason="assay[scale] is not installed")
+    import ray
+
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield RayEngine(threads=1)
     ray.shutdown()
@@ -199,7 +200,6 @@ def test_a_worker_with_another_model_is_refused(whole):
 
 
 def test_a_killed_driver_leaves_shards_that_the_next_run_takes_up(on_disk, tmp_path):  # noqa: F811
-    pytest.importorskip("ray", reason="assay[scale] is not installed")
     environment = {**os.environ, "ASSAY_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     out = tmp_path / "acts"
     process = subprocess.Popen([*command(on_disk, out), "--engine", "ray"], env=environment, stderr=subprocess.PIPE)
@@ -234,7 +234,8 @@ def test_engines_that_are_none():
 @pytest.fixture(scope="module")
 def bucket():
     """A bucket of an S3 server on loopback."""
-    server = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    from moto import server
+
     running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     running.start()
     host, port = running.get_host_and_port()

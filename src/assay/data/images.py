@@ -1,4 +1,4 @@
-"""Pictures for vision: rendered scenes with known contents, one's own labelled files, and what the surface of a picture tells.
+"""Pictures for vision: rendered scenes with known contents, and pictures from files.
 
 1. A scene has a name that says nothing of its contents (`wheels/confirm/t03/9f2c01`): concept, split, template, and a hash
    that seeds everything drawn, the label included. The same name gives the same picture.
@@ -8,13 +8,11 @@
    pictures, chessboards, screens and doors. Other negatives: stars, blobs, lines, or nothing.
 4. `ood` has backgrounds and styles that no other split has: patches of photographs, bicycle wheels, curtained windows.
 5. `car_scene`: a car seen from the side, with or without wheels and windows.
-6. A file of one's own: JSONL rows {"image", "label", "group", "near_miss"?}; paths are relative to the file.
 
 Rendered scenes are drawings: what holds on them need not hold on photographs.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from assay.data.splits import divide, spread
+from assay.data.splits import spread
 from assay.errors import TaskError, bad_argument
 from assay.records import Example, digest
 
@@ -43,7 +41,7 @@ class SceneSource:
 
     def __post_init__(self) -> None:
         if self.data not in SCENES:
-            raise bad_argument("concept", self.data, f"{', '.join(SCENES)}, or a .jsonl file of pictures")
+            raise bad_argument("concept", self.data, ", ".join(SCENES))
 
     @property
     def name(self) -> str:
@@ -63,63 +61,6 @@ class SceneSource:
 
     def n_templates(self, split: str) -> int:
         return TEMPLATES[split]
-
-
-@dataclass(frozen=True, eq=False)
-class ImageFile:
-    """Labelled pictures of one's own: a JSONL file, dealt to splits by group."""
-
-    data: str
-
-    @property
-    def name(self) -> str:
-        return Path(self.data).name
-
-    def record(self) -> dict[str, Any]:
-        return {"type": "image file", "name": self.name, "sha256": hashlib.sha256(Path(self.data).read_bytes()).hexdigest()}
-
-    def digest(self, split: str, n: int, seed: int) -> str:
-        return digest(self.items(split, n, seed))
-
-    def items(self, split: str, n: int, seed: int) -> list[Example]:
-        """Up to n pictures of a split. Raises TaskError when there are none."""
-        if not (found := divide(read_image_file(Path(self.data))).splits[split]):
-            raise TaskError(f"{self.name}: no group fell to the split {split!r}; a claim needs about 30 groups.")
-        return spread(found, n)
-
-    def n_templates(self, split: str) -> int:
-        return len({item.template for item in self.items(split, 1 << 30, 0)})
-
-
-def image_source(data: str) -> SceneSource | ImageFile:
-    """Rendered scenes by name, or a file of pictures. Raises UsageError and TaskError."""
-    if data in SCENES or not Path(data).suffix:
-        return SceneSource(data)
-    read_image_file(Path(data))
-    return ImageFile(data)
-
-
-def read_image_file(path: Path) -> list[Example]:
-    """Pictures of a JSONL file; the text of an example is `image:<path>`. Raises TaskError, naming line and field."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path}: cannot be read ({error}).") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            place, label, group = (path.parent / row["image"]).resolve(), row["label"], str(row["group"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise TaskError(f"{path}, line {number}: needs image, label and group ({error!r}).") from error
-        if label not in (0, 1) or not place.is_file():
-            raise TaskError(f"{path}, line {number}: label {label!r} is not 0 or 1, or {place} is not a file.")
-        found.append(Example(f"image:{place}", int(label), group, near_miss=bool(row.get("near_miss", False))))
-    if not found:
-        raise TaskError(f"{path}: no rows.")
-    return found
 
 
 def load_images(names: Sequence[str], size: int, channels: int = 3) -> Tensor:
@@ -486,17 +427,3 @@ def car_scene(name: str) -> np.ndarray:
 
 
 # the surface -------------------------------------------------------------------------------------
-
-
-def surface(images: Tensor) -> np.ndarray:
-    """What a picture tells without any net (n, 97): 8x8 grey values, 8 bins a colour, contrast at 3 scales, 6 extremes."""
-    grey = images.mean(1, keepdim=True)
-    small = torch.nn.functional.interpolate(grey, (8, 8), mode="area").flatten(1)
-    colours = images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1)
-    bins = torch.stack([((colours * 8).long().clamp(max=7) == k).float().mean((2, 3)) for k in range(8)], 2).flatten(1)
-    edges = []
-    for scale in (1, 2, 4):
-        at = torch.nn.functional.avg_pool2d(grey, scale)
-        edges.append((at[..., 1:] - at[..., :-1]).abs().mean((1, 2, 3)))
-    extremes = torch.cat([colours.amin((2, 3)), colours.amax((2, 3))], 1)
-    return torch.cat([small, bins, torch.stack(edges, 1), extremes], 1).double().numpy()

@@ -17,7 +17,7 @@ from assay.steer.directions import Direction, from_pairs, read_concept_at
     paper="Tigges et al. 2023, arXiv 2310.15154",
     published="GPT-2 small and Pythia: directions found by five methods agree; ablating one removes 76% of above-chance"
     " accuracy on the Stanford Sentiment Treebank.",
-    method="Mean difference of favourable and unfavourable prompts at the word of judgement (discover); the layer on"
+    method="Mean difference of favourable and unfavourable prompts at the end of the prompt (discover); the layer on"
     " tune, where holding the component at its mean costs most of the preference. The claim that the model"
     " uses it is tested against random directions of equal change. It then ranks film reviews that it was not"
     " made from (sentiment, tune).",
@@ -26,7 +26,7 @@ from assay.steer.directions import Direction, from_pairs, read_concept_at
 def sentiment_direction(lab: Lab) -> Found:
     discover, tune = lab.pairs("opinion", "discover"), lab.pairs("opinion", "tune")
     layers = sorted({round((lab.model.n_layers - 1) * part) for part in (0.2, 0.35, 0.5, 0.65, 0.8)})
-    ways = [from_pairs(lab.model, discover, f"resid_post.{layer}", at="judgement") for layer in layers]
+    ways = [from_pairs(lab.model, discover, f"resid_post.{layer}") for layer in layers]
     way = max(ways, key=lambda each: _lost(lab, tune, each))
     subject = Feature(str(way.site), None, tuple(way.vector.tolist()))
     claim = lab.tested("uses", Source("opinion"), subject, f"the model tends to use a direction of {way.site} for opinions")
