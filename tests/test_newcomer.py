@@ -29,7 +29,7 @@ QUICK = ("models", "claim kinds", "claim list", "claim verify", "replicate", "or
 
 def commands(text: str) -> list[list[str]]:
     """The words of every `assay ..` line in indented or fenced blocks; what stands two spaces behind a command is a remark."""
-    joined = text.replace("\\\n", " ")
+    joined = re.sub(r"\\\n\s+", "", text)
     lines = re.findall(r"^(?:\$ )?(assay [a-z].*)$", joined, re.M)
     found = []
     for line in lines:
@@ -50,7 +50,9 @@ def test_what_the_readme_says_to_type_is_understood(words: list[str]):
     command: click.Command = cli
     context = click.Context(cli, info_name="assay")
     while isinstance(command, click.Group):
-        name, found, words = command.resolve_command(context, words)
+        inside = command.make_context(context.info_name, list(words), parent=context.parent)
+        words = [*inside._protected_args, *inside.args]
+        name, found, words = command.resolve_command(inside, words)
         assert found is not None
         if isinstance(found, click.Group) and found.invoke_without_command and (not words or words[0].startswith("-")):
             command = found

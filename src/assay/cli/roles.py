@@ -33,7 +33,7 @@ COMMANDS: Mapping[str, str] = {
     "dictionary import": "read", "dictionary export": "read", "dictionary eval": "intervene",
     "harvest": "read", "explain": "read", "score": "read", "map": "intervene", "superposition": "read", "probe": "intervene",
     "patch": "intervene", "trace": "intervene", "steer": "intervene", "demo": "intervene",
-    "replicate": "intervene",
+    "replicate": "intervene", "vision models": "read", "vision check": "read", "vision find": "read", "plan": "read",
     "organism list": "read", "organism make": "intervene", "organism check": "intervene",
     "monitor fit": "intervene", "monitor eval": "intervene", "monitor watch": "read", "monitor show": "read",
     "monitor calibrate": "intervene", "monitor drift": "read", "monitor selftest": "intervene", "monitor serve": "intervene",
