@@ -9,7 +9,7 @@ import click
 from assay.cli.common import Common, common_options, model_options
 
 if TYPE_CHECKING:
-    from assay.features.contexts import Context, ContextPlan, UnitContexts, Units
+    from assay.features.contexts import ContextPlan, UnitContexts, Units
     from assay.features.dictionary import Dictionary
     from assay.model.model import Model
 
@@ -119,16 +119,16 @@ def _polysemy(
 ) -> dict[str, Any]:
     """{"units", "latents", "too_few", "found"}; units with fewer than 8 different contexts are named, not judged."""
     from assay.errors import TaskError
-    from assay.features.contexts import random_contexts
-    from assay.features.polysemy import FEWEST, polysemy
+    from assay.features.contexts import random_contexts, texts_of
+    from assay.features.polysemy import FEWEST, polysemy, unit_texts
     from assay.records import plain
 
-    pool = list(dict.fromkeys(_texts(model, random_contexts(rows, POOL, plan))))
+    pool = list(dict.fromkeys(texts_of(model, random_contexts(rows, POOL, plan))))
     most = len(pool) // 2
     if most < FEWEST:
         raise TaskError(f"the corpus gives {len(pool)} random contexts, one per {rows.per}; {2 * FEWEST} are needed at least."
                         " Read more of it (--tokens), or take several of one document (--per row).")  # fmt: skip
-    every = [_unit_texts(model, unit, most) for group in found for unit in group]
+    every = [unit_texts(model, unit, most) for group in found for unit in group]
     able = [unit for unit in every if len(unit.texts) >= FEWEST]
     with common.progress("comparing contexts", len(able)) as advance:
         told = polysemy(able, encoder, pool, progress=advance) if able else []
@@ -136,23 +136,6 @@ def _polysemy(
     latents = [one for one in records if one["unit"].startswith("latent.")]
     return {"random_contexts": len(pool), "units": [one for one in records if one not in latents], "latents": latents,
             "too_few": [unit.name for unit in every if len(unit.texts) < FEWEST], "found": told}  # fmt: skip
-
-
-def _texts(model: "Model", contexts: "Sequence[Context]") -> list[str]:
-    from assay.features.contexts import texts_of
-
-    return texts_of(model, contexts)
-
-
-def _unit_texts(model: "Model", unit: "UnitContexts", most: int) -> Any:
-    """Texts that differ, largest activation first; of a unit that does not reach above 0 none."""
-    from assay.features.contexts import fired_token
-    from assay.features.polysemy import UnitTexts
-
-    fires = [context for context in unit.top if context.value > 0]
-    different = dict(reversed(list(zip(_texts(model, fires), fires, strict=True))))
-    kept = sorted(different.items(), key=lambda pair: -pair[1].value)[:most]
-    return UnitTexts(unit.name, [text for text, _ in kept], [fired_token(model, context) for _, context in kept])
 
 
 def _layer_numbers(model: "Model", layers: str | None, site: str) -> list[int]:

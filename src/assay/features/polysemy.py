@@ -32,7 +32,9 @@ from jaxtyping import Float, Int
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from assay.errors import TaskError, bad_argument
+from assay.features.contexts import UnitContexts, fired_token, texts_of
 from assay.features.sentences import Encoder
+from assay.model.model import Model
 
 Vectors = Float[np.ndarray, "context d"]
 Label = Literal["no concept found", "one concept", "several concepts", "one token"]
@@ -323,6 +325,14 @@ class UnitTexts:
     name: str
     texts: Sequence[str]
     tokens: Sequence[str] | None = None
+
+
+def unit_texts(model: Model, unit: UnitContexts, most: int | None = None) -> UnitTexts:
+    """Texts that differ, largest activation first, `most` at most; of a unit that does not reach above 0 none."""
+    fires = [context for context in unit.top if context.value > 0]
+    different = dict(reversed(list(zip(texts_of(model, fires), fires, strict=True))))
+    kept = sorted(different.items(), key=lambda pair: -pair[1].value)[:most]
+    return UnitTexts(unit.name, [text for text, _ in kept], [fired_token(model, context) for _, context in kept])
 
 
 def polysemy(

@@ -9,7 +9,7 @@ ledger (`lab.items`). Claims are stated and tested as everywhere else (`lab.test
 with its verdict, never tested twice on the same data.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,8 @@ from assay.data.prepare import PreparedTask, prepare
 from assay.data.prepare_concept import PreparedConcept, prepare_concept
 from assay.data.tasks import load_task
 from assay.evidence.claims import record_look
-from assay.evidence.kinds import KINDS
-from assay.evidence.run import Settings, Statement, state_claim, test_claim
+from assay.evidence.known import state_once
+from assay.evidence.run import Settings, Statement, test_claim
 from assay.evidence.source import Population
 from assay.model.model import Model
 from assay.registry import Registry
@@ -69,14 +69,8 @@ class Lab:
 
     def tested(self, kind: str, source: Population, subject: Any, text: str) -> Tested:
         """A claim, stated and tested on sealed data; with its verdict where that was done before."""
-        named = KINDS.get(kind).subject(self.model, subject)
-        same = (old for old in self.store.claims() if old.kind == kind and old.task["name"] == source.name
-                and old.subject["digest"] == self.model.digest
-                and all(old.subject.get(key) == value for key, value in plain(named).items()))  # fmt: skip
-        stated = next(same, None)
-        if stated is None:
-            words, settings = Statement(kind=kind, text=text), self.sizes.claim
-            stated, _ = state_claim(self.store, self.model, source, subject, statement=words, settings=settings)
+        words = Statement(kind=kind, text=text)
+        stated, *_ = state_once(self.store, self.model, source, subject, statement=words, settings=self.sizes.claim)
         verdict = self.store.verdict(stated.id) or test_claim(self.store, stated.id, self.model, self.report)
         return Tested(stated.id, stated.statement, verdict.verdict, tuple(verdict.reasons))
 
@@ -108,9 +102,4 @@ def finding(
         return run
 
     return add
-
-
-def plain(named: Mapping[str, Any]) -> dict[str, Any]:
-    """A subject as it is after it was stored: tuples are lists."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in named.items()}
 

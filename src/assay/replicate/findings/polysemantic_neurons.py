@@ -5,8 +5,6 @@ import random
 from assay.data.corpus_rows import packed
 from assay.features.contexts import (
     ContextPlan,
-    UnitContexts,
-    fired_token,
     latent_units,
     random_contexts,
     read_contexts,
@@ -14,7 +12,7 @@ from assay.features.contexts import (
     texts_of,
 )
 from assay.features.kept import is_shipped, shipped
-from assay.features.polysemy import FEWEST, Polysemy, UnitTexts, polysemy
+from assay.features.polysemy import FEWEST, Polysemy, polysemy, unit_texts
 from assay.features.sentences import encoder_of
 from assay.replicate.base import Lab, finding
 from assay.replicate.records import Found, figure
@@ -47,7 +45,7 @@ def polysemantic_neurons(lab: Lab) -> Found:
     plan = ContextPlan(top=24, sample=0, before=16, after=8, seed=lab.seed)
     neurons = site_units(lab.model, site, sorted(rng.sample(list(site_units(lab.model, site).only), lab.sizes.units)))
     latents = latent_units(lab.model, dictionary, sorted(rng.sample(range(dictionary.width), 2 * lab.sizes.units)))
-    units = [_texts(lab, unit) for source in (neurons, latents) for unit in read_contexts(source, rows, plan).units]
+    units = [unit_texts(lab.model, unit) for source in (neurons, latents) for unit in read_contexts(source, rows, plan).units]
     able = [unit for unit in units if len(unit.texts) >= FEWEST]
     pool = list(dict.fromkeys(texts_of(lab.model, random_contexts(rows, POOL, plan))))
     told = polysemy(able, encoder_of("minilm"), pool) if able else []
@@ -62,14 +60,6 @@ def polysemantic_neurons(lab: Lab) -> Found:
         notes=(f"{len(sides[0])} neurons of {site}, {len(sides[1])} latents; neurons with several concepts"
                f" {_several(sides[0]):.2f}, latents {_several(sides[1]):.2f}",),
     )  # fmt: skip
-
-
-def _texts(lab: Lab, unit: UnitContexts) -> UnitTexts:
-    fires = [context for context in unit.top if context.value > 0]
-    texts = texts_of(lab.model, fires)
-    different = dict(reversed(list(zip(texts, fires, strict=True))))
-    ordered = sorted(different.items(), key=lambda pair: -pair[1].value)
-    return UnitTexts(unit.name, [text for text, _ in ordered], [fired_token(lab.model, context) for _, context in ordered])
 
 
 def _several(told: list[Polysemy]) -> float:
