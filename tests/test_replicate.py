@@ -11,6 +11,8 @@ from click.testing import CliRunner
 from assay.atlas.store import Atlas
 from assay.cli.main import cli
 from assay.data.prepare import prepare
+from assay.evidence.run import Settings
+from assay.evidence.source import ConceptSource
 from assay.model.untrained import untrained_model
 from assay.records import Pair
 from assay.replicate.base import FINDINGS, Lab, Sizes
@@ -190,6 +192,15 @@ def test_models_of_their_own_need_no_other(tmp_path, glass):
     made = replicate(Lab(glass, Atlas(tmp_path), sizes=Sizes(models=5)), "superposition-phases")
     assert made.model == "models of its own" and made.outcome == "reproduced", made.why
     assert len(made.found.figures) == 3 and all(each.clusters == 5 for each in made.found.figures)
+
+
+def test_a_claim_is_stated_and_tested_once(glass, tmp_path):
+    """A finding that runs again takes the verdict that is there; the sealed data are not read again."""
+    lab = Lab(glass, Atlas(tmp_path), sizes=Sizes(claim=Settings(tune=16, confirm=32, ood=16, draws=4)))
+    asked = ("represents", ConceptSource("animals"), "mlp_act.1.4", "it tends to fire on animals")
+    first, entries = lab.tested(*asked), lab.store.entry_count()
+    assert lab.tested(*asked) == first and lab.store.entry_count() == entries
+    assert first.verdict == lab.store.verdict(first.claim).verdict and len(lab.store.claims()) == 1
 
 
 def test_the_picture_has_a_row_per_figure():
