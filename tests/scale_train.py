@@ -23,6 +23,11 @@ def stream() -> TensorStream:
     return TensorStream({"acts": codes @ atoms + 0.02 * torch.randn(3000, 16, generator=generator)})
 
 
+def threads_of_gloo() -> list[str]:
+    names = [each.read_text() for each in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
 def main(state: Path, out: Path | None, steps: int) -> None:
     torch.set_num_threads(1)
     with joined() as group:
@@ -33,6 +38,7 @@ def main(state: Path, out: Path | None, steps: int) -> None:
             training.keep(state / CHECKPOINT)
             return
         found = train(stream(), SPECS, PLAN, state)
+    assert not threads_of_gloo(), "the group is gone with its threads, which else meet the end of the interpreter"
     if group.rank == 0 and out is not None:
         for one in found:
             save(one.dictionary, out / one.dictionary.architecture)

@@ -9,6 +9,9 @@
 3. Parameters, optimiser and counts are whole in every process. Process 0 writes the same checkpoint that one process
    writes: a run that began with 2 goes on with 1 or 4.
 4. gloo on processors, nccl where ASSAY_BACKEND says so.
+5. torch.distributed.nn.functional is imported before there is a group: its functions keep the default group of the moment as
+   default arguments, so that a group older than the import (an optimiser brings it) is never destroyed, and its threads run
+   into the end of the interpreter (SIGABRT now and then).
 """
 
 import os
@@ -18,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # noqa: F401, see 5
 from torch import Tensor
 
 from assay.errors import UsageError, bad_argument
