@@ -10,9 +10,8 @@
 2. Quality: after as many steps on the same batches: FVU of held-out tokens, latents that never fired on 51,200 training
    tokens. Peers run their own training code, with their defaults and with the best of a few learning rates.
 3. Encode: a held-out matrix to sparse codes as written, and to a dense fp16 matrix as written: bytes and CPU time.
-4. Bound: can the k largest of a token be found without the whole product? With the first p principal components done
-   exactly and |rest of token| |rest of latent| as a bound of what is left, the share of latents not ruled out, and the
-   multiplications of the whole then. Exact, so no quality is lost; the question is what it saves.
+4. Bound: the k largest of a token without the whole fp32 product (`features/screened.py`), against making all of it; how
+   many tokens the bound leaves open, which are then done whole. On processors without bf16 products it is not used.
 """
 
 import argparse
@@ -23,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,21 +195,31 @@ def measure_encode(train: Any, held: Any, options: Any) -> list[dict[str, Any]]:
 
 
 def measure_bound(train: Any, held: Any, options: Any) -> list[dict[str, float]]:
-    """How many latents an exact bound after p principal components rules out."""
+    """The whole product and its k largest, against bf16 first; how many tokens need all their pre-activations in fp32."""
     import torch
 
-    dictionary = _small_dictionary(train, options.widths[0])
-    x, weights = (held - dictionary.b_dec)[:1024], dictionary.W_enc
-    bar = dictionary.pre(held[:1024]).topk(K, 1).values[:, -1:]
-    basis = torch.linalg.svd(train[:20_000] - train[:20_000].mean(0), full_matrices=False).Vh.T
-    tokens, latents, d = x @ basis, weights @ basis, train.shape[1]
+    from assay.features.codes import contenders, top_k
+    from assay.features.screened import Screened, multiplies_bf16
+
     rows = []
-    for share in (0.25, 0.5, 2 / 3, 5 / 6):
-        p = round(share * d)
-        most = tokens[:, :p] @ latents[:, :p].T + dictionary.b_enc
-        most = most + tokens[:, p:].norm(dim=1)[:, None] * latents[:, p:].norm(dim=1)
-        left = float((most >= bar).float().mean())
-        rows.append({"components": p, "left": left, "multiplications": p / d + left * (1 - p / d)})
+    for width in options.widths:
+        dictionary = _small_dictionary(train, width)
+        weights, bias = dictionary.W_enc.detach(), dictionary.b_enc.detach()
+        x = held[:BATCH] - dictionary.b_dec
+        first = partial(Screened, x, weights, bias)
+        whole = partial(torch.nn.functional.linear, x, weights, bias)
+        values, _, ceiling = first().largest(contenders(K))
+        runs = {"product": whole, "largest": lambda f=whole: top_k(f(), K), "screened": lambda f=first: top_k(f(), K)}
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(options.rounds):
+            for name, run in runs.items():
+                began = time.process_time()
+                run()
+                times[name].append(1000 * (time.process_time() - began))
+        one, other = (top_k(pre, K).latents.view(-1, K).sort(1).values for pre in (first(), whole()))
+        left = float((values.topk(K).values[:, -1] <= ceiling).float().mean())
+        rows.append({"width": width, **{name: statistics.median(of) for name, of in times.items()}, "open": left,
+                     "same": torch.equal(one, other), "bf16": multiplies_bf16()})  # fmt: skip
     return rows
 
 
@@ -240,8 +250,10 @@ def markdown(found: dict[str, Any]) -> str:
         lines += ["", "| latents of held-out tokens | bytes a token | CPU us a token |", "|---|---|---|"]
         lines += [f"| {r['kind']} | {r['bytes_per_token']:,.0f} | {r['us_per_token']:.0f} |" for r in rows]
     if rows := found.get("bound"):
-        lines += ["", "| components done exactly | latents not ruled out | multiplications left |", "|---|---|---|"]
-        lines += [f"| {r['components']} | {r['left']:.0%} | {r['multiplications']:.0%} |" for r in rows]
+        lines += ["", "| latents | product, ms | with the k largest, ms | bf16 first, ms | tokens done whole | same latents |",
+                  "|---|---|---|---|---|---|"]  # fmt: skip
+        lines += [f"| {r['width']:,} | {r['product']:.0f} | {r['largest']:.0f} | {r['screened']:.0f} | {r['open']:.2%} |"
+                  f" {'yes' if r['same'] else 'NO'} |" for r in rows]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 

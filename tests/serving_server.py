@@ -30,11 +30,11 @@ SITE = "resid_post.1"
 
 def monitor(model: Model, name: str = "hand", pooling: str = "mean", seed: int = 1, **bars: float) -> Monitor:
     """A monitor that reads one random direction; `bars`: thresholds by unit."""
-    weight = np.random.default_rng(seed).normal(size=model.dims.d_model) / 10
+    weight, query = np.random.default_rng(seed).normal(size=(2, model.dims.d_model)) / 10
     times = {"created": "2026-01-01T00:00:00+00:00", "expires": "2999-01-01T00:00:00+00:00"}
     thresholds = {unit: Threshold(unit, bar, 0.01, 500, 1, 0.0001, 0.01) for unit, bar in bars.items()}
     bound = {**bindings(model), **times}
-    return Monitor(name, "a random direction", (Head(SITE, weight, 0.1),), Pooling(pooling), bound, thresholds)
+    return Monitor(name, "a random direction", (Head(SITE, weight, 0.1, query),), Pooling(pooling), bound, thresholds)
 
 
 def token_scores(model: Model, made: Monitor, tokens: list[int]) -> np.ndarray:

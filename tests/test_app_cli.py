@@ -55,4 +55,6 @@ def test_mistakes_are_named(tmp_path):
     assert "at least 16" in run("--token", "short")
     assert "--host" in run("--host", "no.such.host.invalid", "--token", "x" * 20)
     assert "read, intervene, modify" in run("--allow", "all")
+    (tmp_path / "file").write_text("no atlas")
+    assert "cannot be written" in run("--port", "0", "--atlas", str(tmp_path / "file"))
     assert "nothing-like-it" in run("--port", "0", "--model", str(tmp_path / "nothing-like-it"))

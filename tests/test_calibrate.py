@@ -9,11 +9,13 @@ import torch
 from click.testing import CliRunner
 from scipy import stats
 
-from assay.calibrate import CALIBRATIONS, calibrate
+from assay.calibrate import CALIBRATIONS, NAMED, calibrate
 from assay.calibrate.base import LADDER, Outcome, alone, try_case
+from assay.calibrate.named import judged_named, named_rates
 from assay.calibrate.on_model import calibrate_model, dealt, explored, meaningless
 from assay.calibrate.rates import rates, uniform_or_larger, upper95
-from assay.calibrate.tables import markdown
+from assay.calibrate.run import statements
+from assay.calibrate.tables import markdown, plain_text
 from assay.errors import EvidenceError, UsageError
 from assay.evidence import gates
 from assay.evidence.empirical import (
@@ -28,6 +30,7 @@ from assay.evidence.empirical import (
 from assay.evidence.features import direction
 from assay.evidence.kinds import KINDS
 from assay.evidence.memory import MemoryStore
+from assay.evidence.options import OPTIONS
 from assay.evidence.replay import replay_claim
 from assay.evidence.run import Settings, Statement, state_claim, test_claim
 from assay.evidence.screening import LABEL, PROCEDURES, Screen, replayed
@@ -132,6 +135,66 @@ def test_dictionaries_that_know_nothing_and_one_that_does():
     assert [found[name].verdict for name in names] == ["inconclusive", "inconclusive", "refuted", "supported"]
     for name in names[:2]:  # they explain enough; only the comparison stops them
         assert found[name].gates["variance"][4] and not found[name].gates["random.dictionary"][4]
+
+
+# gates that a claim names -------------------------------------------------------------------------
+
+
+def test_every_named_gate_has_claims_of_each_truth():
+    for option, named in zip(NAMED.names(), NAMED, strict=True):
+        calibration = named.calibration
+        assert {each.truth for each in calibration.families} == {"null", "false", "true"} and calibration.full["null"] >= 59
+        assert option in calibration.settings.options and calibration.kind in OPTIONS.get(option).kinds
+        asked = {gate.name for gate in gates.gates_for(calibration.kind) if gate.asked == option}
+        assert asked == set(named.gates)
+    uncounted = {gate.asked for gate in gates.GATES if gate.asked and gate.required} - set(NAMED.names())
+    assert uncounted == {"off_target", "reader_url", "whole_corpus"}  # as the documentation says
+
+
+@pytest.mark.parametrize("option", ["interchange", "output", "second_corpus"])
+def test_a_named_gate_decides(option):
+    """Of a true and a false claim that ask for it, gates pass on one and stop the other; where no other gate stops it either,
+    it would be supported without."""
+    named = NAMED.get(option)
+    made = [try_case(named.calibration, family, 4000) for family in named.calibration.families if family.truth != "null"]
+    families = {each["truth"]: each for each in named_rates(named, made)["families"].values() if each["n"]}
+    assert families["true"]["pass"] == 1 and families["false"]["pass"] == families["false"]["supported"] == 0
+    if option == "second_corpus":
+        assert families["true"]["supported"] == families["false"]["only"] == 1
+
+
+def test_rates_of_named_gates_are_counts():
+    named = NAMED.get("generation")
+    null, false, true = (family.name for family in named.calibration.families)
+
+    def made(family, verdict, generation, dose):
+        numbers = {"generation@ood": (0.0, 0.0, 1.0, 0.5, generation, True), "steering.dose": (0.0, 0.0, 1.0, 0.5, dose, True)}
+        return Outcome("steers", family, 0, verdict, (), numbers, (), {})
+
+    found = named_rates(named, [*[made(null, "refuted", False, False)] * 59, made(false, "refuted", False, True),
+                                *[made(true, "supported", True, True)] * 2])  # fmt: skip
+    rows = found["families"]
+    assert rows[null]["upper95"] <= 0.05 and (rows[null]["pass"], rows[null]["only"]) == (0, 0)
+    assert (rows[false]["only"], rows[true]["pass"], rows[true]["supported"]) == (1, 2, 2)
+    assert judged_named(found)
+    said = []
+    worse = named_rates(named, [made(null, "supported", True, True), made(true, "inconclusive", False, True)])
+    assert not judged_named(worse, said.append) and len(said) == 2
+    assert "2 of 2 (0.16 to 1.00)" in markdown({"kinds": {}, "named": {"generation": found}})
+
+
+def test_one_option_can_be_tried_by_name(tmp_path):
+    found = calibrate(["interchange"], n=1, keep=tmp_path)
+    assert found["kinds"] == {} and {row["n"] for row in found["named"]["interchange"]["families"].values()} == {1}
+    assert "interchange: interchange.accuracy" in plain_text(found)
+    with pytest.raises(UsageError, match="interchnge"):
+        calibrate(["interchnge"])
+
+
+def test_what_is_hashed_is_what_the_code_does():
+    code = 'def f(x):\n    """One."""\n    return x + 1\n'
+    assert statements(code) == statements('def f(x):\n    """Other."""\n\n    return (x + 1)  # a comment\n')
+    assert statements(code) != statements(code.replace("1", "2"))
 
 
 # what the dials of ladders do, by other means ----------------------------------------------------

@@ -172,6 +172,18 @@ def test_a_plan_that_asks_less_than_the_battery_is_refused(card, edit, said):
         check_card(relocked(card))
 
 
+def with_resamples(card, n):
+    for gate in card["plan"]["gates"]:
+        gate["options"]["resamples"] = n
+
+
+@pytest.mark.parametrize(("n", "refused"), [(4000, False), (99, True), (True, True)])
+def test_a_claim_that_is_one_of_many_may_draw_more_for_its_p_and_not_less(card, n, refused):
+    with_resamples(card, n)
+    records = cards.records_of(card)
+    assert bool([said for said in cards.plan_problems(records.claim, records.plan) if "another way" in said]) == refused
+
+
 @pytest.mark.parametrize("edit, said", [
     (lambda c: c.pop("deviations"), "'deviations' is missing"),  # mandatory, even when empty
     (lambda c: c.update(extra=1), "'extra' is unknown"),

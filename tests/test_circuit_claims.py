@@ -9,7 +9,7 @@ from assay.atlas.attributions import KeptScores
 from assay.circuits.exact import exact_edges
 from assay.circuits.find import FindPlan, find_circuit
 from assay.circuits.graph import graph_of
-from assay.circuits.guards import DoubledBos
+from assay.circuits.guards import DoubledBos, InvertedSign
 from assay.data.prepare import prepare
 from assay.errors import UsageError
 from assay.evidence.edges_instrument import EdgeInstrument, is_circuit, mask_of, other_circuits, parts_of
@@ -128,11 +128,17 @@ def test_the_search_finds_the_planted_circuit(model, source):
     assert set(TRUE) <= set(exact.parts)
     nodes = find_circuit(model, data["discover"], data["tune"], FindPlan("atp", "node"))
     assert {"z.1.0", "z.1.1"} <= set(nodes.parts)
+    assert nodes.verified is not None and set(nodes.verified.parts) <= set(map(str, nodes.graph.writers))
+    flow = find_circuit(model, data["discover"], data["tune"], FindPlan("information-flow", verify=4))
+    assert flow.verified is not None and flow.verified.effect == pytest.approx(found.verified.effect, rel=0.2)
+    swapped = replace(data["discover"], answers=data["discover"].foils, foils=data["discover"].answers)
+    with pytest.raises(InvertedSign):
+        find_circuit(model, swapped, data["tune"], FindPlan("information-flow"))
 
 
 @pytest.mark.parametrize("plan, message", [
     (FindPlan("acdc"), "method"), (FindPlan("atp"), "node"), (FindPlan(level="head"), "level"),
-    (FindPlan(target=0.0), "target"),
+    (FindPlan(target=0.0), "target"), (FindPlan("eap", steps=3), "eap-ig alone"),
 ])  # fmt: skip
 def test_plans_that_cannot_be_carried_out_are_refused(plan, message):
     with pytest.raises(UsageError, match=message):

@@ -1,5 +1,6 @@
 """Pictures of circuits: what is drawn is what the record holds, still, as curves and in a real browser."""
 
+import itertools
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import PathPatch
 
 import test_browser
+from assay.app.verbs.circuit import circuit_blocks
 from assay.circuits.faithfulness import faithfulness_of
 from assay.circuits.formats import Circuit
 from assay.circuits.graph import make_graph
@@ -108,6 +110,33 @@ def test_width_colour_and_dashes_follow_the_score():
     words = [text.get_text() for text in axes.texts]
     assert "positive: carries the behaviour" in words and "negative: works against it" in words
     assert "|score| 4" in words and "All 5 edges of the circuit." in words
+
+
+def test_classes_of_positions_are_columns_with_headings_in_every_picture(tmp_path):
+    graph = make_graph(9, 3, [False] * 4, ["subject", "rest", "end"])
+    rng = torch.Generator().manual_seed(0)
+    scores = torch.randn(graph.exists.shape, generator=rng) ** 3 * graph.exists
+    inside = torch.tensor(["@rest" not in str(site) for site in graph.writers])
+    kept = scores.abs() * inside[:, None] * torch.tensor(["@rest" not in str(site) for site in graph.readers])
+    held = Circuit(graph, kept >= kept.flatten().topk(120).values[-1], scores)
+    plan = drawing(held, 120)
+    (subject, _, a), (rest, _, b), (end, _, c) = plan.columns
+    assert (subject, end, c) == ("@subject", "@end", pytest.approx(WIDTH, abs=2.1)) and rest.startswith("@")
+    assert 60 < b - a < (c - b) / 2  # nothing stands there, so it takes little
+    edges = {"subject": (0, a), "end": (b, c)}
+    for node in plan.nodes:
+        low, high = edges[node.name.partition("@")[2] or "end"]
+        assert low < node.x - BOX / 2 and node.x + BOX / 2 < high
+    for first, second in itertools.combinations(plan.nodes, 2):
+        assert abs(first.x - second.x) >= BOX or abs(first.y - second.y) >= TALL
+    assert all(0 <= x <= WIDTH for link in plan.links for x, _ in link.points[::3])
+    assert page_data(plan)["columns"] == [[name, round(middle, 1), round(right, 1)] for name, middle, right in plan.columns]
+    written = save_figure(circuit_figure(held), tmp_path / "at.svg").read_text()
+    assert written.count("@subject") >= 2 and written.count("@end") >= 2  # above and below
+    picture = next(block for block in circuit_blocks(held) if block["type"] == "graph")
+    assert picture["positions"] == ["subject", "rest", "end"]
+    placed = {(node["id"].partition("@")[2] or "end", node["position"]) for node in picture["nodes"]}
+    assert placed == {("subject", 0), ("end", 2)}
 
 
 def test_the_strongest_are_drawn_and_the_rest_is_counted():

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from assay.circuits.formats import read_mib
+from assay.evidence.card import error_rates
+from assay.records import plain
 from assay.testing import planted_induction
 from planted_task import write_task
 from test_cli import run
@@ -47,6 +49,10 @@ def test_the_claim_about_it_is_tested_once_and_shown(folder, found):
     done = run("circuit", "test", "model", found["files"][0], "--require", "supported", *COMMON, cwd=folder)
     record = json.loads(done.stdout)
     assert done.returncode == 0 and record["verdict"] == "supported" and record["claim"] == found["claim"]
+    assert (record["circuit"], record["files"]) == (found["files"][0], found["files"][1:2])
+    card = run("claim", "export", found["claim"], "--out", "card.json", "--atlas", "atlas", cwd=folder)
+    assert card.returncode == 0, card.stderr
+    assert json.loads((folder / "card.json").read_text())["error_rates"] == plain(error_rates("mediates-edges"))
     shown = run("circuit", "show", found["files"][0], "--atlas", "atlas", cwd=folder)
     assert "z.1.0->logits" in shown.stdout and "edges" in shown.stdout
 
@@ -84,6 +90,8 @@ def test_one_edge_of_it_is_stated_tested_and_judged(folder, found):
     assert done.returncode == 0 and (record["kind"], record["verdict"]) == ("connects", "supported")
     estimates = {gate["name"]: gate["estimate"] for gate in record["gates"]}
     assert estimates["edge.effect"] == pytest.approx(0.5, abs=0.02)  # the other induction head has the other half
+    again = run("circuit", "edge", "model", found["files"][0], "z.1.0->logits", *sizes, *COMMON, cwd=folder)
+    assert json.loads(again.stdout) == {**record, "stated_before": True}  # neither a second claim nor a second read
     outside = run("circuit", "edge", "model", found["files"][0], "z.0.0->logits", "--atlas", "atlas", cwd=folder)
     assert outside.returncode == 2 and "an edge of this circuit" in outside.stderr
     stated = run("claim", "state", "model", "task.jsonl", "z.0.1->v.1.0", "--kind", "connects", "--set", "confirm=48",
@@ -100,6 +108,14 @@ def test_other_tools_files_come_back_and_can_be_claimed(folder, found):
     assert {"cfg", "nodes", "edges"} <= set(theirs)
     back = run("circuit", "import", "model", "theirs.json", "back.json", *COMMON, cwd=folder)
     assert back.returncode == 0 and json.loads(back.stdout)["edges"] == len(found["edges"])
+    tested = run("circuit", "test", "model", "back.json", "--task", "task.jsonl", "--tests", "0", *COMMON, cwd=folder)
+    record = json.loads(tested.stdout)
+    kept = json.loads((folder / record["circuit"]).read_text())  # of a file elsewhere the atlas keeps a copy
+    assert (folder / record["circuit"]).parent == folder / "atlas" / "circuits" and kept["plan"]["claim"] == record["claim"]
+    assert len(kept["edges"]) == len(found["edges"]) and (folder / record["files"][0]).stat().st_size > 500
+    (folder / "cut.json").write_text(json.dumps({**kept, "edges": kept["edges"][1:]}))
+    cut = run("circuit", "test", "model", "cut.json", "--atlas", "atlas", cwd=folder)
+    assert cut.returncode == 2 and "other edges than its claim" in cut.stderr
     for form in ("eap-pt", "graphml"):
         target = f"out.{form}" if form == "graphml" else "out.pt"
         assert run("circuit", "export", found["files"][0], target, "--format", form, *COMMON, cwd=folder).returncode == 0
@@ -127,6 +143,8 @@ def test_a_submission_needs_all_scores_and_says_what_does_not_fit(folder, found)
     (["circuit", "find", "model", "--file", "task.jsonl", "--method", "acdc"], "eap-ig"),
     (["circuit", "find", "model", "--file", "task.jsonl", "--method", "atp", "--level", "edge"], "--level node"),
     (["circuit", "test", "model", "none.json"], "assay circuit find"),
+    (["circuit", "test", "model", "c-0123456789", "--task", "ioi"], "which names its own"),
+    (["circuit", "test", "model", "task.jsonl", "--format", "eap"], "--task TASK"),
     (["circuit", "find", "model", "--file", "task.jsonl", "--grad-drop"], "--method eap"),
     (["circuit", "edge", "model", "none.json", "z.0.0->logits"], "none.json"),
     (["circuit", "show", "task.jsonl"], "task.jsonl"),

@@ -11,6 +11,7 @@ import time
 import pytest
 from click.testing import CliRunner
 
+from assay import load_model
 from assay.cli.main import cli
 from assay.errors import AssayError, UsageError
 from assay.steer.directions import from_vector
@@ -126,7 +127,17 @@ def test_a_concept_chooses_its_layer_on_tune(folder):
     assert found["judge"]["useful"] and all(point["judged"] is not None for point in found["confirm"]["points"])
 
 
-@pytest.mark.parametrize("given, method", [(("--method", "pca"), "pca"), (("--method", "learned"), "learned_add")])
+def test_a_condition_is_asked_only_where_it_has_been_read(folder):
+    model = load_model(str(folder / "model"))
+    save_direction(from_vector(model, part_direction("copy"), "resid_post.1"), folder / "late.safetensors")
+    found = record_of(folder, "model", "--concept", "texts.jsonl", "--condition", "late.safetensors", "--threshold", "-100",
+                      *SMALL, "--atlas", "late", *FAST)  # fmt: skip
+    assert found["direction"]["site"] == "resid_post.1" and found["controls"]["other_layers"] == {}
+    assert found["effect"]["mean"] > 0.2
+
+
+@pytest.mark.parametrize("given, method", [(("--method", "pca"), "pca"), (("--method", "learned"), "learned_add"),
+                                           (("--method", "learned", "--mode", "clamp"), "learned_set")])  # fmt: skip
 def test_directions_of_the_behaviours_own_pairs(folder, given, method):
     found = record_of(folder, "model", *given, *SITE, *SMALL, "--atlas", method, *FAST)
     assert found["direction"]["method"] == method and found["direction"]["source"]["kind"] == "task"

@@ -166,7 +166,7 @@ def test_dead_latents_learn_from_the_error_alone():
     dead = torch.zeros(WIDTH, dtype=torch.bool)
     dead[[3, 8]] = True
     error = (x - dictionary.reconstruct(x)).detach().requires_grad_()
-    dictionary.aux(x, error, dictionary.pre(x).detach(), Stage(0, 10, 1.0, dead=dead)).backward()
+    dictionary.aux(x, error, Stage(0, 10, 1.0, dead=dead)).backward()
     touched = (dictionary.W_enc.grad != 0).any(1)
     assert touched.nonzero().flatten().tolist() == [3, 8]
     assert dictionary.b_dec.grad is None and dictionary.b_enc.grad is None

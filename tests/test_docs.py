@@ -1,4 +1,4 @@
-"""Documentation that fails when it is stale: tutorials run, commands and public names are described."""
+"""Documentation that fails when it is stale: commands and public names are described. Tutorials run in test_newcomer.py."""
 
 import os
 import re
@@ -17,27 +17,6 @@ from assay.sites import GLOBAL_SITES, LAYER_SITES
 pytestmark = pytest.mark.whole
 
 ROOT = Path(__file__).parent.parent
-TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
-BLOCK = re.compile(r"^```(python|console)\n(.*?)^```", re.M | re.S)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
-def test_tutorials_run_from_top_to_bottom(page, tmp_path, monkeypatch, capfd):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    names: dict = {}
-    blocks = BLOCK.findall(page.read_text())
-    assert len(blocks) >= 4
-    for kind, text in blocks:
-        if kind == "python":
-            exec(compile(text, str(page), "exec"), names)
-            continue
-        for line in text.splitlines():
-            assert line.startswith("$ assay ")
-            done = subprocess.run(line.removeprefix("$ ").split(), capture_output=True, text=True)
-            assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-            assert done.stdout.strip(), line
 
 
 def test_commands_page_is_what_the_commands_say():
@@ -89,3 +68,13 @@ def test_links_between_pages_lead_somewhere():
     for page in [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("http") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_written_table_has_its_command_on_the_page_of_benchmarks():
+    known = (ROOT / "docs" / "benchmarks.md").read_text()
+    written = {name for page in (ROOT / "docs").glob("*.md")
+               for name in re.findall(r"table: begin, written by benchmarks/(\w+)\.py", page.read_text())}  # fmt: skip
+    assert len(written) > 5
+    for name in written:
+        assert (ROOT / "benchmarks" / f"{name}.py").is_file(), name
+        assert name == "engine" or f"benchmarks/{name}.py" in known, name

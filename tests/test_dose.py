@@ -349,6 +349,10 @@ def test_controls_have_the_norm_and_come_from_three_pools(toy, mood):
     deep = given("resid_post.1", noise(32, 1))
     assert [each.site for each in other_layers(tiny("llama"), deep, apart=0)] == ["resid_post.0", "resid_post.2"]
     assert other_layers(tiny("llama"), given("final_norm", noise(32, 1))) == []
+    late = given("mlp_out.1", noise(32, 2))  # a condition is asked where it has been read
+    assert [each.site for each in other_layers(tiny("llama"), deep, apart=0, condition=late)] == ["resid_post.2"]
+    inside = given("attn_out.2", noise(32, 1))
+    assert other_layers(tiny("llama"), inside, apart=0, condition=late) == []
 
 
 def topic_source():
@@ -393,6 +397,25 @@ def test_refusal_overlap_by_kind_of_request(glass):
     assert found.sides[0].before == pytest.approx(float(plain.mean()), abs=1e-4)
     assert found.sides[0].after != pytest.approx(turned.sides[0].after, abs=1e-4)
     assert ("hardly refuses" in found.note) == (found.sides[0].refused_before < 0.1)
+
+
+def test_what_is_longer_than_the_context_is_cut_or_left_out(glass, monkeypatch):
+    from assay.data.prepare_concept import prepare_concept
+    from assay.steer.apply import residual_norm
+    from assay.steer.side_effects import askable, request_tokens
+
+    words, push = "The dog slept and the cat sat.", [Push(given("resid_post.1", noise(glass.dims.d_model, 3)), 0.3)]
+    requests = prepare_concept([Example(words * n, label, "t") for n, label in ((1, 0), (2, 0), (1, 1), (2, 1))], glass)
+    most = len(request_tokens(glass, words)) + 1
+    cut = [ids[:most] for ids in glass.tokens([words * 2])]
+    before = sequence_kl(glass, [words * 2], push, How(5.0))
+    monkeypatch.setattr(glass.hf.config, "max_position_embeddings", most)
+    assert float(sequence_kl(glass, [words * 2], push, How(5.0))) == pytest.approx(
+        float(sequence_kl(glass, [glass.text(cut[0])], push, How(5.0))), rel=1e-4) != pytest.approx(float(before), rel=1e-3)
+    assert residual_norm(glass, "resid_post.1", [words * 2]) == pytest.approx(residual_norm(glass, "resid_post.1", cut))
+    assert [each.text for each in askable(glass, requests).examples] == [words, words]
+    with pytest.raises(TaskError, match="1 of 2 requests fit"):
+        askable(glass, requests.select([0, 3]))
 
 
 def test_openers_that_a_tokenizer_cannot_tell_apart_are_an_error(toy):

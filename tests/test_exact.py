@@ -81,7 +81,7 @@ def test_mistakes_are_named():
         (lambda: exact_edges(model, task, ["z.2.0->q.1.0"]), "comes before"),
         (lambda: exact_edges(model, task, []), "at least one"),
         (lambda: exact_nodes(model, task, ["q.1.0"]), "a writer of this model"),
-        (lambda: verify_top(model, task, attribution), "scores of edges"),
+        (lambda: verify_top(model, task.select([0]), attribution), "pairs that were attributed"),
         (lambda: path_patch(model, task, "z.0.0", "z.1.0"), "q.L.H, k.L.H, v.L.H"),
         (lambda: path_patch(model, task, "q.0.0", "logits"), "embed, z.L.H"),
         (lambda: path_patch(model, task, [], "logits"), "at least one"),
@@ -104,19 +104,25 @@ def test_verification_puts_estimates_beside_exact_values():
     model, task, _ = setting("llama")
     found = attribute(model, task, AttributionPlan("eap"))
     got = verify_top(model, task, found, k=6, n_random=10, seed=3)
-    assert len(set(got.edges)) == 16 and got.k == 6 and got.n_pairs == len(task)
+    assert len(set(got.parts)) == 16 and got.k == 6 and got.n_pairs == len(task)
     order = found.scores.abs().argsort(descending=True)
-    assert got.edges[:6] == [found.names[i] for i in order[:6]]
-    assert got.estimate == [pytest.approx(float(found.scores[found.names.index(name)])) for name in got.edges]
+    assert got.parts[:6] == [found.names[i] for i in order[:6]]
+    assert got.estimate == [pytest.approx(float(found.scores[found.names.index(name)])) for name in got.parts]
     for direction in ("noise", "denoise"):
-        want = exact_edges(model, task, got.edges, direction).mean(0).numpy()
+        want = exact_edges(model, task, got.parts, direction).mean(0).numpy()
         np.testing.assert_allclose(getattr(got, direction), want, atol=1e-6)
         measured = got.agreement[direction]
         assert measured.pearson == pytest.approx(stats.pearsonr(got.estimate, want)[0], abs=1e-5)
         assert measured.spearman == pytest.approx(stats.spearmanr(got.estimate, want)[0], abs=1e-5)
         assert measured.same_sign == pytest.approx(np.mean(np.sign(got.estimate) == np.sign(want)))
-    assert got.edges != verify_top(model, task, found, k=6, n_random=10, seed=4).edges
+    assert got.parts != verify_top(model, task, found, k=6, n_random=10, seed=4).parts
     assert got.effect == pytest.approx(float((found.clean - found.corrupted).mean()))
+    nodes = attribute(model, task, AttributionPlan("eap", "node"))
+    seen = verify_top(model, task, nodes, k=4, n_random=3)
+    writers = set(map(str, nodes.graph.writers))
+    strongest = max(writers, key=lambda name: abs(nodes.scores[nodes.names.index(name)]))
+    assert set(seen.parts) <= writers and seen.parts[0] == strongest
+    np.testing.assert_allclose(seen.noise, exact_nodes(model, task, seen.parts).mean(0), atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
@@ -156,13 +162,13 @@ def test_a_gate_that_was_built_is_named_at_its_inputs_and_nowhere_else(name, kin
     model = truth.model()
     task = truth.task(model, 4, 2)
     got = verify_top(model, task, attribute(model, task), k=graph_of(model).n_edges, n_random=0)
-    assert got.disagree == dict.fromkeys(GATE_EDGES[:-1], kind) and len(got.edges) == 23
+    assert got.disagree == dict.fromkeys(GATE_EDGES[:-1], kind) and len(got.parts) == 23
     lost, won = np.array(got.noise) / got.effect, np.array(got.denoise) / got.effect
-    inputs = [got.edges.index(edge) for edge in GATE_EDGES[:-1]]
+    inputs = [got.parts.index(edge) for edge in GATE_EDGES[:-1]]
     large, small = (won, lost) if kind == "or" else (lost, won)
     np.testing.assert_allclose(large[inputs], 1, atol=0.01)  # one is enough, or every one is needed
     np.testing.assert_allclose(small[inputs], 0, atol=0.01)
-    out = got.edges.index(GATE_EDGES[-1])
+    out = got.parts.index(GATE_EDGES[-1])
     assert lost[out] == pytest.approx(1, abs=0.01) and won[out] == pytest.approx(1, abs=0.01)
 
 

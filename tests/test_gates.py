@@ -124,3 +124,20 @@ def test_a_circuit_that_needs_what_both_prompts_share_is_not_kept_alone(how):
     alone = judged(f"kept_alone.{how}", **columns, **{f"kept_{how}": 1 + noise(2)})
     needy = judged(f"kept_alone.{how}", **columns, **{f"kept_{how}": -2 + noise(3)})
     assert alone.p_above <= 0.05 < needy.p_above and alone.estimate == pytest.approx(0.75, abs=0.05)
+
+
+@pytest.mark.parametrize("name, column", [("erasure.nothing", "exchanged_nothing"), ("steering.nothing", "added_nothing")])
+def test_an_edit_that_should_change_nothing_and_does_breaks_the_instrument(name, column):
+    clean, corrupted = 2 + noise(), -2 + noise(1)
+    still, moved = (judged(name, clean=clean, corrupted=corrupted, **{column: clean - step}) for step in (0.0, 1.0))
+    assert still.estimate == pytest.approx(1) and moved.estimate == pytest.approx(0.75, abs=0.02)
+    assert not [note for note in broken_instrument(PLAN, [still], 0.05) if note.startswith(name)]
+    assert [note for note in broken_instrument(PLAN, [moved], 0.05) if note.startswith(name)]
+
+
+def test_an_edge_has_a_span_and_a_share_of_what_its_writer_brings():
+    """Half of what changes in the reader comes from the writer; a corruption that changes nothing is nothing to explain."""
+    whole = judged("edge.whole", edge_change=2 + noise(), edge_whole=1 + noise(1))
+    assert whole.estimate == pytest.approx(0.5, abs=0.05) and whole.p_above <= 0.05
+    assert judged("edge.span", clean=2 + noise(), corrupted=-2 + noise(1)).p_above <= 0.05
+    assert judged("edge.span", clean=2 + noise(), corrupted=2 + noise(1)).p_above > 0.05

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from assay.circuits.latent_edges import FeatureNode, FeaturePlan, exact, feature_edges, feature_effects, sites_of, split
+from assay.circuits.graph import Edge
+from assay.circuits.latent_edges import FeaturePlan, exact, feature_edges, feature_effects, features_of
 from assay.errors import UsageError
 from assay.features.dictionary import Spec, make_dictionary
+from assay.model.edits import patch
 from assay.sites import Site
 from edge_reference import ANSWER, FOIL
 from test_attribute import make_task
@@ -36,7 +38,7 @@ def test_effects_of_a_site_add_up_to_attribution_patching_of_it(world):
     low = model.capture(task.corrupted, list(SITES))
     for site in SITES:
         whole = ((high[site] - low[site]) * slopes[site]).sum((1, 2))
-        got = found.latents[Site(*parse(site))].sum(1) + found.errors[Site(*parse(site))]
+        got = found.values[Site(*parse(site))].sum(1) + found.errors[Site(*parse(site))]
         assert torch.allclose(got, whole, rtol=1e-4, atol=1e-4 * float(whole.abs().max()))
 
 
@@ -77,12 +79,12 @@ def hooked_difference(model, task, dictionary, latent, row):
 
 def test_exact_effects_are_those_of_patching_single_latents_by_hand(world):
     model, task, dictionaries = world
-    nodes = [node for node, _ in feature_effects(model, task, dictionaries[:1]).nodes() if node.latent is not None][:6]
+    nodes = [node for node, _ in feature_effects(model, task, dictionaries[:1]).nodes() if node.name == "latent"][:6]
     got = exact(model, task, dictionaries[:1], nodes)
     for at, node in enumerate(nodes):
         for row in range(len(task)):
             assert float(got[at, row]) == pytest.approx(
-                hooked_difference(model, task, dictionaries[0], node.latent, row), abs=2e-5
+                hooked_difference(model, task, dictionaries[0], node.index, row), abs=2e-5
             )
 
 
@@ -94,7 +96,7 @@ def test_integrated_gradients_come_nearer_to_the_whole_site(world):
     far = {}
     for plan in (FeaturePlan("atp"), FeaturePlan("ig", steps=24)):
         found = feature_effects(model, task, dictionaries[:1], plan)
-        far[plan.method] = (found.latents[site].sum(1) + found.errors[site] - (clean - corrupted)).abs()
+        far[plan.method] = (found.values[site].sum(1) + found.errors[site] - (clean - corrupted)).abs()
     assert float(far["ig"].max()) < 0.03 * float((clean - corrupted).abs().max()) and far["ig"].sum() < 0.2 * far["atp"].sum()
 
 
@@ -102,7 +104,7 @@ def test_small_changes_are_estimated_exactly(world):
     """Where clean and corrupted hardly differ, gradients are differences: every node's estimate is its exact effect."""
     model, task, dictionaries = world
     nodes = [node for node, _ in feature_effects(model, task, dictionaries).nodes(12)]
-    assert any(node.latent is None for node in nodes) or len(nodes) == 12
+    assert len(nodes) == 12
     ig = feature_effects(model, task, dictionaries, FeaturePlan("ig", steps=16))
     real = exact(model, task, dictionaries, nodes).mean(1)
     estimates = dict(ig.nodes())
@@ -110,12 +112,13 @@ def test_small_changes_are_estimated_exactly(world):
     assert float(torch.corrcoef(torch.stack([made, real]))[0, 1]) > 0.6
 
 
-def test_first_and_massive_tokens_are_error():
+def test_first_and_massive_tokens_are_error(world):
     dictionary = sae("resid_post.0", norm_limit=5.0)
     x = torch.randn(4, D, generator=torch.Generator().manual_seed(0))
     x[2] *= 100
     x[[1, 3]] /= x[[1, 3]].norm(dim=1, keepdim=True)
-    parts = split(dictionary, x, torch.arange(4))
+    (found,) = features_of(world[0], [dictionary]).values()
+    parts = found.split(x, torch.arange(4))
     assert torch.equal(parts.error[[0, 2]], x[[0, 2]]) and not parts.codes[[0, 2]].any()
     made = dictionary.reconstruct(x)
     assert torch.allclose(parts.error[[1, 3]], (x - made)[[1, 3]], atol=1e-5)
@@ -124,23 +127,23 @@ def test_first_and_massive_tokens_are_error():
 def test_edges_are_gradients_of_the_target_through_the_model(world):
     model, task, dictionaries = world
     effects = feature_effects(model, task, dictionaries)
-    nodes = [n for n, _ in effects.nodes() if n.site == Site("resid_post", 0)][:3] + [
-        n for n, _ in effects.nodes() if n.site == Site("mlp_out", 1) and n.latent is not None][:2]  # fmt: skip
-    edges = {(edge.source, edge.target): edge.effect for edge in feature_edges(model, task, dictionaries, nodes)}
-    assert all(edge[0].site == Site("resid_post", 0) and edge[1].site == Site("mlp_out", 1) for edge in edges) and edges
-    hf, (up, _, down) = model.hf, dictionaries
+    nodes = [n for n, _ in effects.nodes() if n.path == "sae-resid_post.0"][:3] + [
+        n for n, _ in effects.nodes() if n.path == "sae-mlp_out.1" and n.name == "latent"][:2]  # fmt: skip
+    edges = dict(feature_edges(model, task, dictionaries, nodes))
+    assert edges and all((e.writer.path, e.reader.path) == ("sae-resid_post.0", "sae-mlp_out.1") for e in edges)
+    hf, (up, _, down), found = model.hf, dictionaries, effects.features[Site("resid_post", 0)]
     slopes, _, _ = model.gradients(task.clean, ["mlp_out.1"], task.metric())
     high, low = (model.capture(side, ["resid_post.0"]) for side in (task.clean, task.corrupted))
-    for (source, target), got in edges.items():
-        total = 0.0
+    for edge, got in edges.items():
+        source, target, total = edge.writer, edge.reader, 0.0
         for row in range(len(task)):
             a, b = high.rows("resid_post.0")[row], low.rows("resid_post.0")[row]
-            pa, pb = (split(up, x, torch.arange(len(x))) for x in (a, b))
-            if source.latent is None:
+            pa, pb = (found.split(x, torch.arange(len(x))) for x in (a, b))
+            if source.name == "error":
                 step = pa.error - pb.error
             else:
-                step = (pa.codes - pb.codes)[:, source.latent, None] * up.W_dec[source.latent].detach()
-            values = [_target(hf, down, target.latent, task.clean[row], sign * 1e-3 * step, slopes.rows("mlp_out.1")[row])
+                step = (pa.codes - pb.codes)[:, source.index, None] * up.W_dec[source.index].detach()
+            values = [_target(hf, down, target.index, task.clean[row], sign * 1e-3 * step, slopes.rows("mlp_out.1")[row])
                       for sign in (1, -1)]  # fmt: skip
             total += (values[0] - values[1]) / 2e-3 / len(task)
         assert got == pytest.approx(total, rel=0.05, abs=2e-3 * max(map(abs, edges.values())))
@@ -167,17 +170,22 @@ def _target(hf, dictionary, latent, tokens, step, slope):
 def test_what_is_no_sae_is_refused(world):
     model, task, _ = world
     with pytest.raises(UsageError, match="SAEs of one site"):
-        sites_of(
+        features_of(
             model, [make_dictionary(Spec("topk", 8, D, D, k=2, inputs=("mlp_in.0",), outputs=("mlp_out.0",), centred=False))]
         )
     with pytest.raises(UsageError, match="one for each site"):
-        sites_of(model, [sae("resid_post.0"), sae("resid_post.0", 1)])
-    with pytest.raises(UsageError, match="one SAE or more"):
+        features_of(model, [sae("resid_post.0"), sae("resid_post.0", 1)])
+    with pytest.raises(UsageError, match="a name for each"):
+        other = Spec("topk", WIDTH, D, D, k=8, inputs=("attn_out.1",), outputs=("attn_out.1",))
+        features_of(model, [sae("resid_post.0"), make_dictionary(other, "sae-resid_post.0")])
+    with pytest.raises(UsageError, match="whole sites"):
+        features_of(model, ["z.0"])
+    with pytest.raises(UsageError, match="one SAE or site or more"):
         feature_effects(model, task, [])
     with pytest.raises(UsageError, match="method"):
         feature_effects(model, task, [sae("resid_post.0")], FeaturePlan("exactly"))
-    with pytest.raises(UsageError, match="latents and errors"):
-        exact(model, task, [sae("resid_post.0")], [FeatureNode(Site("resid_post", 0), 999)])
+    with pytest.raises(UsageError, match="latents, errors and units"):
+        exact(model, task, [sae("resid_post.0")], [Site("latent", index=999, path="sae-resid_post.0")])
 
 
 def test_the_record_names_nodes_and_shares(world):
@@ -186,4 +194,29 @@ def test_the_record_names_nodes_and_shares(world):
     data = found.json(5)
     assert len(data["nodes"]) == 5 and set(data["error_share"]) == set(SITES) and data["n_pairs"] == len(task)
     assert all(0 <= share <= 1 for share in data["error_share"].values())
-    assert str(FeatureNode(Site("resid_post", 0), 3)) == "resid_post.0.latent.3"
+    named = {node["node"] for node in found.json()["nodes"]}
+    assert "error.sae-resid_post.0" in named and any(name.startswith("latent.sae-attn_out.1.") for name in named)
+
+
+def test_neurons_are_nodes_like_latents(world):
+    """Effects are slope times change; exact ones are patches of one neuron; edges are differences along the writer's change."""
+    model, task, dictionaries = world
+    given, site, above = ["mlp_act.0", dictionaries[2], "mlp_act.2"], Site("mlp_act", 0), Site("mlp_act", 2)
+    found = feature_effects(model, task, given)
+    slopes, high, _ = model.gradients(task.clean, [site, above], task.metric())
+    low = model.capture(task.corrupted, [site, above])
+    want = ((high[site] - low[site]) * slopes[site]).sum(1)
+    assert torch.allclose(found.values[site], want, rtol=1e-4, atol=1e-6) and not found.errors[site].any()
+    nodes = [node for node, _ in found.nodes() if node.name == "mlp_act"]
+    first, last = next(n for n in nodes if n.layer == 0), next(n for n in nodes if n.layer == 2)
+    one = [patch(first, low[site][..., first.index])]
+    by_hand = model.score(task.clean, task.metric()) - model.score(task.clean, task.metric(), edits=one)
+    assert torch.allclose(exact(model, task, given, [first])[0], by_hand, atol=1e-6)
+    latent = next(node for node, _ in found.nodes() if node.name == "latent")
+    edges = dict(feature_edges(model, task, given, [first, latent, last]))
+    assert {Edge(first, latent), Edge(first, last), Edge(latent, last)} >= set(edges) and Edge(first, last) in edges
+    step = 1e-3 * (high[site] - low[site])[..., first.index]
+    moved = [model.capture(task.clean, above, edits=[patch(first, high[site][..., first.index] + sign * step)])[above]
+             for sign in (1, -1)]  # fmt: skip
+    change = ((moved[0] - moved[1]) / 2e-3 * slopes[above])[..., last.index].sum(1).mean()
+    assert edges[Edge(first, last)] == pytest.approx(float(change), rel=0.02, abs=1e-5)

@@ -368,3 +368,14 @@ def test_weights_offloaded_to_disk_give_the_same_numbers(folder: Path) -> None:
     for site in sites:
         assert torch.equal(here.flat(site), there.flat(site)), site
     assert away.generate("hello", max_new_tokens=4).tokens == full.generate("hello", max_new_tokens=4).tokens
+
+
+def test_weights_without_numbers_and_packed_ones_are_refused(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.device("meta"):
+        bare = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=1, n_embd=8, vocab_size=tokenizer.vocab_size))
+    assert "transformer.wte.weight has no numbers" in failure(bare, tokenizer=tokenizer)
+    assert "device_map" in failure(folder, device_map={"": "meta"})
+    whole = AutoModelForCausalLM.from_pretrained(folder)
+    packed = torch.ao.quantization.quantize_dynamic(whole, {torch.nn.Linear}, dtype=torch.qint8)
+    assert "weights are packed" in failure(packed, tokenizer=tokenizer)

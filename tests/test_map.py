@@ -33,7 +33,7 @@ from assay.mapping import run as work
 from assay.mapping.claims import NO_RULE, WORDS
 from assay.mapping.compare import compare
 from assay.mapping.run import MapPlan, MapRun, _read, run_map
-from assay.mapping.shares import explained_variance, token_shares
+from assay.mapping.shares import explained_variance, shares_of, token_shares
 from assay.mapping.some import explain_some, score_some
 from assay.mapping.stages import Stages
 from assay.mapping.units import MapUnits, find_dictionary, find_units
@@ -408,6 +408,44 @@ def test_latents_of_a_transcoder(model, tmp_path):
     assert found["shares"]["detail"]["variance_all_latents"] == pytest.approx(share, abs=1e-4) and share > 0
     pages = [Mapped(run.atlas).page(found["set"], name).record for name in run.names[:3]]
     assert all(page.promoted for page in pages)
+
+
+def test_a_transcoder_with_a_skip_and_normalised_inputs_is_mapped_and_its_variance_is_not_made_up(model, tmp_path):
+    """What a skip writes is no latent's, and codes of normalised inputs alone do not decode: the share is of what is on."""
+    words = map_world.dictionary(model)
+    spec = Spec("relu", map_world.WIDTH, words.spec.d_in, words.spec.d_out, inputs=("mlp_in.0",), outputs=("mlp_out.0",),
+                skip_first=1, centred=False, skip=True, options={"input_norm": "layer"})  # fmt: skip
+    made = make_dictionary(spec, "skip")
+    prompts = [[number] for number in model.tokens(" ".join(map_world.WORDS[1:9]))[0]]
+
+    def normed(x):
+        return (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-5)
+
+    x = normed(model.capture(prompts, "mlp_in.0").flat("mlp_in.0").flatten(1))
+    with torch.no_grad():
+        made.W_enc[: len(x)] = x / x.norm(dim=1, keepdim=True)
+        made.b_enc.fill_(-1e3)
+        made.b_enc[: len(x)] = -0.7 * x.norm(dim=1)
+        made.W_dec.copy_(words.W_dec)
+        made.W_skip.normal_()
+    made.requires_grad_(False)
+    run = MapRun(model, find_units(model, dictionary=made), Atlas(tmp_path), plan(tokens=6000, baseline=0))
+    _read(run)
+    run.reading.read_more(model, ("confirm",), run.units.source)
+    part, seen = run.reading.part("confirm"), []
+    hook = model.hf.model.layers[0].mlp.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()[0]))
+    with torch.no_grad():
+        for row in part.rows:
+            model.hf(torch.tensor([row.tokens.tolist()]))
+    hook.remove()
+    read = normed(torch.cat(seen))
+    codes = torch.relu(read @ made.W_enc.T + made.b_enc) * torch.from_numpy(np.asarray(part.typical))[:, None]
+    assert np.allclose(part.codes.toarray(), codes.numpy(), atol=1e-4) and codes.count_nonzero() > 100
+    names = run.reading.units
+    found = shares_of(model, run.units, run.reading, names[:4], names)
+    squares = (codes**2).sum(0)
+    assert found.detail["variance_of"] == "squares of what is on" and "variance_all_latents" not in found.detail
+    assert found.variance == pytest.approx(float(squares[:4].sum() / squares.sum()), abs=1e-4) and 0 < found.variance < 1
 
 
 def test_directions_from_a_file(model, tmp_path):

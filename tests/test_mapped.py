@@ -568,12 +568,18 @@ def test_other_tools_can_read_it(filled):
     assert not [path for path in folder.iterdir() if path.suffix in (".pkl", ".pt", ".ndjson")]
 
 
-@pytest.mark.parametrize("file", ["set.json", "000000.safetensors"])
-def test_damaged_files_are_said(atlas, file):
+@pytest.mark.parametrize(("file", "said", "use"), [
+    ("set.json", "set.json", lambda mapped: mapped.page("", 0)),
+    ("000000.safetensors", "000000.safetensors", lambda mapped: mapped.page("", 0)),
+    ("index.sqlite", "not a database", lambda mapped: mapped.page("", 0)),
+    ("features.parquet", "features.parquet", lambda mapped: mapped.rows(sort="-density")),
+    ("tokens.parquet", "tokens.parquet", lambda mapped: mapped.by_token("the")),
+])  # fmt: skip
+def test_damaged_files_are_said(atlas, file, said, use):
     write(atlas, [record(0)])
-    (mapped_writer.folder_of(atlas.path, ABOUT.id) / file).write_bytes(b"{}")
-    with pytest.raises(StoreError, match=f"{file}.*assay map"):
-        Mapped(atlas).page("", 0)
+    (mapped_writer.folder_of(atlas.path, ABOUT.id) / file).write_bytes(b"{}" * 60)
+    with pytest.raises(StoreError, match=f"{said}.*assay map"):
+        use(Mapped(atlas))
 
 
 # two maps ----------------------------------------------------------------------------------------

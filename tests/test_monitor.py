@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from assay.monitor.evaluate import evaluate
 from assay.monitor.files import load_monitor, save_monitor
 from assay.monitor.fit import FitPlan, fit
 from assay.monitor.paraphrase import reordered, reported, reworded_by, synonyms
-from assay.monitor.reading import reply_scores, score
+from assay.monitor.reading import read, reply_scores, score
 from assay.monitor.records import Head, Monitor, bindings
 from assay.monitor.selftest import selftest, with_evasion
 from assay.monitor.suffix import score_slope
@@ -31,6 +32,7 @@ from assay.monitor.units import POOLINGS, Pooling, Running, pooled, segments, un
 from assay.monitor.watch import watch
 from assay.organisms.low_rank import LowRank
 from assay.organisms.make import Made, find
+from assay.probe.estimators import AttentionProbe
 from conftest import tiny, wrap
 
 floats = st.lists(st.floats(-30, 30), min_size=1, max_size=30)
@@ -41,10 +43,10 @@ floats = st.lists(st.floats(-30, 30), min_size=1, max_size=30)
 @settings(max_examples=60, deadline=None)
 @given(scores=floats, name=st.sampled_from(POOLINGS), width=st.integers(1, 6), heat=st.floats(0.1, 5))
 def test_tokens_one_by_one_give_what_all_at_once_give(scores, name, width, heat):
-    how = Pooling(name, width, heat)
+    how, keys = Pooling(name, width, heat), 3 * np.sin(np.array(scores))
     running = Running(how)
     for n, value in enumerate(scores, 1):
-        assert running.push(value) == pytest.approx(pooled(np.array(scores[:n]), how), abs=1e-9)
+        assert running.push(value, keys[n - 1]) == pytest.approx(pooled(np.array(scores[:n]), how, keys[:n]), abs=1e-9)
         assert running.least == pytest.approx(float(segments(np.array(scores[:n]), width)[-1]))
 
 
@@ -58,6 +60,20 @@ def test_softmax_pooling_by_hand():
     scores = np.array([0.0, 1.0, 3.0])
     weights = np.exp(scores / 2) / np.exp(scores / 2).sum()
     assert pooled(scores, Pooling("softmax", temperature=2.0)) == pytest.approx(float(scores @ weights))
+
+
+def test_attention_pooling_by_hand():
+    scores, logits = np.array([0.0, 1.0, 3.0]), np.array([2.0, 0.0, -1.0])
+    weights = np.exp(logits) / np.exp(logits).sum()
+    assert pooled(scores, Pooling("attention"), logits) == pytest.approx(float(scores @ weights))
+    units = unit_scores([scores, scores[:1]], Pooling("attention"), [logits, logits[:1]])
+    assert units["reply"] == pytest.approx([float(scores @ weights), 0.0])
+    both = np.exp([*logits, 2.0]) / np.exp([*logits, 2.0]).sum()
+    assert units["conversation"] == pytest.approx([float(np.array([*scores, 0.0]) @ both)])
+    with pytest.raises(UsageError, match="logits"):
+        pooled(scores, Pooling("attention"))
+    with pytest.raises(UsageError, match="no query"):
+        Monitor("m", "w", (Head("resid_post.0", np.ones(3), 0.0),), Pooling("attention"), {})
 
 
 def test_units_of_a_conversation_of_two_turns():
@@ -143,11 +159,42 @@ def test_a_monitor_finds_what_was_planted_at_the_rate_it_promised(model, armed):
     assert found.auroc[0] > 0.9 and found.auroc[1] > 0.8 and found.state == "calibrated"
     assert all(found.inside.values()) and found.false_alarms["conversation"].n == 350
     assert found.recall["conversation"].share > 0.5
+    for unit, shares in found.precision.items():  # of alarms none may be wrong here, and some elsewhere
+        assert all(found.precision_low[unit][base] <= share for base, share in shares.items())
+        recall, wrong = found.recall[unit].low, found.false_alarms[unit].high
+        assert found.precision_low[unit]["0.01"] == pytest.approx(0.01 * recall / (0.01 * recall + 0.99 * wrong))
     assert found.baselines["random directions"]["auroc"] < found.auroc[0] - 0.1
     assert "last token" in found.baselines and found.brier < 0.25
     assert found.at["0.001"].startswith("not said: 2995")
     assert found.at["0.01"]["n"] == 350
     assert [row["hits"] for row in found.slices] == sorted((row["hits"] for row in found.slices), reverse=True)
+
+
+def test_attention_finds_the_token_that_tells_and_reads_as_an_attention_probe(model, tmp_path):
+    """Pooled scores are decisions of the probe on the two sites side by side, after saving too; calibrated, it finds."""
+    talks, plan = planted(), FitPlan(sites=("resid_post.0", "resid_post.1"), ensemble=2, pooling="attention", folds=2)
+    made = fit(model, talks, "sevens", "the token 7", plan)
+    assert made.card["poolings"]["attention"] > 0.9
+    again = load_monitor(save_monitor(made, tmp_path / "m.safetensors"), model)
+    order = [head.site for head in made.heads]
+    texts = [np.concatenate([acts[site][1:] for site in order], 1) for _, acts in read(model, talks, order)]
+    probe: Any = AttentionProbe
+    wanted = probe(random_state=0).fit(texts, np.array([talk.label for talk in talks])).decision_function(texts)
+    assert reply_scores(score(model, again, talks)) == pytest.approx(wanted, abs=1e-3)
+    armed = calibrate(again, model, [talk for talk in planted(1, 300) if talk.label == 0], 0.05)
+    assert evaluate(armed, model, planted(3, 200)).recall["reply"].share > 0.5
+
+
+def test_heads_side_by_side_are_one_vector_and_attention_patterns_are_none(model, tmp_path):
+    plan = FitPlan(sites=("z.1", "q.0"), ensemble=2, pooling="max", folds=2)
+    made = load_monitor(save_monitor(fit(model, planted(n=40), "m", "w", plan), tmp_path / "m.safetensors"), model)
+    z = model.capture([[1, 5, 9]], "z.1")["z.1"][0].float().flatten(1).numpy()
+    (head,) = (head for head in made.heads if head.site == "z.1")
+    alone = replace(made, heads=(head,))
+    (one,) = score(model, alone, [Talk((1, 5, 9), ((1, 3),))])
+    assert one.units["token"] == pytest.approx(z[1:] @ head.weight + head.bias, abs=1e-4)
+    with pytest.raises(UsageError, match="a vector for every token"):
+        fit(model, planted(n=20), "m", "w", replace(plan, sites=("pattern.1",), ensemble=1))
 
 
 def test_a_monitor_of_nothing_finds_nothing(model):
@@ -246,6 +293,15 @@ def test_drift_is_noticed_and_disarms(what):
     assert found.found and what in found.what
     assert disarmed(made, found).state().startswith("uncalibrated: drift in ")
     assert disarmed(made, Drift(0.5, "scores", 80, 9)) is made
+
+
+def test_a_last_digit_is_no_drift():
+    """Scores that are all the same, kept in single precision and read again in another batch."""
+    draw = np.random.default_rng(0)
+    made = monitor_with(baseline(np.full(120, np.float32(65.1091715)), draw.standard_normal((120, 16)), "resid_post.0"))
+    found = drift(made, 65.1091715 + 1e-5 * draw.standard_normal(60), draw.standard_normal((60, 16)))
+    assert not found.found
+    assert drift(made, 65.1091715 + 0.1 * draw.standard_normal(60), draw.standard_normal((60, 16))).what == "scores"
 
 
 def test_a_short_window_is_no_window():
@@ -399,7 +455,8 @@ def test_the_slope_of_a_score_is_what_small_steps_of_the_embeddings_say(pooling)
     """Against differences, with a raw hook that moves the embeddings of a tiny model."""
     model, ids = tiny("llama"), [1, 5, 9, 17, 33, 65]
     draw = np.random.default_rng(3)
-    heads = tuple(Head(site, draw.standard_normal(32), 0.1) for site in ("resid_post.0", "resid_post.2"))
+    heads = tuple(Head(site, draw.standard_normal(32), 0.1, draw.standard_normal(32) / 6)
+                  for site in ("resid_post.0", "resid_post.2"))  # fmt: skip
     made = Monitor("m", "w", heads, Pooling(pooling, width=2), {})
     slope = score_slope(made, model, ids)
     talk = [Talk(tuple(ids), ((1, len(ids)),))]

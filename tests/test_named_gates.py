@@ -14,6 +14,7 @@ from assay.calibrate.reconstructs import SPLITS
 from assay.data.prepare import prepare
 from assay.errors import EvidenceError, TaskError, UsageError
 from assay.evidence.card import check_card, make_card
+from assay.evidence.connects import Link
 from assay.evidence.edges_instrument import is_circuit
 from assay.evidence.features import direction
 from assay.evidence.gates import GATES, gates_for, get_gate
@@ -27,7 +28,7 @@ from assay.probe.readout import read_part, read_space
 from assay.records import Example, digest, plain
 from assay.sites import parse_site
 from assay.testing import planted_induction, planted_world
-from assay.testing.checks import Planted, check_gate
+from assay.testing.checks import Planted, check_gate, check_pure, tried
 from assay.testing.dictionaries import AtomDictionary
 from assay.testing.effect_models import (
     D_MLP,
@@ -35,6 +36,7 @@ from assay.testing.effect_models import (
     MOODS,
     Neuron,
     effects_model,
+    filler_source,
     mood_source,
     neutral_texts,
     part_direction,
@@ -104,6 +106,30 @@ def test_a_second_corpus_decides_where_one_is_named(tmp_path, monkeypatch):
     looked = next(entry["body"]["clusters"] for entry in store.entries() if entry["kind"] == "look")
     assert set(marks(ConceptSource("second.jsonl").explore(None, 400, 0))) <= set(looked)
     assert locked["templates"] >= 8 and len(locked["digest"]) == 16
+
+
+def filler_file(folder, causes):
+    """Texts of another source in the words of the model with planted effects, with or without those that drive anything."""
+    rng, words = random.Random(1), (*FILLERS[:8], *FILLERS[12:]) if causes else FILLERS[12:]
+    texts = [" ".join(["ask", *rng.choices(words, k=11)]) for _ in range(96)]
+    rows = [{"text": text, "label": n % 2, "group": f"other {n // 8}"} for n, text in enumerate(texts)]
+    (folder / "second.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_link_that_the_second_corpus_does_not_show_is_not_supported(effects, tmp_path, monkeypatch):
+    """The same cause and effect; and in texts that have none of the words that switch the cause on."""
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(tune=64, confirm=56, ood=48, draws=9, options={"second_corpus": "second.jsonl"})
+    true = Planted("connects", effects, filler_source(), Link(along("cause"), along("effect", "resid_post.1")), settings)
+    found = {}
+    for causes in (True, False):
+        filler_file(tmp_path, causes)
+        found[causes] = tried(true)
+    names = {gate.name for gate in found[True].plan.gates if gate.name.startswith("second_corpus")}
+    assert names == {"second_corpus.link", "second_corpus.together"} and found[True].verdict.verdict == "supported"
+    check_pure(found[True], names)
+    assert found[False].verdict.verdict != "supported" and all(found[False].gate(name).p_above > 0.05 for name in names)
+    assert all(gate.p_above <= 0.05 for gate in found[False].evidence.gates if gate.required and gate.name not in names)
 
 
 def test_a_second_corpus_that_is_none_is_refused(tmp_path, monkeypatch):

@@ -1,10 +1,11 @@
 """The newcomer's path: what the README says to type can be typed, and works from a built wheel without the source tree.
 
-Tutorials run from top to bottom in test_docs.py. Here every command of the README is parsed by the command line itself, with
-all its options, and those that take seconds are run by an `assay` that comes from a wheel and sees no source tree.
+Every command of the README is parsed by the command line itself, with all its options. Tutorials run from top to bottom, and
+commands of the README that take seconds, with an `assay` that was installed from a wheel and sees no source tree.
 """
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ pytestmark = pytest.mark.whole
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 QUICK = ("models", "claim kinds", "replicate", "organism list", "tasks glass-en",
          "claim state glass-en animals mlp_act.1.4 --kind represents", "claim list", "claim verify")  # fmt: skip
 
@@ -100,20 +102,38 @@ def test_the_wheel_carries_what_it_needs(wheel: Path):
     assert any(name.endswith("static/index.html") for name in names)
 
 
-@pytest.mark.slow
-def test_commands_run_from_the_wheel(wheel: Path, tmp_path: Path):
-    """In an environment of its own, which sees the packages of this one but not its assay."""
-    home = tmp_path / "env"
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The python of an environment with the wheel, which sees the packages of this one but not its assay."""
+    home = tmp_path_factory.mktemp("env")
     venv.create(home, with_pip=False)
     python = home / "bin" / "python"
-    site = Path(subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True,
-                               text=True, check=True).stdout.strip())  # fmt: skip
-    zipfile.ZipFile(wheel).extractall(site)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index", str(wheel)]
+    done = subprocess.run(pip, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    site = next((home / "lib").glob("python*/site-packages"))
     (site / "others.pth").write_text(next(p for p in sys.path if p.endswith("site-packages")) + "\n")
-    where = subprocess.run([python, "-c", "import assay; print(assay.__file__)"], capture_output=True, text=True, cwd=tmp_path,
+    where = subprocess.run([python, "-c", "import assay; print(assay.__file__)"], capture_output=True, text=True, cwd=home,
                            check=True).stdout  # fmt: skip
     assert str(site) in where
+    return python
+
+
+def in_it(python: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run([str(python), *words], capture_output=True, text=True, cwd=folder, env={**os.environ, "PATH": path})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", TUTORIALS, ids=lambda page: page.stem)
+def test_tutorials_run_from_the_wheel(page: Path, installed: Path, tmp_path: Path):
+    done = in_it(installed, tmp_path, str(ROOT / "tests" / "newcomer_page.py"), str(page))
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.slow
+def test_commands_run_from_the_wheel(installed: Path, tmp_path: Path):
     for words in QUICK:
-        done = subprocess.run([python, "-m", "assay", *words.split(), "--quiet"], capture_output=True, text=True, cwd=tmp_path)
+        done = in_it(installed, tmp_path, "-m", "assay", *words.split(), "--quiet")
         assert done.returncode == 0, f"assay {words}\n{done.stderr}"
         assert done.stdout.strip(), words

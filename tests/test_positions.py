@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from assay.circuits.attribute import AttributionPlan, attribute
-from assay.circuits.exact import exact_edges
+from assay.circuits.exact import exact_edges, exact_nodes
 from assay.circuits.find import FindPlan, find_circuit
 from assay.circuits.formats import read_circuit, write_circuit, write_eap_json, write_graphml
 from assay.circuits.graph import graph_of, make_graph, parse_node
@@ -214,7 +214,7 @@ def circuit():
 
 
 def test_a_circuit_between_classes_is_found_and_kept(circuit, tmp_path):
-    model, _, found = circuit
+    model, task, found = circuit
     written = {"embed@rest->v.1.0@end", "embed@rest->v.1.1@end", "z.1.0@end->logits", "z.1.1@end->logits"}
     kept = found.curves["resample"].points[found.chosen].f.value
     assert set(found.parts) >= written and len(found.parts) <= 6 and kept == pytest.approx(1, abs=0.01)
@@ -225,6 +225,8 @@ def test_a_circuit_between_classes_is_found_and_kept(circuit, tmp_path):
     assert "@end" in write_graphml(tmp_path / "c.graphml", held).read_text()
     with pytest.raises(UsageError, match="GraphML holds them"):
         write_eap_json(tmp_path / "e.json", held)
+    whole, at_end = (exact_nodes(model, task, [name]) for name in ("z.1.0", "z.1.0@end"))
+    assert torch.allclose(at_end, whole, atol=1e-4)  # this head writes at the end alone
 
 
 def test_a_claim_about_it_holds_and_one_about_the_wrong_class_does_not(circuit):

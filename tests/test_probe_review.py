@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from assay.atlas.database import Database
 from assay.cli.main import cli
 from assay.data.concept_statements import PLACES, truth
+from assay.data.prepare import beginnings, prepare
 from assay.data.prepare_concept import PreparedConcept, prepare_concept
 from assay.errors import AssayError, StoreError, TaskError
 from assay.probe.baselines import Rows, majority
@@ -22,7 +23,7 @@ from assay.probe.read import Read
 from assay.probe.run import ProbePlan, choose
 from assay.probe.scores import auroc, auroc_difference
 from assay.probe.words import _use
-from assay.records import Example
+from assay.records import Example, Pair
 from assay.report.figures import save_figure
 from assay.testing.probe_worlds import probe_world
 
@@ -88,7 +89,12 @@ def test_texts_beyond_the_context_are_left_out_wherever_labelled_texts_are_prepa
     short, long = map(len, prepare_concept(texts, glass).tokens)
     monkeypatch.setattr(glass.hf.config, "max_position_embeddings", long - 1)
     found = prepare_concept(texts, glass)
-    assert list(map(len, found.tokens)) == [short] and found.dropped == {f"longer than the model's {long - 1} tokens": 1}
+    why = f"longer than the model's {long - 1} tokens"
+    assert list(map(len, found.tokens)) == [short] and found.dropped == {why: 1}
+    pairs = [Pair(each.text + " He", each.text.replace("dog", "cat") + " He", (" ran",), (" sat",), each.template)
+             for each in texts]  # fmt: skip
+    assert prepare(pairs, glass).dropped == {why: 1}
+    assert list(map(len, beginnings(glass, [each.text for each in texts]))) == [short, long - 1]
 
 
 @pytest.fixture(scope="module")

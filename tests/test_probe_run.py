@@ -148,6 +148,9 @@ def test_groups_are_components_or_words_where_everything_is_crossed():
     others = [Example(f"text {n}", n % 2, f"g{n}") for n in range(10)]
     same = [Example("one text", 1, "x"), *others, Example("one text", 1, "y")]
     assert groups_of(same)[0] == groups_of(same)[-1]
+    near = [Example(f"the old fox jumped over the lazy {dog} behind a fence", 1, dog) for dog in ("dog", "dogs")]
+    found = groups_of([*near, *others])
+    assert found[0] == found[1] and len(set(found)) == 11
 
 
 def test_surface_features_see_no_words():

@@ -15,7 +15,7 @@ from assay.model.edits import patch, project_out, scale
 from assay.model.load import load_model
 from assay.records import Pair
 from assay.sites import parse_site
-from assay.steer import export, rank_one, repair_checks, weights
+from assay.steer import export, rank_one, repair, repair_checks, weights
 from assay.testing.compiler import tokenizer_of
 from conftest import FAMILIES, tiny, tiny_hf, wrap
 
@@ -282,7 +282,12 @@ def test_subjects_are_found_and_mistakes_named():
     bare = Pair("w1 w2", "w1 w3", (" w5",), (" w6",), "t")
     with pytest.raises(TaskError, match="--subject"):
         rank_one.facts_of(model, [bare])
-    (fact,) = rank_one.facts_of(model, [bare], "end")
+    long = Pair("w1 " * 70 + "w2", "w1 " * 70 + "w3", (" w5",), (" w6",), "t")
+    model.hf.config.max_position_embeddings = 64
+    with pytest.raises(TaskError, match="no prompt of discover fits into the 64 tokens"):
+        rank_one.facts_of(model, [long], "end")
+    (fact,) = rank_one.facts_of(model, [bare, long], "end", ["w1 " * 63])
+    assert [len(spot.tokens) for spot in (*fact.keys, *fact.keep)] == [len(model.tokens("w1 w2")[0])]
     assert fact.keys[0].place == len(fact.keys[0].tokens) - 1 and fact.subject == ""
     with pytest.raises(SiteError, match="experts"):
         rank_one.down_path(tiny("mixtral"), 0)
@@ -365,6 +370,9 @@ def test_an_answer_is_said_when_generation_says_it():
     assert 0 < sum(wanted) < len(wanted)
     assert repair_checks.said_in_full(model, pairs) == sum(wanted) / len(wanted)
     assert repair_checks.said_in_full(model, []) is None
+    assert len(repair.examples(model, model, pairs, tokens=4)) == 4
+    model.hf.config.max_position_embeddings = 4  # prompts have three tokens: an answer of one fits
+    assert repair_checks.said_in_full(model, pairs) is None and repair.examples(model, model, pairs, tokens=4) == ()
 
 
 def shares_check(name="fault, confirm", about="gain", before=0.1, after=0.9, n=10):

@@ -9,17 +9,23 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+import map_world
+from assay.atlas import mapped
+from assay.atlas.store import Atlas
 from assay.errors import StoreError, UsageError
 from assay.features.dictionary import Spec, make_dictionary
 from assay.features.encode import encode_shards, read_codes
-from assay.features.engines import opened_there
+from assay.features.engines import HERE, Where, opened_there
 from assay.features.evaluate import EvaluationPlan, evaluate
 from assay.features.harvest import HarvestPlan, harvest
 from assay.features.held_out import HeldOut
 from assay.features.shards import Shards
+from assay.mapping.run import MapPlan, MapRun, run_map
+from assay.mapping.units import find_units
 from assay.model.model import Model
 from assay.scale.ray_engine import AHEAD, TRIES, RayEngine, engine_of
 from test_harvest import Given, command, model_with_words, on_disk, shards_in, some_texts  # noqa: F401
@@ -226,6 +232,53 @@ def test_engines_that_are_none():
             engine_of(text)
     with pytest.raises(UsageError, match="--workers"):
         engine_of(None, workers=2)
+
+
+# maps --------------------------------------------------------------------------------------------
+
+
+KINDS = (".json", ".safetensors")
+
+
+def map_of(folder, where):
+    """The planted map, and the bytes of all that was read, explained and scored for it."""
+    model = map_world.model()
+    corpora = {"corpus": map_world.corpus(), "ood": map_world.corpus(1, 80, name="other")}
+    plan = MapPlan(**corpora, tokens=8000, context=32, baseline=4, features=24)
+    run = MapRun(model, find_units(model, dictionary=map_world.dictionary(model)), Atlas(folder), plan, where=where)
+    found = run_map(run)
+    kept = {path.relative_to(run.folder).as_posix(): path for path in run.folder.rglob("*.*") if path.suffix in KINDS}
+    told = {name: found[name] for name in ("features", "shares", "scores", "not_claimed", "reasons", "unexplained", "dropped")}
+    tested = {claim.statement: run.atlas.verdict(claim.id) for claim in run.atlas.claims()}
+    verdicts = {words: (verdict.verdict, verdict.decision["p"], verdict.decision["reads"]) for words, verdict in tested.items()}
+    return {name: path.read_bytes() for name, path in kept.items() if path.name != "stages.json"}, told, verdicts
+
+
+def test_a_map_by_workers_one_of_them_killed_is_that_of_one_process(cluster, tmp_path, monkeypatch):
+    lengths = lambda texts: np.array([[len(text), 1.0] for text in texts], np.float32) / 99  # noqa: E731
+    monkeypatch.setattr(mapped, "packaged_encoder", lambda: lengths)
+    torch.set_num_threads(1)
+    marker = tmp_path / "died"
+
+    def opener():
+        def end():
+            while len(list((tmp_path / "many").rglob("codes-*"))) < 2:
+                time.sleep(0.002)
+            if not marker.exists():
+                marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        from assay.testing.word_latents import word_model
+
+        threading.Thread(target=end, daemon=True).start()
+        return word_model()
+
+    files, told, verdicts = map_of(tmp_path / "one", HERE)
+    assert len([name for name in files if "codes-" in name]) > 10 and told["features"]["supported"] > 0
+    again, told_again, verdicts_again = map_of(tmp_path / "many", Where(cluster, opener))
+    assert marker.exists() and files.keys() == again.keys()
+    assert [name for name in files if files[name] != again[name]] == []
+    assert (told_again, verdicts_again) == (told, verdicts)
 
 
 # object stores -----------------------------------------------------------------------------------

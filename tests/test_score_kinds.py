@@ -17,13 +17,14 @@ from assay.data.concepts import load_concept
 from assay.errors import AssayError, TaskError, UsageError
 from assay.evidence.cautions import clusters_with, warnings_of
 from assay.evidence.deployment import alarms_per_hit, precision_at, precision_table
-from assay.evidence.detects import _halves, benign_threshold
+from assay.evidence.detects import benign_threshold
 from assay.evidence.explains import best_threshold
 from assay.evidence.features import direction
 from assay.evidence.gates.base import evaluate, get_gate
 from assay.evidence.gates.near_detection import balanced
 from assay.evidence.kinds import KINDS, ChecksTexts
 from assay.evidence.memory import MemoryStore
+from assay.evidence.monitors import halves
 from assay.evidence.probes import (
     FitData,
     choose_c,
@@ -408,12 +409,12 @@ def test_clusters_are_those_that_a_gate_will_count():
 def test_random_contrast_pairs_know_nothing_of_the_labels():
     """Of 99 deals of 48 texts the luckiest agrees with the labels; of deals in halves none does."""
     member, rng = np.arange(48) < 21, np.random.default_rng(0)
-    dealt = np.array([_halves(member, rng) for _ in range(99)])
+    dealt = np.array([halves(member, rng) for _ in range(99)])
     agree = dealt[:, member].mean(1) - dealt[:, ~member].mean(1)
     free = [rng.permutation(member) for _ in range(99)]
     assert abs(agree).max() < 0.05 < max(label[member].mean() - label[~member].mean() for label in free)
     assert len({tuple(label) for label in dealt}) == 99 and set(dealt.sum(1)) <= {23, 24, 25}
-    assert all(sorted(_halves(np.array([True, False]), rng)) == [0, 1] for _ in range(20))
+    assert all(sorted(halves(np.array([True, False]), rng)) == [0, 1] for _ in range(20))
 
 
 def test_the_certificate_is_the_exact_binomial():

@@ -14,7 +14,7 @@ from assay.data.chat import chat_text
 from assay.errors import AssayError, UsageError
 from assay.model.stream import Picking, Stream
 from assay.monitor.drift import baseline
-from assay.monitor.units import POOLINGS, Pooling, unit_scores
+from assay.monitor.units import POOLINGS, unit_scores
 from assay.serving.access import LARGEST, Guard, token_for
 from assay.serving.refused import Refused
 from assay.serving.start import start
@@ -30,7 +30,7 @@ CHAT = "/v1/chat/completions"
 @pytest.fixture(scope="module")
 def server(glass, tmp_path_factory):
     """Two monitors: one that cannot alert, one without a threshold."""
-    monitors = [monitor(glass, reply=1e6, token=1e6), monitor(glass, "bare", seed=2)]
+    monitors = [monitor(glass, reply=1e6, token=1e6), monitor(glass, "bare", "attention", seed=2)]
     with serving(glass, monitors, tmp_path_factory.mktemp("serving")) as running:
         yield running
 
@@ -121,12 +121,14 @@ def test_a_conversation_holds_what_was_said_before(server, glass):
     start = len(glass.tokens(chat_text(glass, HELLO))[0])
     said = len(glass.tokenizer(" went to sea", add_special_tokens=False)["input_ids"])
     prompt = glass.tokens(chat_text(glass, before))[0]
-    scores = token_scores(glass, server.service.worker.readers.armed[0].monitor, prompt + greedy(glass, prompt, 8))
-    turns = [scores[start : start + said], scores[len(prompt) :]]
-    units = choice["assay"]["monitors"][0]["units"]
-    for unit in ("reply", "conversation"):
-        want = unit_scores(turns, Pooling("mean"))[unit][-1]
-        assert units[unit]["score"] == pytest.approx(want, rel=1e-3)
+    acts = {SITE: glass.capture([prompt + greedy(glass, prompt, 8)], SITE)[SITE][0].numpy()}
+    for place, armed in enumerate(server.service.worker.readers.armed):  # mean, and attention
+        scores, logits = armed.monitor.token_scores(acts), armed.monitor.token_logits(acts)
+        parts = slice(start, start + said), slice(len(prompt), None)
+        keys = None if logits is None else [logits[part] for part in parts]
+        want = unit_scores([scores[part] for part in parts], armed.monitor.pooling, keys)
+        units = choice["assay"]["monitors"][place]["units"]
+        assert all(units[unit]["score"] == pytest.approx(want[unit][-1], rel=1e-3) for unit in ("reply", "conversation"))
 
 
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=30), st.sampled_from(POOLINGS), st.floats(-4, 4))
@@ -140,10 +142,11 @@ def test_units_alert_exactly_where_the_whole_reply_says_so(scores, pooling, bar)
 
     made = monitor(Hand(), pooling=pooling, token=bar, segment=bar, reply=bar, conversation=bar)  # type: ignore[arg-type]
     watch = Watch([Armed(made, "calibrated")], ("token", "segment", "reply", "conversation"), ("reply",), 4)
-    watch.prompts(0, np.ones(3))
-    alerts = [alert for at, score in enumerate(scores) for alert in watch.token(0, score, 4 + at)]
+    keys = np.sin(np.array(scores))
+    watch.prompts(0, np.ones(3), np.ones(3))
+    alerts = [alert for at, score in enumerate(scores) for alert in watch.token(0, score, 4 + at, None, float(keys[at]))]
     alerts += watch.end(0, 3 + len(scores))[0]
-    units = unit_scores([np.array(scores)], made.pooling)
+    units = unit_scores([np.array(scores)], made.pooling, [keys])
     for unit, values in units.items():
         assert any(a.unit == unit for a in alerts) == bool((values > bar).any()), unit
     firsts = [a for a in alerts if a.unit == "token"]

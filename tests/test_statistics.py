@@ -10,6 +10,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from assay import statistics as s
+from assay.evidence.shares import METHOD, share_interval, with_share_interval
 
 FLOATS = st.lists(st.floats(-5, 5, allow_nan=False, width=32), min_size=2, max_size=9)
 
@@ -158,6 +159,28 @@ def test_intervals_of_shares_cover_from_five_expected_failures_on(p, k, m):
         assert 0.92 <= hits <= 0.985  # 500 sets: two standard errors around 93 to 97%
     else:
         assert 0.65 <= hits <= 0.95
+
+
+@pytest.mark.parametrize("p", [0.5, 0.9, 0.98, 0.99, 0.998])
+@pytest.mark.parametrize(("k", "m"), [(20, 12), (14, 12), (20, 40), (8, 8)])
+def test_share_intervals_cover_near_0_and_1_too(p, k, m):
+    """Where the bootstrap covers 23 to 92%. The other side is the mirror image."""
+    found = [share_interval(row, k * m) for row in shares(p, k, m, 500)]
+    assert np.mean([low <= p <= high for low, high in found]) >= 0.88  # two standard errors of 500 sets below 91%
+    row = shares(p, k, m, 1)[0]
+    assert share_interval(1 - row, k * m) == pytest.approx([1 - end for end in reversed(share_interval(row, k * m))])
+
+
+def test_share_intervals_of_known_cases():
+    """No failure: Clopper-Pearson of all items. One item per cluster: of the clusters. Anything but 0 and 1 is left alone."""
+    assert share_interval([1.0] * 10, 40) == pytest.approx(s.clopper_pearson(40, 40))
+    one = [1.0] * 15 + [0.0] * 5
+    exact = s.clopper_pearson(15, 20)
+    assert share_interval(one, 20) == pytest.approx(exact, abs=0.02)  # V divides by K - 1
+    names = [str(place // 2) for place in range(20)]
+    for values, method in (([1.0, 0.0] * 10, METHOD), ([1.0, 0.5] * 10, "bootstrap-t by template")):
+        assert with_share_interval(s.summarise(values, names, 0.5), values).sample["method"] == method
+    assert with_share_interval(s.summarise([1.0], ["a"], 0.5), [1.0]).low is None
 
 
 @pytest.mark.parametrize(("n", "p"), [(300, 0.995), (60, 0.9), (20, 0.95)])

@@ -201,6 +201,10 @@ def test_odd_numbers_are_drawn_too(tab: Tab):
     assert page.locator("main a[href^=javascript]").count() == 0
     ticks = block(page, "h3").locator("svg text").all_text_contents()
     assert {"5", "10", "30"} <= set(ticks), ticks  # a log axis of less than a decade still has its labels
+    tall = block(page, "tall").locator("canvas[data-rest='1']")
+    _, y, zoom, stretch = map(float, tall.get_attribute("data-view").split())
+    bottom = y + float(tall.get_attribute("data-size").split()[1]) * zoom * stretch
+    assert y >= 0 and bottom <= tall.evaluate("each => each.clientHeight") - 24  # all of seventy layers is in the frame
     long = block(page, "ta2")
     long.get_by_role("button", name="Next").click()
     expect(long).to_contain_text("101 to 200 of 250")

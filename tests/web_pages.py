@@ -534,6 +534,16 @@ def odd() -> list[AnyBlock]:
             ["0"],
             ["p"],
         ),
+        graph(
+            "tall",
+            [
+                {"id": f"{layer}", "label": f"{layer}", "layer": float(layer), "position": 0.0, "value": 1.0, "kind": "head"}
+                for layer in range(70)
+            ],
+            [{"from": f"{layer}", "to": f"{layer + 1}", "weight": 1.0} for layer in range(69)],
+            [f"layer {layer}" for layer in range(70)],
+            ["p"],
+        ),
         scatter("s1", [{"x": 0.0, "y": 5.0, "label": "x"}], flat, flat),
         patterns("p1", ["", " "], ["h"], [[[1.0], [0.5, 0.5]]]),
         contexts(

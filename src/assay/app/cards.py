@@ -43,7 +43,7 @@ def _card(store: "Atlas", claim: str) -> Card:
         return _from_twin(theirs["claim"]["statement"], twin, [_hit(hit) for hit in theirs["counterexamples"]], None)
     stated, verdict = store.claim(claim), store.verdict(claim)
     record = {"id": stated.id, "kind": stated.kind, "statement": stated.statement}
-    twin = _untested(record) if verdict is None else verdict.to_json()
+    twin = _untested(record) if verdict is None else vars(verdict)  # read, not changed
     if changed_code(store.plan(claim), verdict):
         twin = {**twin, "qualifiers": [*twin["qualifiers"], "stale"]}
     verb = "claim_test" if verdict is None else "claim_replay"

@@ -53,11 +53,11 @@ def kept_monitor(workspace: "Workspace", name: str) -> Kept:
 
     path = monitor_file(workspace, name)
     try:
-        signature = look(path, "monitor").sentence
+        signature = look(path, "monitor").sentence.removeprefix(f"{path}: ")
         check_signature(path, "monitor")
         return Kept(name, load_monitor(path), signature)
     except AssayError as error:
-        return Kept(name, None, "", str(error))
+        return Kept(name, None, "", str(error).removeprefix(f"{path}: "))
 
 
 def audits(workspace: "Workspace") -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ def _audit(path: Path) -> dict[str, Any]:
                 "not_looked_at": [str(line) for line in record["not_looked_at"]],
                 "tested": [_tested(one) for one in record["tested"]]}  # fmt: skip
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError, StopIteration) as error:
-        return {"why": f"{path}: not the record of an audit ({type(error).__name__}: {error})."}
+        return {"why": f"{AUDITS}/{path.parent.name}/{AUDIT}: not the record of an audit ({type(error).__name__}: {error})."}
 
 
 def _tested(one: dict[str, Any]) -> dict[str, Any]:

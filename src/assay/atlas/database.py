@@ -86,7 +86,7 @@ class Database:
             raise StoreError(f"atlas {self.path}: there is none here. State a claim first, or give --atlas DIR.")
         with _IN_PROCESS:
             with self._open(read_only=True) as db:
-                version = version_of(db)
+                version = self._version(db)
                 if version == NEWEST:
                     yield db
                     return
@@ -179,6 +179,15 @@ class Database:
                     held.memo.clear()
                 held.memo[key] = read(db)
             return held.memo[key]
+
+    def _version(self, db: Connection) -> int:
+        """The version of the schema; asked once while the file is held open and not written."""
+        held = _HELD.get(self._file)
+        if held is None:
+            return version_of(db)
+        if "version" not in held.memo:
+            held.memo["version"] = version_of(db)
+        return held.memo["version"]
 
     def _forget(self) -> None:
         if (held := _HELD.get(self._file)) is not None:

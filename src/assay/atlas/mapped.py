@@ -13,11 +13,13 @@ Writing: `MappedWriter` for whole sets; `note` for what is said of features late
 """
 
 import os
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
+import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,6 +52,7 @@ __all__ = ["Change", "Effect", "FeaturePage", "FeatureRecord", "Histogram", "Hit
            "MappedWriter", "Near", "SetRecord", "histogram_of", "participation", "quantiles_of"]  # fmt: skip
 T = TypeVar("T")
 HELD = 10_000  # claims kept in mind
+BROKEN = (FileNotFoundError, sqlite3.DatabaseError, duckdb.Error)  # files that are gone, or are none
 
 
 class Mapped:
@@ -83,13 +86,14 @@ class Mapped:
             try:
                 if (found := current(self.atlas.path, wanted)) is not None:
                     return use(*found)
-            except FileNotFoundError:  # replaced meanwhile: once more, from the new folder
+            except BROKEN:  # replaced meanwhile: once more, from the new folder
                 continue
         found = current(self.atlas.path, wanted)
         try:
             return use(*(found or (self.set(wanted), Path(), 1)))
-        except FileNotFoundError as error:
-            raise StoreError(f"atlas {self.atlas.path}: set {wanted} is not whole ({error})."
+        except BROKEN as error:
+            why = str(error).partition("\n")[0]
+            raise StoreError(f"atlas {self.atlas.path}: set {wanted} is not whole ({why})."
                              " Map the model again: assay map MODEL") from error  # fmt: skip
 
     def _notes(self, record: SetRecord) -> Notes:

@@ -289,8 +289,9 @@ class Atlas(Database):
         """The newest record of a claim. These are large: a block that asks again gets the same one."""
 
         def read(db: Connection) -> T | None:
-            row = db.execute(f"SELECT body FROM {table} WHERE claim = ? ORDER BY number DESC LIMIT 1", [claim_id]).fetchone()
-            return None if row is None else _read(make, json.loads(row[0]))
+            # arg_max finds them by the index; with ORDER BY the bodies of all claims would be read
+            row = db.execute(f"SELECT arg_max(body, number) FROM {table} WHERE claim = ?", [claim_id]).fetchone()
+            return None if row is None or row[0] is None else _read(make, json.loads(row[0]))
 
         return self._once((table, claim_id), read)
 

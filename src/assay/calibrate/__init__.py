@@ -5,6 +5,7 @@
 
 from assay.calibrate import circuits, edges, effects, mediates, reconstructs, represents, scored  # noqa: F401, E501  (each registers its kind)
 from assay.calibrate.base import CALIBRATIONS, Calibration, Case, Family, Outcome
+from assay.calibrate.named import NAMED, Named
 from assay.calibrate.run import calibrate
 
-__all__ = ["CALIBRATIONS", "Calibration", "Case", "Family", "Outcome", "calibrate"]
+__all__ = ["CALIBRATIONS", "NAMED", "Calibration", "Case", "Family", "Named", "Outcome", "calibrate"]

@@ -39,15 +39,18 @@ TEXTS = replace(SETTINGS, tune=128, confirm=56, ood=48, options={})
 
 
 @cache
-def _model():
+def planted_model():
+    """The model, made once."""
     return planted_effects()
 
 
-def _at(layer: int, *parts: str, weights: tuple[float, ...] | None = None) -> Feature:
+def along_part(layer: int, *parts: str, weights: tuple[float, ...] | None = None) -> Feature:
+    """The direction of a part, or of a weighted sum of parts, after a layer."""
     return direction(f"resid_post.{layer}", part_direction(*parts, weights=weights))
 
 
-def _random(seed: int, layer: int = 0) -> Feature:
+def random_along(seed: int, layer: int = 0) -> Feature:
+    """A random direction after a layer."""
     drawn = torch.randn(D_MODEL, generator=torch.Generator().manual_seed(seed + 1000 * layer))
     return direction(f"resid_post.{layer}", (drawn - drawn.mean()).tolist())
 
@@ -66,32 +69,32 @@ def _add(kind: str, binding: str, families: tuple[Family, ...], n: dict[str, int
 
 
 def _used(seed: int, subject: Any) -> Case:
-    return Case(_model(), mood_source(seed), subject)
+    return Case(planted_model(), mood_source(seed), subject)
 
 
 def random_direction(seed: int) -> Case:
     """A random direction."""
-    return _used(seed, _random(seed))
+    return _used(seed, random_along(seed))
 
 
 def random_content(seed: int) -> Case:
     """A direction along which much varies, and that nothing reads."""
-    return _used(seed, _at(0, f"content{seed % 12}"))
+    return _used(seed, along_part(0, f"content{seed % 12}"))
 
 
 def readable_copy(seed: int) -> Case:
     """The property can be read along it; nothing uses it."""
-    return _used(seed, _at(0, "copy"))
+    return _used(seed, along_part(0, "copy"))
 
 
 def needed_by_all_text(seed: int) -> Case:
     """The used part together with one that ordinary text needs."""
-    return _used(seed, [_at(0, "mood"), _at(0, "side")])
+    return _used(seed, [along_part(0, "mood"), along_part(0, "side")])
 
 
 def used_part(seed: int) -> Case:
     """The part that carries the behaviour."""
-    return _used(seed, _at(0, "mood"))
+    return _used(seed, along_part(0, "mood"))
 
 
 @cache
@@ -103,7 +106,7 @@ def uses_rung(seed: int, effect: float) -> Case:
     """The part carries a share of the behaviour."""
     share = 0.4 * effect
     truth = {"erasure.mean": share / 2, "erasure.resample": share}
-    return Case(_share(share), mood_pairs(seed), _at(0, "mood"), truth)
+    return Case(_share(share), mood_pairs(seed), along_part(0, "mood"), truth)
 
 
 _add("uses", "erasure.mean", (
@@ -117,42 +120,42 @@ _add("uses", "erasure.mean", (
 
 
 def _steered(seed: int, feature: Feature, grid: tuple[float, ...] = GRID) -> Case:
-    return Case(_model(), mood_source(seed), Steering(feature, grid))
+    return Case(planted_model(), mood_source(seed), Steering(feature, grid))
 
 
 def random_push(seed: int) -> Case:
     """A random direction."""
-    return _steered(seed, _random(seed + 500))
+    return _steered(seed, random_along(seed + 500))
 
 
 def idle_push(seed: int) -> Case:
     """A direction that nothing reads."""
-    return _steered(seed, _at(0, f"content{seed % 12}"))
+    return _steered(seed, along_part(0, f"content{seed % 12}"))
 
 
 def one_sided(seed: int) -> Case:
     """It pushes in one sense only."""
-    return _steered(seed, _at(0, "ramp"))
+    return _steered(seed, along_part(0, "ramp"))
 
 
 def reversals(seed: int) -> Case:
     """It raises three prompts in four and lowers the fourth."""
-    return _steered(seed, _at(0, "gate"))
+    return _steered(seed, along_part(0, "gate"))
 
 
 def temperature(seed: int) -> Case:
     """It makes every difference larger."""
-    return _steered(seed, _at(0, "constant", weights=(-1.0,)), (-12, -6, 6, 12))
+    return _steered(seed, along_part(0, "constant", weights=(-1.0,)), (-12, -6, 6, 12))
 
 
 def breaks_text(seed: int) -> Case:
     """It moves the behaviour, and ordinary text."""
-    return _steered(seed, _at(0, "mood", "side", weights=(1.0, 0.6)))
+    return _steered(seed, along_part(0, "mood", "side", weights=(1.0, 0.6)))
 
 
 def handle(seed: int) -> Case:
     """The part that carries the behaviour."""
-    return _steered(seed, _at(0, "mood"))
+    return _steered(seed, along_part(0, "mood"))
 
 
 @cache
@@ -164,7 +167,7 @@ def steers_rung(seed: int, effect: float) -> Case:
     """A push of a known dose."""
     top = lever_strength(0.2 * effect)
     grid = tuple(top * share for share in STRENGTHS)
-    return Case(_lever(), mood_pairs(seed), Steering(_at(0, "lever"), grid), {"steering.dose": 0.2 * effect})
+    return Case(_lever(), mood_pairs(seed), Steering(along_part(0, "lever"), grid), {"steering.dose": 0.2 * effect})
 
 
 _add("steers", "steering.dose", (
@@ -179,32 +182,33 @@ _add("steers", "steering.dose", (
 
 
 def _linked(seed: int, a: Feature, b: Feature) -> Case:
-    return Case(_model(), filler_source(seed), Link(a, b))
+    return Case(planted_model(), filler_source(seed), Link(a, b))
 
 
 def random_pair(seed: int) -> Case:
     """Two random directions."""
-    return _linked(seed, _random(seed), _random(seed, layer=1))
+    return _linked(seed, random_along(seed), random_along(seed, layer=1))
 
 
 def cause_and_another(seed: int) -> Case:
     """A real cause, and the effect of another."""
-    return _linked(seed, _at(0, ("cause", "origin")[seed % 2]), _at(1, ("echo", "effect")[seed % 2]))
+    return _linked(seed, along_part(0, ("cause", "origin")[seed % 2]), along_part(1, ("echo", "effect")[seed % 2]))
 
 
 def common_cause(seed: int) -> Case:
     """Both fire because of a third."""
-    return _linked(seed, _at(0, "witness"), _at(1, "echo"))
+    return _linked(seed, along_part(0, "witness"), along_part(1, "echo"))
 
 
 def moves_everything(seed: int) -> Case:
     """It lowers the target, and all else as much."""
-    return _linked(seed, _at(0, "flood"), _at(1, "drop"))
+    return _linked(seed, along_part(0, "flood"), along_part(1, "drop"))
 
 
 def cause(seed: int) -> Case:
     """A cause and its effect."""
-    return _linked(seed, *((_at(0, "cause"), _at(1, "effect")) if seed % 2 else (_at(0, "origin"), _at(1, "echo"))))
+    a, b = ("cause", "effect") if seed % 2 else ("origin", "echo")
+    return _linked(seed, along_part(0, a), along_part(1, b))
 
 
 @cache
@@ -215,7 +219,7 @@ def _linked_by(fall: float):
 def connects_rung(seed: int, effect: float) -> Case:
     """A cause of known weight."""
     found = _linked_by(0.2 * effect)
-    return Case(found.model, filler_source(seed, per_template=16), Link(_at(0, "cause"), _at(1, "effect")),
+    return Case(found.model, filler_source(seed, per_template=16), Link(along_part(0, "cause"), along_part(1, "effect")),
                 {"link.effect": found.fall})  # fmt: skip
 
 

@@ -29,48 +29,49 @@ def pairs(seed: int) -> MemorySource:
 
 
 @cache
-def _model(plan: Induction):
+def induction_model(plan: Induction):
+    """The model of a plan, made once."""
     return planted_induction(plan)
 
 
 def inert_head(seed: int) -> Case:
     """One of the heads whose weights are all zero."""
-    return Case(_model(PLAIN), pairs(seed), INERT[seed % len(INERT)])
+    return Case(induction_model(PLAIN), pairs(seed), INERT[seed % len(INERT)])
 
 
 def inert_set(seed: int) -> Case:
     """Three inert heads at once."""
-    return Case(_model(PLAIN), pairs(seed), ",".join(INERT[:seed % 4] + INERT[seed % 4 + 1 :]))
+    return Case(induction_model(PLAIN), pairs(seed), ",".join(INERT[:seed % 4] + INERT[seed % 4 + 1 :]))
 
 
 def mlp(seed: int) -> Case:
     """An MLP, whose weights are noise of almost no size."""
-    return Case(_model(PLAIN), pairs(seed), f"mlp_out.{seed % 2}")
+    return Case(induction_model(PLAIN), pairs(seed), f"mlp_out.{seed % 2}")
 
 
 def decoy(seed: int) -> Case:
     """The answer can be read from it, nothing reads it."""
-    return Case(_model(PLAIN), pairs(seed), "z.0.1")
+    return Case(induction_model(PLAIN), pairs(seed), "z.0.1")
 
 
 def one_copy(seed: int) -> Case:
     """One of two exact copies, claimed alone."""
-    return Case(_model(PLAIN), pairs(seed), f"z.1.{seed % 2}")
+    return Case(induction_model(PLAIN), pairs(seed), f"z.1.{seed % 2}")
 
 
 def smallest_copy(seed: int) -> Case:
     """The weakest of four copies."""
-    return Case(_model(Induction(copies=(0.1, 0.4, 0.3, 0.2), linear=True)), pairs(seed), "z.1.0")
+    return Case(induction_model(Induction(copies=(0.1, 0.4, 0.3, 0.2), linear=True)), pairs(seed), "z.1.0")
 
 
 def whole_circuit(seed: int) -> Case:
     """Previous-token head and both copies."""
-    return Case(_model(PLAIN), pairs(seed), "z.0.0,z.1.0,z.1.1")
+    return Case(induction_model(PLAIN), pairs(seed), "z.0.0,z.1.0,z.1.1")
 
 
 def both_copies(seed: int) -> Case:
     """All induction heads, without the head before them."""
-    return Case(_model(PLAIN), pairs(seed), "z.1.0,z.1.1")
+    return Case(induction_model(PLAIN), pairs(seed), "z.1.0,z.1.1")
 
 
 def _program(seed: int) -> tuple[Program, MemorySource]:
@@ -108,7 +109,7 @@ def rung(seed: int, effect: float) -> Case:
     share = 0.4 * effect
     plan = Induction(copies=(share, *[(1 - share) / 3] * 3), linear=True, spread=0.5)
     truth = {"necessity.mean": share / 2, "necessity.resample": share, "sufficiency": share}
-    return Case(_model(plan), pairs(seed), "z.1.0", truth)
+    return Case(induction_model(plan), pairs(seed), "z.1.0", truth)
 
 
 def _family(truth, make) -> Family:

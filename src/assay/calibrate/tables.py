@@ -9,7 +9,8 @@ from typing import Any
 
 def markdown(record: Mapping[str, Any]) -> str:
     """All tables of a calibration."""
-    parts = [summary(record["kinds"]), speed(record.get("speed"))]
+    kinds = record["kinds"]
+    parts = [summary(kinds), rechecked(kinds), speed(record.get("speed")), named(record.get("named", {}))]
     for kind, found in record["kinds"].items():
         parts += [f"### {kind}", _ladder_words(found), ladder(found), families(found), gates(found), checks(found)]
     return "\n\n".join(part for part in parts if part)
@@ -28,6 +29,30 @@ def summary(kinds: Mapping[str, Any]) -> str:
     head = ["kind", "null claims supported", "upper 95% bound", "false claims supported",
             *(f"supported at {effect:g} SESOI" for effect in (0.5, 1.0, 1.5, 2.0)), "true claims refuted"]  # fmt: skip
     return table(head, rows)
+
+
+def rechecked(kinds: Mapping[str, Any]) -> str:
+    """How many claims were run again by newer code, in words."""
+    done = [found["rechecked"] for found in kinds.values() if "rechecked" in found]
+    if not done:
+        return ""
+    codes = ", ".join(sorted({f"`{each['code']}`" for each in done}))
+    claims, same = (sum(each[key] for each in done) for key in ("claims", "same"))
+    return f"Run again by newer code ({codes}): {same} of {claims} claims of {len(done)} kinds came out the same."
+
+
+def named(found: Mapping[str, Any]) -> str:
+    """Claims whose options ask for more gates: one line per family."""
+    rows = []
+    for option, each in found.items():
+        for family in each["families"].values():
+            at_most, between = f"at most {family['upper95']:.3f}", f"{family['low']:.2f} to {family['high']:.2f}"
+            bound = between if family["truth"] == "true" else at_most
+            supported = f"{family['supported']} of {family['n']} ({bound})"
+            rows.append([f"`{option}` ({each['kind']})", family["what"], family["truth"], supported, str(family["pass"]),
+                         str(family["only"])])  # fmt: skip
+    head = ["option", "claim", "truth", "supported (95%)", "its gates pass", "fails them and no other"]
+    return f"### Gates that a claim names\n\n{table(head, rows)}" if rows else ""
 
 
 def speed(found: Mapping[str, Any] | None) -> str:
@@ -112,6 +137,10 @@ def plain_text(record: Mapping[str, Any]) -> str:
         for name, gate in found["gates"].items():
             if gate["only_by_it"]:
                 lines.append(f"  without {name}: {gate['only_by_it']} more null or false claims would be supported")
+    for option, found in record.get("named", {}).items():
+        lines.append(f"{option}: {', '.join(found['gates'])}")
+        lines += [f"  {family['truth']:<5} {family['supported']} of {family['n']} supported: {family['what']}"
+                  for family in found["families"].values()]  # fmt: skip
     lines.append(f"{record['mode']} run, rule {record['rule_version']}, assay {record['version']}, seed {record['seed']}")
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@
 2. A node: its output is that of the source run, for every reader.
 3. `noise`: base clean, source corrupted, value m(clean) - m(patched). `denoise`: base corrupted, source clean, value
    m(patched) - m(corrupted). Positive in both: it carries the behaviour, as in `attribute.py`.
-4. `verify_top`: estimates of the k largest edges and of random others, beside both exact values. Where noising is large
+4. `verify_top`: estimates of the k largest edges (nodes) and of random others, beside both exact values. Where noising is large
    and denoising is not, every one of several inputs is needed (AND); the other way round, one of them is enough (OR).
 
 The k largest were chosen by their estimates, so over them alone estimates look too large and agreement is understated; random
@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
 
 from assay.circuits.attribute import Attribution
-from assay.circuits.graph import AT, EMBED, LOGITS, Edge, graph_of
+from assay.circuits.graph import ARROW, AT, EMBED, LOGITS, Edge, Graph, graph_of, parse_node
 from assay.circuits.guards import check_task
 from assay.circuits.patch import first_difference
 from assay.circuits.positions import classes_of
@@ -68,17 +68,26 @@ def exact_edges(
 
 
 def _cut_alone(
-    model: Model, task: PreparedTask, edges: Sequence[str | Edge], direction: str, metric: str, progress: Progress | None
-) -> Float[Tensor, "pair edge"]:
-    """The same for edges between classes of positions: everything but the edge is kept."""
+    model: Model, task: PreparedTask, parts: Sequence[str | Edge | Site], direction: str, metric: str, progress: Progress | None
+) -> Float[Tensor, "pair part"]:
+    """The same for edges and nodes at classes of positions: everything but the edge, or the edges out of the node, is kept."""
     _check_direction(direction)
     graph, reference = graph_of(model, classes_of(task)), model.logits(task.clean) if metric == "kl" else None
+    masks = [graph.mask([str(part)]) if ARROW in str(part) else _out_of(graph, str(part)) for part in parts]
     sides = task if direction == "noise" else replace(task, clean=task.corrupted, corrupted=task.clean)
     bench = Bench(model, sides, graph, metric, reference=reference)
     tell = progress and (lambda n: progress(n * len(task)))
-    done = bench.scores([graph.exists & ~graph.mask([edge]) for edge in edges], tell)
+    done = bench.scores([graph.exists & ~mask for mask in masks], tell)
     change = torch.from_numpy(bench.clean[:, None] - done.T).float()
     return change if direction == "noise" else -change
+
+
+def _out_of(graph: Graph, node: str) -> Bool[Tensor, "writer reader"]:
+    """All edges out of a node."""
+    writer = parse_node(node)
+    if writer not in graph.writer_number:
+        raise bad_argument("node", node, f"a writer of this model at one of its classes: {', '.join(graph.classes)}")
+    return graph.node_mask([writer])
 
 
 def _check_direction(direction: str) -> None:
@@ -92,6 +101,8 @@ def exact_nodes(
 ) -> Float[Tensor, "pair node"]:  # fmt: skip
     """The exact change of the metric for every writer, exchanged for all its readers at once."""
     check_task(model, task, metric)
+    if any(AT in str(node) for node in nodes):
+        return _cut_alone(model, task, nodes, direction, metric, progress)
     run = Exchange(model, task, direction, metric)
     writers = [parse_site(node) for node in nodes]
     for writer in writers:
@@ -284,14 +295,14 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Verified:
-    """Estimates and exact values of some edges, means over pairs.
+    """Estimates and exact values of some edges, or nodes, means over pairs.
 
-    `edges`: the `k` largest estimates, then random others. `agreement`: of the estimate with `noise`, with `denoise`
-    and with their mean. `disagree`: edge -> "and" or "or". `effect`: mean m(clean) - m(corrupted).
+    `parts`: the `k` largest estimates, then random others. `agreement`: of the estimate with `noise`, with `denoise`
+    and with their mean. `disagree`: part -> "and" or "or". `effect`: mean m(clean) - m(corrupted).
     """
 
     plan: dict[str, Any]
-    edges: list[str]
+    parts: list[str]
     k: int
     estimate: list[float]
     noise: list[float]
@@ -306,37 +317,36 @@ def verify_top(
     model: Model, task: PreparedTask, attribution: Attribution, k: int = 20, n_random: int = 20, seed: int = 0,
     progress: Progress | None = None,
 ) -> Verified:  # fmt: skip
-    """Patch the k largest edges (by |score|) and `n_random` others exactly, in both directions.
+    """Patch the k largest edges, or writers, (by |score|) and `n_random` others exactly, in both directions.
 
-    `progress` is called with the number of (pair, edge) values done; there are 2 x pairs x edges. Raises UsageError for
-    scores of nodes, or of another task.
+    `progress` is called with the number of (pair, part) values done; there are 2 x pairs x parts. Raises UsageError for
+    scores of another task.
     """
-    cells = chosen_edges(attribution, task, k, n_random, seed)
-    names = [str(attribution.graph.name(cell)) for cell in attribution.graph.cells[cells].tolist()]
+    cells = chosen_parts(attribution, task, k, n_random, seed)
+    names, metric = [attribution.names[cell] for cell in cells], attribution.plan["metric"]
     estimate = attribution.scores[cells].double().numpy()
-    metric = attribution.plan["metric"]
-    found = {direction: exact_edges(model, task, names, direction, metric, progress).double().mean(0).numpy()
+    exact = exact_edges if attribution.plan["level"] == "edge" else exact_nodes
+    found = {direction: exact(model, task, names, direction, metric, progress).double().mean(0).numpy()
              for direction in DIRECTIONS}  # fmt: skip
     against = {**found, "mean": (found["noise"] + found["denoise"]) / 2}
     effect = float((attribution.clean - attribution.corrupted).mean())
     split = gates(found["noise"], found["denoise"], effect)
     return Verified(
-        plan={**attribution.plan, "verify_seed": seed}, edges=names, k=min(k, len(names)), estimate=estimate.tolist(),
+        plan={**attribution.plan, "verify_seed": seed}, parts=names, k=min(k, len(names)), estimate=estimate.tolist(),
         noise=found["noise"].tolist(), denoise=found["denoise"].tolist(),
-        agreement={name: agreement(estimate, exact) for name, exact in against.items()},
+        agreement={name: agreement(estimate, values) for name, values in against.items()},
         disagree={name: gate for name, gate in zip(names, split, strict=True) if gate}, effect=effect, n_pairs=len(task),
     )  # fmt: skip
 
 
-def chosen_edges(attribution: Attribution, task: PreparedTask, k: int, n_random: int, seed: int) -> list[int]:
-    """Numbers of the k largest edges, largest first, then of random others."""
-    if attribution.plan["level"] != "edge":
-        raise bad_argument("attribution", "scores of nodes", "scores of edges", 'Attribute with level="edge".')
+def chosen_parts(attribution: Attribution, task: PreparedTask, k: int, n_random: int, seed: int) -> list[int]:
+    """Numbers of the k largest edges or writers, largest first, then of random others."""
     if attribution.values.shape[0] != len(task):
         raise bad_argument("task", f"{len(task)} pairs", f"the {attribution.values.shape[0]} pairs that were attributed")
     if k < 0 or n_random < 0 or k + n_random < 2:
-        raise bad_argument("k, n_random", f"{k}, {n_random}", "2 or more edges together")
-    order = attribution.scores.abs().argsort(descending=True, stable=True).tolist()
+        raise bad_argument("k, n_random", f"{k}, {n_random}", "2 or more parts together")
+    n = len(attribution.names) if attribution.plan["level"] == "edge" else len(attribution.graph.writers)
+    order = attribution.scores[:n].abs().argsort(descending=True, stable=True).tolist()
     rest = np.random.default_rng(seed).permutation(order[k:])[:n_random]
     return [*order[:k], *map(int, rest)]
 

@@ -24,6 +24,7 @@ from assay.circuits.exact import Verified, exact_edges, exact_nodes, verify_top
 from assay.circuits.faithfulness import Faithfulness, faithfulness
 from assay.circuits.formats import Circuit, measured
 from assay.circuits.graph import Graph, graph_of
+from assay.circuits.guards import check_metrics, check_task
 from assay.circuits.positions import classes_of
 from assay.circuits.random_circuits import matched, walks
 from assay.circuits.select import connected, curve_masks, top_k
@@ -32,14 +33,16 @@ from assay.circuits.subgraph import ABLATIONS, Bench
 from assay.data.prepare import PreparedTask
 from assay.errors import bad_argument
 from assay.model.model import Model
+from assay.model.run import Progress
 from assay.records import digest
 
 METHODS = ("eap-ig", "eap", "atp", "exact", "information-flow", "relevance")
+OF_NODES = ("atp", "relevance")  # methods that score nodes alone here
 EDGE_GRID = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 NODE_GRID = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96)
 VERIFY_PAIRS = 8
 CANCELS, SHOWN = 0.1, 3  # of its size; how many are named
-VERSION = 2  # of the scores: goes up when the same plan would give other numbers
+VERSION = 3  # of the scores: goes up when the same plan would give other numbers
 MOST_EXACT = 20_000  # (pair, edge) values
 Step = Callable[[str, int, int], None]
 Mask = Bool[Tensor, "writer reader"]
@@ -47,7 +50,7 @@ Mask = Bool[Tensor, "writer reader"]
 
 @dataclass(frozen=True)
 class FindPlan:
-    """How to look. `target`: faithfulness on tune that the circuit must reach; `verify`: top edges patched exactly.
+    """How to look. `target`: faithfulness on tune that the circuit must reach; `verify`: top edges, or nodes, patched exactly.
     `grad_drop`: of eap, see `attribute.py`. `positions` "labels": nodes at classes of positions, see `positions.py`."""
 
     method: str = "eap-ig"
@@ -67,10 +70,12 @@ class FindPlan:
             raise bad_argument("method", self.method, ", ".join(METHODS))
         if self.level not in ("edge", "node"):
             raise bad_argument("level", self.level, "edge or node")
-        if self.method in ("atp", "relevance") and self.level == "edge":
+        if self.method in OF_NODES and self.level == "edge":
             raise bad_argument("level", self.level, f"node, for {self.method}", "Add --level node.")
         if self.method == "information-flow" and self.level == "node":
             raise bad_argument("level", self.level, "edge, for information-flow")
+        if self.steps is not None and self.method != "eap-ig":
+            raise bad_argument("steps", f"{self.steps} with {self.method}", "steps with eap-ig alone")
         if self.grad_drop and self.method != "eap":
             raise bad_argument("grad_drop", f"with {self.method}", "with eap", "Add --method eap.")
         if self.positions not in ("all", "labels"):
@@ -82,6 +87,11 @@ class FindPlan:
             raise bad_argument("controls", self.controls, "2 or more")
         if not 0 < self.target <= 1:
             raise bad_argument("target", self.target, "above 0, at most 1")
+
+
+def level_of(method: str, level: str | None = None) -> str:
+    """The level that was asked for, else the one that a method has."""
+    return level or ("node" if method in OF_NODES else "edge")
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,8 +171,8 @@ def find_circuit(
     mask = masks[chosen]
     controls = _controls(benches["resample"], graph, masks, chosen, plan, tell)
     verified = None
-    if plan.level == "edge" and plan.verify and plan.method != "exact":
-        tell("exact patching of the top edges", 0, 1)
+    if plan.verify and plan.method != "exact":
+        tell(f"exact patching of the top {plan.level}s", 0, 1)
         dearer = 2 if graph.classes else 1
         few, each = range(min(VERIFY_PAIRS // dearer, len(discover))), max(1, plan.verify // dearer)
         verified = verify_top(model, discover.select(few), first_pairs(found, len(few)), each, each, plan.seed)
@@ -201,14 +211,24 @@ def scored(model: Model, task: PreparedTask, plan: FindPlan, tell: Step) -> Attr
 
         return qk_fix(model, task, metric=plan.metric, progress=progress)
     if plan.method == "information-flow":
-        from assay.circuits.flow import flow
-
-        return flow(model, task, progress=progress)
+        return _flow(model, task, plan, progress)
     if plan.method == "relevance":
         from assay.circuits.relevance import relevance
 
         return relevance(model, task, metric=plan.metric, progress=progress)
     return _exact(model, task, plan)
+
+
+def _flow(model: Model, task: PreparedTask, plan: FindPlan, progress: Progress) -> Attribution:
+    """Shares of all edges, with the metric of both runs, which the flow itself does not read: it decides on sizes."""
+    from assay.circuits.flow import flow
+
+    check_task(model, task, plan.metric)
+    metric = task.metric(plan.metric, model.logits(task.clean) if plan.metric == "kl" else None)
+    clean, corrupted = (model.score(prompts, metric).double().numpy() for prompts in (task.clean, task.corrupted))
+    check_metrics(plan.metric, clean, corrupted)
+    found = flow(model, task, progress=progress)
+    return replace(found, plan={**found.plan, "metric": plan.metric}, clean=clean, corrupted=corrupted)
 
 
 def _exact(model: Model, task: PreparedTask, plan: FindPlan) -> Attribution:
@@ -334,7 +354,8 @@ def _doubts(
     if (random := max(controls.get(chosen, [0.0]))) > at["resample"] / 2:
         out.append(f"a random circuit of the same make reaches {random:.0%}: size alone does much of it")
     if verified is not None and verified.disagree:
-        out.append(f"{len(verified.disagree)} of the top edges matter in one direction of patching only (AND or OR gates)")
+        out.append(f"{len(verified.disagree)} of the top {verified.plan['level']}s matter in one direction of patching only"
+                   " (AND or OR gates)")  # fmt: skip
     return out
 
 

@@ -1,7 +1,9 @@
-"""Sparse feature circuits: which latents of SAEs, and which errors, carry a behaviour, and which drive which.
+"""Sparse feature circuits: which latents of SAEs, which errors and which neurons carry a behaviour, and which drive which.
 
 1. At every site with an SAE, the activation is  x = sum over latents f_j W_dec[j] + b_dec + error,  in the clean and in the
-   corrupted run; nothing is replaced, so the model does what it does. A node is a latent, or the error of a site.
+   corrupted run; nothing is replaced, so the model does what it does. A node is a latent, or the error of a site; of a site
+   that is named in place of an SAE, such as mlp_act.3, the nodes are its own units, and no error is left. Nodes and edges are
+   the records of the graph of heads (`graph.py`): a site, latent.NAME.7, error.NAME or mlp_act.3.7, and a pair of sites.
 2. Effect of a node, summed over tokens, with g = d metric / d x:
 
        latent j    (f_j clean - f_j corrupted) W_dec[j] . g                error    (error clean - error corrupted) . g
@@ -19,8 +21,8 @@
 Effects are estimates: `exact` patches single nodes and says how far off they are.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from assay.circuits.graph import Edge
 from assay.circuits.guards import check_metrics, check_task
 from assay.data.metrics import Metric
 from assay.data.prepare import PreparedTask
@@ -58,41 +61,118 @@ class FeaturePlan:
             raise bad_argument("steps", self.steps, "1 or more")
 
 
-@dataclass(frozen=True)
-class FeatureNode:
-    """A latent of a site's dictionary, or what it leaves over (`latent` None)."""
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """An activation as features split it: values (token, feature), zero where an SAE is not for the token, and the rest."""
 
-    site: Site
-    latent: int | None
+    codes: Float[Tensor, "token feature"]
+    error: Float[Tensor, "token d"]
 
-    def __str__(self) -> str:
-        return f"{self.site}.error" if self.latent is None else f"{self.site}.latent.{self.latent}"
+
+class Latents:
+    """The features of a site with an SAE: its latents, and what it leaves over (number None)."""
+
+    def __init__(self, site: Site, dictionary: Dictionary) -> None:
+        self.site, self.name, self.width, self.dictionary = site, dictionary.name, dictionary.width, dictionary
+
+    def node(self, number: int | None) -> Site:
+        """A feature as a node."""
+        return Site("error" if number is None else "latent", None, number, self.name)
+
+    @torch.no_grad()
+    def split(self, x: Float[Tensor, "token d"], positions: Tensor) -> Parts:
+        """Codes and error of tokens: codes times decoder rows, plus b_dec (not for tokens left alone), plus error = x."""
+        typical = self.dictionary.typical(x, positions)
+        codes = self.dictionary.encode(x) * typical[:, None]
+        made = codes @ self.dictionary.directions() + typical[:, None] * self.dictionary.b_dec
+        return Parts(codes, x - made)
+
+    def constant(self, high: Tensor, low: Tensor, positions: Tensor) -> Float[Tensor, "token d"] | None:
+        """What b_dec adds in the first run and not in the second, where a token is typical in one only; None: nowhere."""
+        typical = [self.dictionary.typical(x, positions).float() for x in (high, low)]
+        change = typical[0] - typical[1]
+        return change[:, None] * self.dictionary.b_dec.detach() if bool(change.any()) else None
+
+    def along(self, slope: Float[Tensor, "token d"]) -> Float[Tensor, "token feature"]:
+        """A slope at the site as slopes of its features."""
+        return slope @ self.dictionary.directions().T
+
+    def written(self, number: int, change: Float[Tensor, " token"]) -> Float[Tensor, "token d"]:
+        """A change of one feature as a change of the activation."""
+        return change[:, None] * self.dictionary.directions()[number]
+
+    def value(
+        self, number: int | None, x: Float[Tensor, "token d"], slope: Float[Tensor, "token d"]
+    ) -> Float[Tensor, ""]:
+        """A feature at all tokens of a text, each times d metric / d feature, with gradients to x and the run's active set."""
+        dictionary = self.dictionary
+        inputs = x if dictionary.shift is None else x - dictionary.shift.detach()
+        pre = torch.nn.functional.linear(inputs, dictionary.W_enc.detach(), dictionary.b_enc.detach())
+        typical = dictionary.typical(x.detach(), torch.arange(len(x)))
+        codes = dictionary.select(pre).dense() * typical[:, None]
+        if number is None:
+            return ((x - codes @ dictionary.directions()) * slope).sum()
+        return (codes[:, number] * (slope @ dictionary.directions()[number])).sum()
+
+
+class Units:
+    """The features of a site without an SAE: its own units. Nothing is left over."""
+
+    def __init__(self, site: Site, width: int) -> None:
+        self.site, self.name, self.width = site, str(site), width
+
+    def node(self, number: int | None) -> Site:
+        return replace(self.site, index=number)
+
+    def split(self, x: Float[Tensor, "token d"], positions: Tensor) -> Parts:
+        return Parts(x, torch.zeros_like(x))
+
+    def constant(self, high: Tensor, low: Tensor, positions: Tensor) -> None:
+        return None
+
+    def along(self, slope: Float[Tensor, "token d"]) -> Float[Tensor, "token feature"]:
+        return slope
+
+    def written(self, number: int, change: Float[Tensor, " token"]) -> Float[Tensor, "token d"]:
+        out = change.new_zeros(len(change), self.width)
+        out[:, number] = change
+        return out
+
+    def value(
+        self, number: int | None, x: Float[Tensor, "token d"], slope: Float[Tensor, "token d"]
+    ) -> Float[Tensor, ""]:
+        return (x[:, number] * slope[:, number]).sum()
+
+
+Features = Latents | Units
+Given = Dictionary | str | Site
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureEffects:
-    """Mean effects over pairs. `latents[site]`: (pair, latent), `errors[site]`: (pair,); metrics of both runs by pair."""
+    """Mean effects over pairs. `values[site]`: (pair, feature), `errors[site]`: (pair,); metrics of both runs by pair."""
 
     plan: Mapping[str, Any]
-    dictionaries: Mapping[Site, str]
-    latents: Mapping[Site, Float[Tensor, "pair latent"]]
+    features: Mapping[Site, Features]
+    values: Mapping[Site, Float[Tensor, "pair feature"]]
     errors: Mapping[Site, Float[Tensor, " pair"]]
     clean: np.ndarray
     corrupted: np.ndarray
 
-    def nodes(self, n: int | None = None) -> list[tuple[FeatureNode, float]]:
-        """Nodes with their mean effects, the largest in size first; latents that never differ are left out."""
-        out = [(FeatureNode(site, None), float(found.mean())) for site, found in self.errors.items()]
-        for site, found in self.latents.items():
-            mean = found.mean(0)
-            out += [(FeatureNode(site, int(j)), float(mean[j])) for j in (found != 0).any(0).nonzero()[:, 0]]
-        out.sort(key=lambda each: -abs(each[1]))
-        return out[:n]
+    def nodes(self, n: int | None = None) -> list[tuple[Site, float]]:
+        """Nodes with their mean effects, the largest in size first; features that never differ are left out."""
+        out: list[tuple[Site, float]] = []
+        for site, features in self.features.items():
+            mean = self.values[site].mean(0)
+            out += [(features.node(j), float(mean[j])) for j in (self.values[site] != 0).any(0).nonzero()[:, 0].tolist()]
+            if isinstance(features, Latents):
+                out.append((features.node(None), float(self.errors[site].mean())))
+        return sorted(out, key=lambda each: -abs(each[1]))[:n]
 
     def error_share(self, site: Site) -> float:
-        """|effects of errors| over that plus |effects of latents| at a site, over pairs: what the dictionary does not say."""
+        """|effects of errors| over that plus |effects of features| at a site, over pairs: what the dictionary does not say."""
         error = float(self.errors[site].abs().sum())
-        total = error + float(self.latents[site].abs().sum())
+        total = error + float(self.values[site].abs().sum())
         return error / total if total else float("nan")
 
     def json(self, n: int = 200) -> dict[str, Any]:
@@ -100,25 +180,25 @@ class FeatureEffects:
         return {
             "plan": dict(self.plan), "sign": "carries", "n_pairs": len(self.clean), "clean": float(self.clean.mean()),
             "corrupted": float(self.corrupted.mean()),
-            "dictionaries": {str(site): name for site, name in self.dictionaries.items()},
+            "features": {str(site): features.name for site, features in self.features.items()},
             "error_share": {str(site): self.error_share(site) for site in self.errors},
-            "nodes": [{"node": str(node), "site": str(node.site), "latent": node.latent, "effect": effect}
-                      for node, effect in self.nodes(n)],
+            "nodes": [{"node": str(node), "effect": effect} for node, effect in self.nodes(n)],
         }  # fmt: skip
 
 
 def feature_effects(
-    model: Model, task: PreparedTask, dictionaries: Sequence[Dictionary], plan: FeaturePlan | None = None, *,
+    model: Model, task: PreparedTask, features: Sequence[Given], plan: FeaturePlan | None = None, *,
     progress: Progress | None = None,
 ) -> FeatureEffects:  # fmt: skip
-    """Effects of all latents and errors of SAEs on a task. `progress` is called with the pairs done.
+    """Effects on a task of all latents and errors of SAEs, and of the units of sites given by name. `progress` is called with
+    the pairs done.
 
     Raises UsageError for dictionaries that are no SAEs of single stream sites, TaskError for a task that shows nothing.
     """
     plan = FeaturePlan() if plan is None else plan
     plan.check()
     check_task(model, task, plan.metric)
-    run = _Run(model, task, dictionaries, plan)
+    run = _Run(model, task, features, plan)
     for rows in model.batches(task.clean, gradients=True):
         run.pairs(rows)
         if progress:
@@ -127,72 +207,78 @@ def feature_effects(
     return run.result()
 
 
-@dataclass(frozen=True, eq=False)
-class Parts:
-    """An activation as a dictionary splits it: codes (token, latent), zero where it is not for the token, and the rest."""
-
-    codes: Float[Tensor, "token latent"]
-    error: Float[Tensor, "token d"]
-
-
-def sites_of(model: Model, dictionaries: Sequence[Dictionary]) -> dict[Site, Dictionary]:
-    """SAEs by site. Raises UsageError for other dictionaries and for two at one site."""
-    out: dict[Site, Dictionary] = {}
-    for dictionary in dictionaries:
-        spec = dictionary.spec
-        if spec.transcodes or len(spec.inputs) != 1 or parse_site(spec.inputs[0]).name not in STREAMS:
-            got = f"{dictionary.name}: {', '.join(spec.inputs) or 'no site'} to {', '.join(spec.outputs) or 'no site'}"
-            raise bad_argument("dictionaries", got, f"SAEs of one site: {', '.join(name + '.L' for name in STREAMS)}",
-                               "Transcoders: see assay trace.")  # fmt: skip
-        site = model.sites(spec.inputs[0])[0]
-        if site in out:
-            raise bad_argument("dictionaries", f"{out[site].name} and {dictionary.name}, both at {site}", "one for each site")
-        if spec.d_in != model.dims.d_model:
-            raise ShapeError(
-                f"dictionary {dictionary.name}: {spec.d_in} features; {model.name} has {model.dims.d_model} at {site}."
-            )
-        out[site] = dictionary
+def features_of(model: Model, given: Sequence[Given]) -> dict[Site, Features]:
+    """Features by site. Raises UsageError for other dictionaries, and for two at one site or of one name."""
+    out: dict[Site, Features] = {}
+    for each in given:
+        found = _latents(model, each) if isinstance(each, Dictionary) else _units(model, each)
+        if found.site in out:
+            got = f"{out[found.site].name} and {found.name}, both at {found.site}"
+            raise bad_argument("features", got, "one for each site")
+        if found.name in {other.name for other in out.values()}:
+            raise bad_argument("features", f"two of the name {found.name}", "a name for each: nodes are called by it")
+        out[found.site] = found
     if not out:
-        raise bad_argument("dictionaries", "none", "one SAE or more")
+        raise bad_argument("features", "none", "one SAE or site or more")
     return out
 
 
-@torch.no_grad()
-def split(dictionary: Dictionary, x: Float[Tensor, "token d"], positions: Tensor) -> Parts:
-    """Codes and error of tokens: codes times decoder rows, plus b_dec (not for tokens left alone), plus error = x."""
-    typical = dictionary.typical(x, positions)
-    codes = dictionary.encode(x) * typical[:, None]
-    made = codes @ dictionary.directions() + typical[:, None] * dictionary.b_dec
-    return Parts(codes, x - made)
+def _latents(model: Model, dictionary: Dictionary) -> Latents:
+    spec = dictionary.spec
+    if spec.transcodes or len(spec.inputs) != 1 or parse_site(spec.inputs[0]).name not in STREAMS:
+        got = f"{dictionary.name}: {', '.join(spec.inputs) or 'no site'} to {', '.join(spec.outputs) or 'no site'}"
+        raise bad_argument("features", got, f"SAEs of one site: {', '.join(name + '.L' for name in STREAMS)}",
+                           "Transcoders: see assay trace.")  # fmt: skip
+    site = model.sites(spec.inputs[0])[0]
+    if spec.d_in != model.dims.d_model:
+        raise ShapeError(
+            f"dictionary {dictionary.name}: {spec.d_in} features; {model.name} has {model.dims.d_model} at {site}."
+        )
+    return Latents(site, dictionary)
+
+
+def _units(model: Model, name: str | Site) -> Units:
+    site = model.sites(name)[0]
+    if site.index is not None or site.name not in (*STREAMS, "mlp_act"):
+        raise bad_argument("features", str(name), f"whole sites: mlp_act.L, {', '.join(each + '.L' for each in STREAMS)}")
+    return Units(site, model.dims.d_mlp if site.name == "mlp_act" else model.dims.d_model)
+
+
+def _numbered(features: Mapping[Site, Features], node: Site) -> tuple[Site, int | None]:
+    """The site of a node, and which of its features it is. Raises UsageError for a node of none of them."""
+    for site, found in features.items():
+        number = node.index
+        if node == found.node(number) and (isinstance(found, Latents) if number is None else 0 <= number < found.width):
+            return site, number
+    raise bad_argument("nodes", str(node), "latents, errors and units of the features given")
 
 
 class _Run:
     """One plan on one model and task."""
 
-    def __init__(self, model: Model, task: PreparedTask, dictionaries: Sequence[Dictionary], plan: FeaturePlan) -> None:
+    def __init__(self, model: Model, task: PreparedTask, given: Sequence[Given], plan: FeaturePlan) -> None:
         self.model, self.task, self.plan = model, task, plan
-        self.sites = sites_of(model, dictionaries)
+        self.features = features_of(model, given)
         reference = model.logits(task.clean) if plan.metric == "kl" else None
         self.metric: Metric = task.metric(plan.metric, reference)
         n = len(task)
-        self.latents = {site: torch.zeros(n, dictionary.width) for site, dictionary in self.sites.items()}
-        self.errors = {site: torch.zeros(n) for site in self.sites}
+        self.values = {site: torch.zeros(n, found.width) for site, found in self.features.items()}
+        self.errors = {site: torch.zeros(n) for site in self.features}
         self.clean, self.corrupted = np.zeros(n), np.zeros(n)
 
     def result(self) -> FeatureEffects:
-        names = {site: dictionary.name for site, dictionary in self.sites.items()}
-        return FeatureEffects(asdict(self.plan), names, self.latents, self.errors, self.clean, self.corrupted)
+        return FeatureEffects(asdict(self.plan), self.features, self.values, self.errors, self.clean, self.corrupted)
 
     def pairs(self, rows: list[int]) -> None:
         """Effects of all nodes on some pairs."""
         metric = self.metric.select(rows)
         clean, corrupted = ([side[row] for row in rows] for side in (self.task.clean, self.task.corrupted))
-        slopes, high, scores = self.model.gradients(clean, list(self.sites), metric)
-        low, before = self.model.capture_and_score(corrupted, list(self.sites), metric)
+        slopes, high, scores = self.model.gradients(clean, list(self.features), metric)
+        low, before = self.model.capture_and_score(corrupted, list(self.features), metric)
         self.clean[rows], self.corrupted[rows] = scores.double().numpy(), before.double().numpy()
-        for site, dictionary in self.sites.items():
+        for site in self.features:
             slope = slopes.flat(site) if self.plan.method == "atp" else self._along(site, clean, high, low, metric)
-            self._keep(site, dictionary, rows, high.lengths, slope.float(), high.flat(site).float(), low.flat(site).float())
+            self._keep(site, rows, high.lengths, slope.float(), high.flat(site).float(), low.flat(site).float())
 
     def _along(self, site: Site, prompts: list[list[int]], high: Any, low: Any, metric: Metric) -> Float[Tensor, "token d"]:
         """The mean gradient at a site on the line from corrupted to clean, the rest of the model clean."""
@@ -205,58 +291,49 @@ class _Run:
         return total
 
     def _keep(
-        self, site: Site, dictionary: Dictionary, rows: list[int], lengths: list[int], slope: Float[Tensor, "token d"],
+        self, site: Site, rows: list[int], lengths: list[int], slope: Float[Tensor, "token d"],
         high: Float[Tensor, "token d"], low: Float[Tensor, "token d"],
     ) -> None:  # fmt: skip
-        positions = torch.cat([torch.arange(length) for length in lengths])
+        found, positions = self.features[site], torch.cat([torch.arange(length) for length in lengths])
         of = torch.repeat_interleave(torch.tensor(rows), torch.tensor(lengths))
-        a, b = split(dictionary, high, positions), split(dictionary, low, positions)
-        self.latents[site].index_add_(0, of, (a.codes - b.codes) * (slope @ dictionary.directions().T))
+        a, b = found.split(high, positions), found.split(low, positions)
+        self.values[site].index_add_(0, of, (a.codes - b.codes) * found.along(slope))
         self.errors[site].index_add_(0, of, ((a.error - b.error) * slope).sum(1))
-        constant = self._unlike(dictionary, high, low, positions)
-        if bool(constant.any()):  # a token that is typical in one run only: b_dec comes and goes with it
-            self.errors[site].index_add_(0, of, constant * (slope @ dictionary.b_dec.detach()))
-
-    @staticmethod
-    def _unlike(dictionary: Dictionary, high: Tensor, low: Tensor, positions: Tensor) -> Float[Tensor, " token"]:
-        typical = [dictionary.typical(x, positions).float() for x in (high, low)]
-        return typical[0] - typical[1]
+        if (constant := found.constant(high, low, positions)) is not None:
+            self.errors[site].index_add_(0, of, (constant * slope).sum(1))
 
 
 # exact -------------------------------------------------------------------------------------------
 
 
 def exact(
-    model: Model, task: PreparedTask, dictionaries: Sequence[Dictionary], nodes: Sequence[FeatureNode],
+    model: Model, task: PreparedTask, features: Sequence[Given], nodes: Sequence[Site],
     metric: str = "logit_diff", *, progress: Progress | None = None,
 ) -> Float[Tensor, "node pair"]:  # fmt: skip
     """m(clean) - m(clean with one node at its corrupted value), at all tokens, for each node: what effects estimate."""
-    sites = sites_of(model, dictionaries)
-    for node in nodes:
-        if node.site not in sites or not -1 < (node.latent or 0) < sites[node.site].width:
-            raise bad_argument("nodes", str(node), "latents and errors of the dictionaries given")
+    by_site = features_of(model, features)
+    places = [_numbered(by_site, node) for node in nodes]
     bound = task.metric(metric, model.logits(task.clean) if metric == "kl" else None)
-    high, clean = model.capture_and_score(task.clean, list(sites), bound)
-    low = model.capture(task.corrupted, list(sites))
+    high, clean = model.capture_and_score(task.clean, list(by_site), bound)
+    low = model.capture(task.corrupted, list(by_site))
     out = torch.zeros(len(nodes), len(task))
-    for at, node in enumerate(nodes):
-        shift = _shift(sites[node.site], node, high, low)
-        out[at] = clean - model.score(task.clean, bound, edits=[add(node.site, shift)])
+    for at, (site, number) in enumerate(places):
+        shift = _shift(by_site[site], number, high, low)
+        out[at] = clean - model.score(task.clean, bound, edits=[add(site, shift)])
         if progress:
             progress(1)
     return out
 
 
-def _shift(dictionary: Dictionary, node: FeatureNode, high: Any, low: Any) -> Float[Tensor, "pair pos d"]:
+def _shift(found: Features, number: int | None, high: Any, low: Any) -> Float[Tensor, "pair pos d"]:
     """What is added to a clean activation so that one node has its corrupted value."""
     positions = torch.cat([torch.arange(length) for length in high.lengths])
-    a, b = (split(dictionary, acts.flat(node.site).float(), positions) for acts in (high, low))
-    if node.latent is None:
-        constant = _Run._unlike(dictionary, high.flat(node.site).float(), low.flat(node.site).float(), positions)
-        flat = b.error - a.error - constant[:, None] * dictionary.b_dec.detach()
+    a, b = (found.split(acts.flat(found.site).float(), positions) for acts in (high, low))
+    if number is None:
+        constant = found.constant(high.flat(found.site).float(), low.flat(found.site).float(), positions)
+        flat = b.error - a.error - (0.0 if constant is None else constant)
     else:
-        change = (b.codes - a.codes)[:, node.latent]
-        flat = change[:, None] * dictionary.directions()[node.latent]
+        flat = found.written(number, (b.codes - a.codes)[:, number])
     out = flat.new_zeros(len(high.lengths), max(high.lengths), flat.shape[1])
     for row, part in enumerate(flat.split(high.lengths)):
         out[row, : len(part)] = part
@@ -266,109 +343,72 @@ def _shift(dictionary: Dictionary, node: FeatureNode, high: Any, low: Any) -> Fl
 # edges -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class FeatureEdge:
-    """How much of what `target` carries comes from `source`, a mean over pairs."""
-
-    source: FeatureNode
-    target: FeatureNode
-    effect: float
-
-
 def feature_edges(
-    model: Model, task: PreparedTask, dictionaries: Sequence[Dictionary], nodes: Sequence[FeatureNode],
+    model: Model, task: PreparedTask, features: Sequence[Given], nodes: Sequence[Site],
     metric: str = "logit_diff", *, progress: Progress | None = None,
-) -> list[FeatureEdge]:  # fmt: skip
-    """Edges between chosen nodes at different sites, strongest first. `progress`: nodes done as targets.
+) -> list[tuple[Edge, float]]:  # fmt: skip
+    """Edges between chosen nodes at different sites, strongest first: how much of what the reader carries comes from the
+    writer, a mean over pairs. `progress`: nodes done as readers.
 
-    The target's change with its inputs is taken at the clean run, weighted by its slope d metric / d target there.
+    The reader's change with its inputs is taken at the clean run, weighted by its slope d metric / d reader there.
     """
-    sites = sites_of(model, dictionaries)
-    order = {site: place for place, site in enumerate(_in_order(model, sites))}
-    for node in nodes:
-        if node.site not in sites:
-            raise bad_argument("nodes", str(node), "nodes of the dictionaries given")
+    by_site = features_of(model, features)
+    order = {site: model.layout.points[site].order for site in by_site}
+    places = [_numbered(by_site, node) for node in nodes]
     bound = task.metric(metric, model.logits(task.clean) if metric == "kl" else None)
-    low = model.capture(task.corrupted, list(sites))
-    out: dict[tuple[int, int], float] = {}
-    for at, node in enumerate(nodes):
-        sources = [k for k, other in enumerate(nodes) if order[other.site] < order[node.site]]
-        for rows in model.batches(task.clean, gradients=True) if sources else []:
-            for k, value in _edge_rows(model, task, sites, nodes, at, sources, rows, bound, low):
-                out[k, at] = out.get((k, at), 0.0) + value / len(task)
+    low = model.capture(task.corrupted, list(by_site))
+    out: dict[Edge, float] = {}
+    for reader, place in zip(nodes, places, strict=True):
+        writers = [k for k, (site, _) in enumerate(places) if order[site] < order[place[0]]]
+        for rows in model.batches(task.clean, gradients=True) if writers else []:
+            found = _edge_rows(model, task, by_site, place, [places[k] for k in writers], rows, bound, low)
+            for k, value in zip(writers, found, strict=True):
+                out[Edge(nodes[k], reader)] = out.get(Edge(nodes[k], reader), 0.0) + value / len(task)
         if progress:
             progress(1)
-    edges = [FeatureEdge(nodes[k], nodes[t], value) for (k, t), value in out.items() if value]
-    return sorted(edges, key=lambda edge: -abs(edge.effect))
-
-
-def _in_order(model: Model, sites: Mapping[Site, Dictionary]) -> list[Site]:
-    return sorted(sites, key=lambda site: model.layout.points[site].order)
+    return sorted(((edge, value) for edge, value in out.items() if value), key=lambda each: -abs(each[1]))
 
 
 def _edge_rows(
-    model: Model, task: PreparedTask, sites: Mapping[Site, Dictionary], nodes: Sequence[FeatureNode], at: int,
-    sources: Sequence[int], rows: list[int], metric: Metric, low: Any,
-) -> Iterator[tuple[int, float]]:  # fmt: skip
-    """(source, sum over these pairs) of one target's edges: gradients of the target, weighted by its slope, at sources."""
-    target, prompts = nodes[at], [task.clean[row] for row in rows]
-    slopes, high, _ = model.gradients(prompts, [target.site], metric.select(rows))
-    wanted = list(dict.fromkeys(nodes[k].site for k in sources))
+    model: Model, task: PreparedTask, by_site: Mapping[Site, Features], reader: tuple[Site, int | None],
+    writers: Sequence[tuple[Site, int | None]], rows: list[int], metric: Metric, low: Any,
+) -> list[float]:  # fmt: skip
+    """Sums over these pairs of the edges into one reader: its gradients, weighted by its slope, at the writers."""
+    target, number = reader
+    prompts = [task.clean[row] for row in rows]
+    slopes, high, _ = model.gradients(prompts, [target], metric.select(rows))
+    wanted = list(dict.fromkeys(site for site, _ in writers))
     held: dict[Site, Tensor] = {}
     made: list[Tensor] = []
 
     def visit(site: Site, value: Tensor) -> Tensor | None:
-        if site == target.site:
-            made.append(_read(sites[site], target, value, slopes[site].to(value), high.lengths))
+        if site == target:
+            slope = slopes[site].to(value).float().detach()
+            texts = zip(value.float(), slope, high.lengths, strict=True)
+            made.append(sum((by_site[site].value(number, x[:n], g[:n]) for x, g, n in texts), value.new_zeros(())))
             return None
         held[site] = value.clone() if value.requires_grad else value.detach().clone().requires_grad_(True)
         return held[site].clone()
 
-    model.walk(prompts, [*wanted, target.site], visit, gradients=True)
-    found = torch.autograd.grad(made[0], [held[site] for site in wanted], allow_unused=True)
-    for k in sources:
-        gradient = found[wanted.index(nodes[k].site)]
-        if gradient is not None:
-            yield k, _through(sites[nodes[k].site], nodes[k], held[nodes[k].site].detach(), low, rows, gradient)
-
-
-def _read(dictionary: Dictionary, node: FeatureNode, value: Tensor, slope: Tensor, lengths: Sequence[int]) -> Float[Tensor, ""]:
-    """A node's value at all tokens, each times d metric / d value, with the active set of the run."""
-    total = value.new_zeros(())
-    for row, length in enumerate(lengths):
-        x = value[row, :length].float()
-        typical = dictionary.typical(x.detach(), torch.arange(length))
-        codes = _differentiable(dictionary, x) * typical[:, None]
-        along = slope[row, :length].float().detach()
-        if node.latent is not None:
-            total = total + (codes[:, node.latent] * (along @ dictionary.directions()[node.latent])).sum()
-        else:
-            total = total + ((x - codes @ dictionary.directions()) * along).sum()
-    return total
-
-
-def _differentiable(dictionary: Dictionary, x: Float[Tensor, "token d"]) -> Float[Tensor, "token latent"]:
-    """Codes with gradients to x."""
-    inputs = x if dictionary.shift is None else x - dictionary.shift.detach()
-    pre = torch.nn.functional.linear(inputs, dictionary.W_enc.detach(), dictionary.b_enc.detach())
-    return dictionary.select(pre).dense()
+    model.walk(prompts, [*wanted, target], visit, gradients=True)
+    gradients = torch.autograd.grad(made[0], [held[site] for site in wanted], allow_unused=True)
+    by = dict(zip(wanted, gradients, strict=True))
+    return [0.0 if (g := by[site]) is None else _through(by_site[site], writer, held[site].detach(), low, rows, g)
+            for site, writer in writers]  # fmt: skip
 
 
 def _through(
-    dictionary: Dictionary, node: FeatureNode, value: Float[Tensor, "row pos d"], low: Any, rows: Sequence[int],
+    found: Features, number: int | None, value: Float[Tensor, "row pos d"], low: Any, rows: Sequence[int],
     gradient: Float[Tensor, "row pos d"],
 ) -> float:  # fmt: skip
     """(node clean - node corrupted) . gradient, over all tokens of these pairs."""
-    total, before = 0.0, low.rows(node.site)
+    total, before = 0.0, low.rows(found.site)
     for place, row in enumerate(rows):
         length = len(before[row])
-        positions = torch.arange(length)
-        a = split(dictionary, value[place, :length].float(), positions)
-        b = split(dictionary, before[row].float(), positions)
-        g = gradient[place, :length].float()
-        if node.latent is None:
+        positions, g = torch.arange(length), gradient[place, :length].float()
+        a, b = (found.split(x.float(), positions) for x in (value[place, :length], before[row]))
+        if number is None:
             total += float(((a.error - b.error) * g).sum())
         else:
-            change = (a.codes - b.codes)[:, node.latent]
-            total += float((change * (g @ dictionary.directions()[node.latent])).sum())
+            total += float((found.written(number, (a.codes - b.codes)[:, number]) * g).sum())
     return total

@@ -89,11 +89,13 @@ def matched(graph: Graph, mask: Mask, n: int, seed: int = 0) -> tuple[RandomCirc
 def walks(
     graph: Graph, mask: Mask, n: int, seed: int = 0, *, n_edges: int | None = None, allowed: Mask | None = None
 ) -> tuple[RandomCircuit, ...]:
-    """n unions of random walks with as many edges as `mask`, or `n_edges`. Give a connected circuit: all edges of walks are.
-    `allowed`: the edges they may take. Raises UsageError where those form no path, or too few."""
+    """n unions of random walks with as many edges as `mask` (or all that are on a path, if it has more), or `n_edges`. Give a
+    connected circuit: all edges of walks are. `allowed`: the edges they may take. Raises UsageError where those form no path,
+    or too few."""
     mask = _circuit(graph, mask)
     walker, none = _Walker(graph, allowed), np.zeros(mask.numel(), dtype=bool)
-    size, most = int(mask.sum()) if n_edges is None else n_edges, len(walker.cells)
+    most = len(walker.cells)
+    size = n_edges if n_edges is not None else int(mask.sum()) if allowed is not None else min(int(mask.sum()), most)
     if int(size) != size or not 1 <= size <= most:
         raise bad_argument("n_edges", size, f"1 to {most}, the edges that are on a path")
     out = []

@@ -72,15 +72,18 @@ def _listen(host: str, port: int) -> socket.socket:
 def _serve(common: Common, workspace: Any, made: Any, listening: socket.socket, record: Any, browse: bool) -> None:
     import uvicorn
 
+    workspace.log("app start", {"address": record["address"], "role": workspace.role})
     config = uvicorn.Config(made, log_level="warning", access_log=False, server_header=False, date_header=False, lifespan="on",
                             timeout_graceful_shutdown=2, h11_max_incomplete_event_size=64 << 10)  # fmt: skip
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            workspace.log("app start", {"address": record["address"], "role": workspace.role})
             common.emit(record, lambda: f"Assay: {record['url']}\nRole: {record['role']}. Ctrl-C ends it.")
             if browse:
                 webbrowser.open(record["url"])
 
-    Server(config).run(sockets=[listening])
+    server = Server(config)
+    server.run(sockets=[listening])
+    if server.started:  # only Ctrl-C ends it; its signal, given on at the very end, can be lost
+        raise KeyboardInterrupt

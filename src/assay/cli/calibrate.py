@@ -11,7 +11,8 @@ from assay.errors import bad_argument
 
 @click.command()
 @click.argument("name", metavar="[MODEL]", required=False)
-@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only this claim kind; may be given again.")
+@click.option("--kind", "kinds", multiple=True, metavar="KIND",
+              help="Only this kind, or the gates that this option asks for; may be given again.")
 @click.option("--full", is_flag=True, help="As many claims as the published rates (minutes to hours).")
 @click.option("--n", default=None, type=click.IntRange(1), help="Claims per family; negative controls with MODEL (60).")
 @click.option("--data", default="animals", show_default=True, help="With MODEL: concept, task or file whose texts are used.")

@@ -54,55 +54,29 @@ def find(
     Edges (or nodes) are scored on discover, the size is chosen on tune. Nothing sealed is read: test it next. Finished
     scores are kept in the atlas: an interrupted search goes on from there.
     """
-    from assay.atlas.attributions import KeptScores
-    from assay.atlas.linked import link_circuit
+    from assay.atlas.circuits import Search, search_circuit
     from assay.atlas.store import Atlas
-    from assay.circuits.find import FindPlan, find_circuit, scores_key
-    from assay.circuits.formats import write_circuit
-    from assay.data.prepare import prepare
-    from assay.evidence.claims import record_look
-    from assay.evidence.known import stated_before
-    from assay.evidence.run import Settings, state_claim
+    from assay.circuits.find import FindPlan, level_of
     from assay.evidence.source import Source
 
     source = Source(task_source(task, task_file), given["corruption"])
-    level = level or ("node" if given["method"] in ("atp", "relevance") else "edge")
-    plan = FindPlan(given["method"], level, given["target"], steps=given["steps"], seed=common.seed,
+    plan = FindPlan(given["method"], level_of(given["method"], level), given["target"], steps=given["steps"], seed=common.seed,
                     grad_drop=given["grad_drop"], positions=given["positions"])  # fmt: skip
     plan.check()
-    pairs = {split: source.items(split, n, common.seed) for split, n in (("discover", given["n"]), ("tune", given["tune"]))}
+    search = Search(plan, given["n"], *(given[size] for size in ("tune", "confirm", "ood", "draws")))
+    pairs = search.pairs(source)
     model = common.load(name, dtype, prepend_bos)
-    data = {split: prepare(items, model) for split, items in pairs.items()}
-    with common.progress("circuit") as advance:
-        kept = KeptScores(common.atlas, scores_key(model, data["discover"], plan))
-        found = find_circuit(model, data["discover"], data["tune"], plan, advance, kept)
     store = Atlas(common.atlas)
-    record_look(store, model.digest, f"circuit find {source.name} {plan.method} {level}", data["discover"].pairs)
-    record_look(store, model.digest, f"circuit size {source.name} {plan.method} {level}", data["tune"].pairs)
-    folder = Path(out) if out else common.atlas / "circuits"
-    stem = f"{Path(name).name}-{Path(source.name).stem}-{plan.method}-{level}"
-    stem += "-positions" if plan.positions == "labels" else ""
-    made = found.circuit(model, source.name)
-    paths = _pictures(folder, stem, made, found)
-    settings = Settings(tune=given["tune"], confirm=given["confirm"], ood=given["ood"], seed=common.seed, draws=given["draws"],
-                        options={"rival": list(found.rival)} if found.rival else {})  # fmt: skip
-    before = stated_before(store, model, source, list(found.parts), settings=settings)
-    if before is not None:
-        stated, locked = before, store.plan(before.id)
-    else:
-        with common.progress("stating the claim"):
-            stated, locked = state_claim(store, model, source, list(found.parts), settings=settings)
-    from assay.evidence.cautions import warnings_of
-
-    made = replace(made, plan={**made.plan, "claim": stated.id})
-    paths = [write_circuit(folder / f"{stem}.json", made, others=given["all_scores"]), *paths]
-    link_circuit(store, paths[0])
-    warnings = [*found.warnings, *warnings_of(locked)]
-    for warning in warnings:
+    with common.progress("circuit") as advance:
+        kept = search_circuit(store, model, source, search, pairs, advance, folder=Path(out) if out else None,
+                              others=given["all_scores"])  # fmt: skip
+    claim = kept.claim.id if kept.claim else ""
+    paths = [kept.path, *_pictures(kept.path, kept.circuit, kept.found)]
+    for warning in kept.warnings:
         common.note(f"warning: {warning}")
-    again = None if before is None else _verdict_word(store, before.id)
-    record = {**_record(made, found, stated.id, warnings, paths), "stated_before": before is not None}
-    common.emit(record, lambda: _found_text(found, stated.id, name, paths, again))
+    again = _verdict_word(store, claim) if kept.before else None
+    record = {**_record(kept, claim, paths), "stated_before": kept.before}
+    common.emit(record, lambda: _found_text(kept.found, claim, name, paths, again))
 
 
 def _verdict_word(store: Any, claim: str) -> str:
@@ -111,8 +85,8 @@ def _verdict_word(store: Any, claim: str) -> str:
     return "not tested yet" if verdict is None else verdict.verdict
 
 
-def _pictures(folder: Path, stem: str, made: Any, found: Any) -> list[Path]:
-    """Write the circuit as a page and a still picture, and its curve; where they are."""
+def _pictures(path: Path, made: Any, found: Any) -> list[Path]:
+    """Write the circuit as a page and a still picture, and its curve, beside its file; where they are."""
     from assay.files import write_file
     from assay.report.circuit_figures import RandomCircuits, circuit_figure, circuit_page, faithfulness_figure
     from assay.report.figures import save_figure
@@ -120,6 +94,7 @@ def _pictures(folder: Path, stem: str, made: Any, found: Any) -> list[Path]:
     curves, points = list(found.curves.values()), found.curves["resample"].points
     random = RandomCircuits("random: matched, walks", tuple(points[n].share for n in found.controls),
                             tuple(tuple(values) for values in found.controls.values()))  # fmt: skip
+    folder, stem = path.parent, path.stem
     page = folder / f"{stem}.html"
     write_file(page, circuit_page(made, curves, random).encode())
     pictures = {f"{stem}.svg": circuit_figure(made), f"{stem}-curve.svg": faithfulness_figure(curves, random),
@@ -127,13 +102,14 @@ def _pictures(folder: Path, stem: str, made: Any, found: Any) -> list[Path]:
     return [page, *(save_figure(figure, folder / file) for file, figure in pictures.items())]
 
 
-def _record(made: Any, found: Any, claim: str, warnings: Sequence[str], paths: Sequence[Path]) -> dict[str, Any]:
+def _record(kept: Any, claim: str, paths: Sequence[Path]) -> dict[str, Any]:
     from assay.circuits.formats import circuit_json
     from assay.records import plain
 
+    found = kept.found
     held = found.attribution
     return {
-        **circuit_json(made), "claim": claim, "warnings": list(warnings), "rival": list(found.rival),
+        **circuit_json(kept.circuit), "claim": claim, "warnings": list(kept.warnings), "rival": list(found.rival),
         "curves": {name: plain(curve) for name, curve in found.curves.items()},
         "controls": {found.curves["resample"].points[number].n_edges: values for number, values in found.controls.items()},
         "verified": None if found.verified is None else plain(found.verified),
@@ -169,7 +145,7 @@ def _found_text(found: Any, claim: str, name: str, paths: Sequence[Path], again:
         lines.append(f"Jaccard of {found.resampled.n_draws} resamples of the {found.resampled.unit}s with each other:"
                      f" {found.resampled.between[0].mean:.2f} (proposed bar {BAR}: {said})")  # fmt: skip
     if found.verified is not None and found.verified.agreement["mean"].pearson is not None:
-        lines.append(f"estimates against exact patching, {len(found.verified.edges)} edges:"
+        lines.append(f"estimates against exact patching, {len(found.verified.parts)} {found.plan.level}s:"
                      f" Pearson {found.verified.agreement['mean'].pearson:.2f}")  # fmt: skip
     lines.append("strongest:")
     lines += [f"  {label:<24} {signed[label]:+.3f}" for label in strongest[:SHOWN]]
@@ -210,8 +186,9 @@ def test_(
     """
     import sys
 
+    from assay.atlas.circuits import check_same, keep_tested
+    from assay.atlas.linked import link_tested
     from assay.atlas.store import Atlas
-    from assay.circuits.formats import read_circuit
     from assay.cli.circuit_measures import areas_record, shi_tests
     from assay.evidence.run import test_claim
     from assay.records import plain
@@ -220,23 +197,42 @@ def test_(
     if tests < 0:
         raise bad_argument("--tests", tests, "0 or more")
     store = Atlas(common.atlas)
-    model = None
-    claim = path if path.startswith("c-") and not Path(path).exists() else _claim_in(path) if task is None else None
-    if claim is None:
-        model = common.load(name, dtype, prepend_bos)
-        claim = _state(common, store, model, path, task, form)
-    stated = store.claim(claim)
-    model = common.load(name, dtype, prepend_bos) if model is None else model
+    named = path.startswith("c-") and not Path(path).exists()
+    if named and task is not None:
+        raise bad_argument("--task", task, f"nothing: {path} is a claim, which names its own")
+    stated = store.claim(path if named else _claim_in(path, form)) if task is None else None
+    model = common.load(name, dtype, prepend_bos)
+    held = None if named else _read(model, path, form)
+    if stated is None:
+        stated = _state(common, store, model, held, str(task))
+    elif held is not None:
+        check_same(held, stated, Path(path))
     with common.progress("testing") as report:
         verdict = test_claim(store, stated.id, model, report)
-    beside = sorted(Path(path).parent.glob(f"{Path(path).stem}*.html")) if Path(path).exists() else []
-    areas = areas_record(read_circuit(path)) if Path(path).exists() and form == "assay" else None
+    kept = keep_tested(store, model, stated, held)
+    link_tested(store, stated.id)
+    pages = [_page(Path(path), kept)] if kept else []
+    areas = None if held is None else areas_record(held)
     found = shi_tests(common, store, model, stated, tests) if tests else None
-    record = {**verdict.to_json(), "files": [str(file) for file in beside], "areas": areas,
-              "shi": None if found is None else {**plain(found), "against": found.against()}}  # fmt: skip
-    common.emit(record, lambda: _verdict_text(verdict_panel(verdict.to_json()), beside, areas, found))
+    record = {**verdict.to_json(), "circuit": None if kept is None else str(kept), "files": [str(file) for file in pages],
+              "areas": areas, "shi": None if found is None else {**plain(found), "against": found.against()}}  # fmt: skip
+    common.emit(record, lambda: _verdict_text(verdict_panel(verdict.to_json()), pages, areas, found))
     if require and (verdict.verdict != require or "exploratory" in verdict.qualifiers):
         sys.exit(EXIT_NOT_AS_REQUIRED)
+
+
+def _page(path: Path, kept: Path) -> Path:
+    """The picture beside a circuit's file, else the one beside the file that the atlas keeps; drawn where there is none."""
+    from assay.circuits.formats import read_circuit
+    from assay.files import write_file
+    from assay.report.circuit_figures import circuit_page
+
+    beside, page = path.with_suffix(".html"), kept.with_suffix(".html")
+    if path.is_file() and beside.exists():
+        return beside
+    if not page.exists():
+        write_file(page, circuit_page(read_circuit(kept)).encode())
+    return page
 
 
 def _verdict_text(panel: Any, files: Sequence[Path], areas: Any = None, tests: Any = None) -> Any:
@@ -277,8 +273,8 @@ def edge(
     from assay.atlas.store import Atlas
     from assay.circuits.formats import read_circuit
     from assay.circuits.graph import graph_of
-    from assay.evidence.known import stated_before
-    from assay.evidence.run import Settings, Statement, state_claim, test_claim
+    from assay.evidence.known import state_once
+    from assay.evidence.run import Settings, Statement, test_claim
     from assay.report.terminal import verdict_panel
 
     store = Atlas(common.atlas)
@@ -294,12 +290,13 @@ def edge(
     words, settings = Statement("connects", quantifier), replace(Settings(seed=common.seed), **sizes)
     with common.progress("stating the claim"):
         named = str(held.graph.name(cell))
-        stated = stated_before(store, model, source, named, statement=words, settings=settings)
-        if stated is None or store.verdict(stated.id) is not None:
-            stated, _ = state_claim(store, model, source, named, statement=words, settings=settings)
-    with common.progress("testing") as report:
-        verdict = test_claim(store, stated.id, model, report)
-    common.emit(verdict.to_json(), lambda: verdict_panel(verdict.to_json()))
+        stated, _, before = state_once(store, model, source, named, statement=words, settings=settings)
+    verdict = store.verdict(stated.id)
+    if verdict is None:
+        with common.progress("testing") as report:
+            verdict = test_claim(store, stated.id, model, report)
+    record = {**verdict.to_json(), "stated_before": before}
+    common.emit(record, lambda: verdict_panel(record))
     if require and (verdict.verdict != require or "exploratory" in verdict.qualifiers):
         sys.exit(EXIT_NOT_AS_REQUIRED)
 
@@ -316,28 +313,26 @@ def _source_of(store: Any, held: Any, task: str | None) -> Any:
     return Source(task or held.task)
 
 
-def _claim_in(path: str) -> str:
+def _claim_in(path: str, form: str) -> str:
     from assay.circuits.formats import read_circuit
 
     if not Path(path).exists():
         raise bad_argument("CIRCUIT", path, "a circuit file, or a claim of this atlas", "Make one: assay circuit find")
-    claim = read_circuit(path).plan.get("claim")
+    claim = read_circuit(path).plan.get("claim") if form == "assay" else None
     if not isinstance(claim, str):
         raise UsageError(f"CIRCUIT: no claim is stated about {path}; name the task it should carry: --task TASK.")
     return claim
 
 
-def _state(common: Common, store: Any, model: Any, path: str, task: str | None, form: str) -> str:
-    from assay.evidence.run import Settings, state_claim
+def _state(common: Common, store: Any, model: Any, held: Any, task: str) -> Any:
+    """The claim that a circuit carries a task."""
+    from assay.evidence.known import state_once
+    from assay.evidence.run import Settings
     from assay.evidence.source import Source
 
-    held = _read(model, path, form)
-    if task is None:
-        raise bad_argument("--task", "nothing", "the task that the circuit should carry")
     settings = Settings(tune=16, confirm=80, ood=40, draws=19, seed=common.seed)
     names = [str(edge) for edge in held.graph.edges(held.mask)]
-    stated, _ = state_claim(store, model, Source(task), names, settings=settings)
-    return stated.id
+    return state_once(store, model, Source(task), names, settings=settings)[0]
 
 
 def _read(model: Any, path: str, form: str) -> Any:
@@ -365,7 +360,8 @@ def _shown(held: Any) -> str:
     lines = [f"{held.model} on {held.task}: {int(held.mask.sum())} of {held.graph.n_edges} edges,"
              f" {int(held.writers.sum())} writers"]  # fmt: skip
     lines += [f"  {m.ablation:<9} {m.n_edges:>7} edges  {m.value:.0%}" for m in held.faithfulness]
-    lines += [f"  {held.graph.name(cell)!s:<24} {float(held.scores[cell]):+.3f}" for cell in held.strongest()[:SHOWN]]
+    scores = [(held.graph.name(cell), float(held.scores[cell])) for cell in held.strongest()[:SHOWN]]
+    lines += [f"  {edge!s:<24} {'no score' if score != score else f'{score:+.3f}'}" for edge, score in scores]
     return "\n".join(lines)
 
 

@@ -126,7 +126,7 @@ def test(
     texts = () if corpus is None else read_corpus(Path(corpus))
     source = data_of(stated, data)
     open_for(stated.subject, dictionaries)
-    model = common.load(name or model_of(stated), dtype, prepend_bos)
+    model = load_claimed(common, stated, name, dtype, prepend_bos)
     with common.progress("testing") as report:
         verdict = test_claim(store, claim_id, model, report, source=source, corpus=texts)
     link_tested(store, claim_id)
@@ -232,7 +232,7 @@ def replay(
     stated = store.claim(claim_id)
     source = data_of(stated, data)
     open_for(stated.subject, dictionaries)
-    model = common.load(name or model_of(stated), dtype, prepend_bos)
+    model = load_claimed(common, stated, name, dtype, prepend_bos)
     with common.progress("replaying") as report:
         found = replay_claim(store, claim_id, model, report, source=source, who=who)
     said = "the same verdict and numbers" if found.same else "it differs"
@@ -273,6 +273,16 @@ def model_of(stated: Claim) -> str:
     if source.startswith("hub:"):
         return source.removeprefix("hub:").partition("@")[0]
     return stated.subject["model"]
+
+
+def load_claimed(common: Common, stated: Claim, name: str | None, dtype: str, prepend_bos: bool | None) -> Any:
+    """The model of a claim, from `name` where one is given: an image model for a claim about pictures."""
+    from assay.evidence.sentence import of_pictures
+    from assay.model.image_load import load_image_model
+
+    if of_pictures(stated):
+        return load_image_model(name or model_of(stated), common.device)
+    return common.load(name or model_of(stated), dtype, prepend_bos)
 
 
 def data_of(stated: Claim, path: str | None) -> Any:

@@ -42,6 +42,8 @@ for command in (evaluate, export, import_, show):
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Further settings of the architecture.")
 @click.option("--name", default="", help="Of the dictionary in the atlas. Default: site, architecture, width, k.")
 @click.option("--each", is_flag=True, help="A dictionary of its own for each site (and its target), all in one pass.")
+@click.option("--divide", type=click.Choice(["batch", "latents"]), default="batch", show_default=True,
+              help="With torchrun: what each process has a part of. latents: topk, batchtopk, relu, jumprelu.")  # fmt: skip
 @click.option("--kept-as", default="fp32", show_default=True, help="fp32 or fp16")
 @model_options
 @common_options
@@ -59,7 +61,7 @@ def train(common: Common, harvest: str | None, model_name: str | None, corpus: s
                               sparsity=given["sparsity"], optimiser=given["optimiser"], seed=common.seed)  # fmt: skip
     specs = _specs(stream, given)
     names = [_name(spec, given["name"], len(specs) > 1, given["each"]) for spec in specs]
-    with joined() as group:
+    with joined(given["divide"]) as group:
         first = group.rank == 0
         store = Atlas(common.atlas) if first else None
         if store is not None:

@@ -1,12 +1,13 @@
 """`assay map`: from a model to an atlas of features that are explained, scored and tested."""
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from assay.cli.common import Common, common_options, model_options
+from assay.cli.common import Common, common_options, engine_options, model_options
 from assay.errors import bad_argument
 
 SCORERS = "detection,fuzzing,simulation,intruder"
@@ -52,6 +53,7 @@ def endpoint_options(command: Any) -> Any:
               help="Units of an untrained twin to score; an endpoint is asked about them, too.")  # fmt: skip
 @click.option("--alpha", default=0.05, show_default=True, help="Level of the claims.")
 @endpoint_options
+@engine_options
 @model_options
 @common_options
 def map_(common: Common, name: str, dtype: str, prepend_bos: bool | None, **given: Any) -> None:
@@ -61,14 +63,18 @@ def map_(common: Common, name: str, dtype: str, prepend_bos: bool | None, **give
     command goes on; no call to an endpoint is paid twice.
     """
     from assay.atlas.store import Atlas
+    from assay.features.engines import Where
     from assay.mapping.run import MapRun, run_map
     from assay.mapping.units import find_units
+    from assay.model.load import load_model
+    from assay.scale.ray_engine import engine_of
 
-    plan = plan_of(given, common.seed)
+    plan, engine = plan_of(given, common.seed), engine_of(given["engine"], common.device, given["workers"])
+    opener = partial(load_model, name, device=common.device, dtype=dtype, prepend_bos=prepend_bos)
     model = common.load(name, dtype, prepend_bos)
     units = find_units(model, atlas=common.atlas,
                        **{key: given[key] for key in ("dictionary", "site", "heads", "directions", "at")})  # fmt: skip
-    run = MapRun(model, units, Atlas(common.atlas), plan)
+    run = MapRun(model, units, Atlas(common.atlas), plan, where=Where(engine, opener))
     with ExitStack() as stack:
         run.report = stack.enter_context(common.progress("mapping"))
         if plan.explainer != "lexical":

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from assay.cli.common import Common, check_place, common_options, model_options
+from assay.cli.monitor_claim import claim
 from assay.cli.monitor_serve import serve
 
 if TYPE_CHECKING:
     from assay.model.model import Model
     from assay.monitor.talks import Talk
 
-POOLINGS = ("mean", "max", "softmax", "last", "segment")
+POOLINGS = ("mean", "max", "softmax", "last", "segment", "attention")
 UNITS = ("token", "segment", "reply", "conversation")
 DICTIONARY = click.option("--dictionary", "dictionaries", multiple=True, metavar="PATH",
                           help="Of latent.NAME; may be given again. Default: where it was last seen.")  # fmt: skip
+SLICES = 12  # that are shown
 BUNDLED = {"fit": "discover", "tune": "tune", "benign": "confirm", "eval": "ood"}
 
 
@@ -61,7 +63,7 @@ def fit(
         open_dictionary(path)
     model = common.load(name, dtype, prepend_bos)
     talks = _talks(model, data, "fit", n, common, labelled=True)
-    safe = _benign(_talks(model, benign, "benign", n, common))
+    safe = _benign(common, _talks(model, benign, "benign", n, common))
     if benign:
         enough("reply", len(safe), target)
     plan = FitPlan(sites or None, ensemble, pooling, width, days=days, seed=common.seed)
@@ -96,7 +98,7 @@ def calibrate(
     from assay.monitor.files import save_monitor
 
     model, made = _opened(common, name, file, dictionaries, dtype, prepend_bos)
-    safe = _benign(_talks(model, data, "benign", n, common))
+    safe = _benign(common, _talks(model, data, "benign", n, common))
     known = _talks(model, labelled, "tune", n, common, labelled=True) if labelled else []
     with common.progress("calibrate", len(safe)) as advance:
         made = set_thresholds(made, model, safe, target, units or ("reply", "conversation"), known, common.seed, advance)
@@ -209,7 +211,7 @@ def drift(
     from assay.monitor.files import save_monitor
 
     model, made = _opened(common, name, file, dictionaries, dtype, prepend_bos)
-    talks = _benign(_talks(model, data, "benign", n, common))
+    talks = _benign(common, _talks(model, data, "benign", n, common))
     with common.progress("drift", len(talks)) as advance:
         found = window(made, model, talks, advance)
     after = disarmed(made, found)
@@ -292,15 +294,18 @@ def _talks(
     return talks_of(model, examples)
 
 
-def _benign(talks: "list[Talk]") -> "list[Talk]":
-    return [talk for talk in talks if talk.label != 1]
+def _benign(common: Common, talks: "list[Talk]") -> "list[Talk]":
+    kept = [talk for talk in talks if talk.label != 1]
+    if left := len(talks) - len(kept):
+        common.note(f"{left} of {len(talks)} have label 1 and are left out: benign ones are meant here.")
+    return kept
 
 
 # what is shown -----------------------------------------------------------------------------------
 
 
 def _record(made: Any, model: Any) -> dict[str, Any]:
-    card = {key: value for key, value in made.card.items() if key != "texts"}
+    card = {key: value for key, value in made.card.items() if key not in ("texts", "calibration_texts")}
     return {"name": made.name, "watches": made.watches, "state": made.state(model), "sites": made.sites,
             "pooling": asdict(made.pooling), "thresholds": {unit: asdict(t) for unit, t in made.thresholds.items()},
             "bound": dict(made.bound), "card": card}  # fmt: skip
@@ -337,8 +342,15 @@ def _measured(found: Any) -> str:
     for name, row in found.baselines.items():
         lines.append(f"  beside it, {name}: AUROC {row['auroc']:.3f}")
     for unit, rows in found.precision.items():
-        shares = ", ".join(f"{share:.0%} at {float(base):.1%}" for base, share in rows.items())
+        low = found.precision_low[unit]
+        shares = ", ".join(f"{share:.0%} ({low[base]:.0%} or more) at {float(base):.1%}" for base, share in rows.items())
         lines.append(f"  alarms per {unit} that are right, by base rate: {shares}")
+    lines += ["  false alarms by slice, worst first:"] * bool(found.slices)
+    for row in found.slices[:SLICES]:
+        name = row["slice"][:40] or "(all)"
+        lines.append(f"    {name:<40}  {row['hits']} of {row['n']} ({row['low']:.1%} to {row['high']:.1%})")
+    if len(found.slices) > SLICES:
+        lines.append(f"    and {len(found.slices) - SLICES} more (--json has all)")
     return "\n".join(lines)
 
 
@@ -357,4 +369,5 @@ def _watched(state: str, found: Any) -> str:
     return "\n".join(lines)
 
 
+monitor.add_command(claim)
 monitor.add_command(serve)

@@ -182,24 +182,29 @@ def _claim(
     common: Common, store: Any, model: Any, source: Any, chosen: Any, sealed: Mapping[str, Sequence[Any]], wanted: bool
 ) -> dict[str, Any]:
     """State that the chosen site decodes the concept and test it, once; the verdict's JSON, or {"note": why there is none}."""
-    from assay.evidence.known import stated_before
-    from assay.evidence.run import Settings, Statement, state_claim, test_claim
+    from assay.evidence.run import Settings
 
     if why := _unclaimable(chosen, sealed, wanted):
         return {"note": why}
     subject = {"site": chosen.best.site, "probe": CLAIMED.get(chosen.plan.probe, "linear")}
     settings = Settings(tune=len(chosen.seen["tune"]), confirm=len(sealed["confirm"]), ood=len(sealed["ood"]), seed=common.seed)
-    words = Statement("decodes")
-    stated = stated_before(store, model, source, subject, statement=words, settings=settings)
-    if stated is None:
-        with common.progress("stating the claim"):
-            stated, _ = state_claim(store, model, source, subject, statement=words, settings=settings)
-    verdict = store.verdict(stated.id)
-    if verdict is None:
-        with common.progress("testing the claim") as report:
-            verdict = test_claim(store, stated.id, model, report)
+    found = _verdict(common, store, model, source, subject, "decodes", settings)
     about = "" if subject["probe"] == CLAIMED.get(chosen.plan.probe) else "The claim is about a linear probe at that site."
-    return {**verdict.to_json(), "statement": stated.statement, "note": about}
+    return {**found, "note": about}
+
+
+def _verdict(common: Common, store: Any, model: Any, source: Any, subject: Any, kind: str, settings: Any) -> dict[str, Any]:
+    """State a claim and test it, each of them once; the verdict's JSON with the statement."""
+    from assay.evidence.known import state_once
+    from assay.evidence.run import Statement, test_claim
+
+    with common.progress(f"stating the claim ({kind})"):
+        claim, *_ = state_once(store, model, source, subject, statement=Statement(kind), settings=settings)
+    verdict = store.verdict(claim.id)
+    if verdict is None:
+        with common.progress(f"testing the claim ({kind})") as report:
+            verdict = test_claim(store, claim.id, model, report)
+    return {**verdict.to_json(), "statement": claim.statement}
 
 
 def _unclaimable(chosen: Any, sealed: Mapping[str, Sequence[Any]], wanted: bool) -> str:
@@ -226,8 +231,7 @@ def _follow_up(
     from assay.data.prepare_concept import prepare_concept
     from assay.evidence.claims import record_look
     from assay.evidence.features import direction
-    from assay.evidence.known import stated_before
-    from assay.evidence.run import Settings, Statement, state_claim, test_claim
+    from assay.evidence.run import Settings
     from assay.probe.causal import CausalPlan, follow_up
 
     reading = report.reading
@@ -235,15 +239,7 @@ def _follow_up(
         raise bad_argument("--causal", f"with --probe {reading.probe}", "a probe that reads one direction, such as linear")
     position = reading.position if reading.position not in ("mean", "max") else "concept"
     settings = replace(Settings(seed=common.seed, draws=USES_DRAWS), **USES_SIZES)
-    subject, words = direction(reading.site, reading.direction), Statement("uses")
-    stated = stated_before(store, model, task, subject, statement=words, settings=settings)
-    if stated is None:
-        with common.progress("stating that it is used"):
-            stated, _ = state_claim(store, model, task, subject, statement=words, settings=settings)
-    verdict = store.verdict(stated.id)
-    if verdict is None:
-        with common.progress("testing that it is used") as advance:
-            verdict = test_claim(store, stated.id, model, advance)
+    verdict = _verdict(common, store, model, task, direction(reading.site, reading.direction), "uses", settings)
     pairs = {split: task.items(split, USES_SIZES[split], common.seed) for split in ("tune", "confirm")}
     record_look(store, model.digest, f"probe follow-up {task.name}", [each for part in pairs.values() for each in part])
     with common.progress("following the direction up") as advance:
@@ -252,7 +248,7 @@ def _follow_up(
             {split: prepare_concept(splits[split], model) for split in ("tune", "confirm")},
             CausalPlan(position=position, seed=common.seed), advance,
         )  # fmt: skip
-    return {"task": task.name, "verdict": verdict.to_json(), "statement": stated.statement, "follow_up": found.json()}
+    return {"task": task.name, "verdict": verdict, "statement": verdict.pop("statement"), "follow_up": found.json()}
 
 
 # what comes out ----------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ EXIT_NOT_AS_REQUIRED = 1
 PAIRS = {"discover": 44, "tune": 33, "confirm": 48, "ood": 26}
 QUICK = {"discover": 44, "tune": 22, "confirm": 24, "ood": 12}
 QUICK_GRID = (0.1, 0.2, 0.4)
-CLAIM_SHARES = (-1.0, -0.5, 0.5, 1.0)  # of the chosen strength
 ACCEPTED = ("model", "tokenizer", "site")
 ROLES = ("read", "intervene", "modify")
 FARTHEST = 100.0  # a dose beyond it makes numbers that are not finite
@@ -85,7 +84,8 @@ def steer(common: Common, name: str, dtype: str, prepend_bos: bool | None, **giv
     condition = given["condition"] and (read_direction(given["condition"], model, accepted), given["threshold"])
     judge = judge_of(given["judge"], texts, pairs)
     with common.progress("steering") as advance:
-        found = directions_of(asked, model, texts, lambda: prepare(pairs["discover"], model), plan, advance)
+        found = directions_of(asked, model, texts, lambda: prepare(pairs["discover"], model), plan, advance,
+                              condition[0] if condition else None)  # fmt: skip
     kept = KeptSteering(common.atlas, _key(model, plan, source, sizes, judge, condition, common.seed))
     store = Atlas(common.atlas)
     behaviour = Behaviour(source.name, prepare(pairs["tune"], model), judge=judge)
@@ -218,30 +218,26 @@ def _claim(
         return {"verdict": "not stated", "reasons": [why], "qualifiers": []}
     from assay.evidence.cautions import warnings_of
     from assay.evidence.features import direction
-    from assay.evidence.known import stated_before
-    from assay.evidence.run import Settings, Statement, state_claim, test_claim
+    from assay.evidence.known import state_once
+    from assay.evidence.run import Settings, Statement, test_claim
     from assay.evidence.steers import Steering
 
     strength = chosen.choice.strength
     vector = chosen.direction.vector if strength > 0 else -chosen.direction.vector
-    grid = [share * abs(strength) * chosen.how.norm for share in CLAIM_SHARES]
-    subject = Steering(direction(chosen.direction.site, vector), grid)
+    subject = Steering(direction(chosen.direction.site, vector), chosen.claimed)
     options: dict[str, Any] = {"neutral": list(_texts(given["texts_file"]))} if given["texts_file"] else {}
     if given["selective"] and (done := [name for name in others if _does(model, name)]):
         options["off_target"] = done
     settings = Settings(tune=sizes["tune"], confirm=sizes["confirm"], ood=sizes["ood"], seed=common.seed,
                         positions=chosen.how.positions, options=options)  # fmt: skip
-    arguments = {"statement": Statement("steers"), "settings": settings}
-    before = stated_before(store, model, source, subject, **arguments)
-    if before is not None and (verdict := store.verdict(before.id)) is not None:
+    with common.progress("stating the claim"):
+        claim, plan, before = state_once(store, model, source, subject, statement=Statement("steers"), settings=settings)
+    if (verdict := store.verdict(claim.id)) is not None:
         return {**verdict.to_json(), "stated_before": True}
-    if before is None:
-        with common.progress("stating the claim"):
-            before, plan = state_claim(store, model, source, subject, **arguments)
-        for warning in warnings_of(plan):
-            common.note(f"warning: {warning}")
+    for warning in () if before else warnings_of(plan):
+        common.note(f"warning: {warning}")
     with common.progress("testing the claim") as advance:
-        return test_claim(store, before.id, model, advance).to_json()
+        return test_claim(store, claim.id, model, advance).to_json()
 
 
 def _does(model: Any, task: str) -> bool:

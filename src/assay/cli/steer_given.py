@@ -72,26 +72,30 @@ def labelled(concept: str, seed: int) -> dict[str, list[Any]]:
     return {split: source.items(split, n, seed) for split, n in sizes.items()}
 
 
-def default_sites(model: Any) -> list[str]:
-    """resid_post of up to six layers, evenly spread over the middle of the model."""
+def default_sites(model: Any, first: int = 0) -> list[str]:
+    """resid_post of up to six layers, evenly spread over the middle of the model; none before the layer `first`."""
     import numpy as np
 
-    last = model.n_layers - 1
-    found = np.linspace(EARLIEST * last, LATEST * last, min(SITES, model.n_layers)).round().astype(int)
+    low, high = (max(share * (model.n_layers - 1), first) for share in (EARLIEST, LATEST))
+    found = np.linspace(low, high, min(SITES, model.n_layers)).round().astype(int)
     return [f"resid_post.{layer}" for layer in dict.fromkeys(found.tolist())]
 
 
 def directions_of(
-    asked: Asked, model: Any, texts: Mapping[str, list[Any]] | None, pairs: Any, plan: Any, progress: Callable[..., None]
-) -> list[Any]:
-    """The candidate directions, one per site. `texts`: of a concept, with labels; `pairs()`: the behaviour's discover pairs."""
+    asked: Asked, model: Any, texts: Mapping[str, list[Any]] | None, pairs: Any, plan: Any, progress: Callable[..., None],
+    condition: Any = None,
+) -> list[Any]:  # fmt: skip
+    """The candidate directions, one per site. `texts`: of a concept, with labels; `pairs()`: the behaviour's discover pairs;
+    `condition`: the direction of --condition, which must have been read where it is asked."""
+    from assay.sites import parse_site
     from assay.steer.files import read_direction
 
     if asked.file is not None:
         return [read_direction(asked.file, model, asked.allow, asked.site)]
     if asked.feature is not None:
         return [_feature(asked, model)]
-    sites = [asked.site] if asked.site else default_sites(model)
+    first = 0 if condition is None else parse_site(condition.site).layer or 0
+    sites = [asked.site] if asked.site else default_sites(model, first)
     if asked.method == "learned":
         return _learned(sites[len(sites) // 2], model, pairs(), plan, progress)
     progress("making directions", 0, len(sites))
@@ -146,10 +150,11 @@ def _feature(asked: Asked, model: Any) -> Any:
 def _learned(site: str, model: Any, pairs: Any, plan: Any, progress: Callable[..., None]) -> list[Any]:
     """Trained on half of the discover templates, stopped by the other half."""
     from assay.steer.apply import residual_norm
-    from assay.steer.learned import learned
+    from assay.steer.learned import LearnPlan, learned
 
-    if plan.mode != "add":
-        raise bad_argument("--mode", plan.mode, "add: a learned direction is trained to be added")
+    trained: Any = {"add": "add", "clamp": "set"}.get(plan.mode)
+    if trained is None:
+        raise bad_argument("--mode", plan.mode, "add or clamp: the ways a learned direction is trained for")
     templates = list(dict.fromkeys(pairs.templates))
     if len(templates) < 2:
         raise TaskError("a learned direction needs pairs of two templates or more on discover.")
@@ -158,6 +163,7 @@ def _learned(site: str, model: Any, pairs: Any, plan: Any, progress: Callable[..
     halves = [pairs.select(side) for side in rows]
     norm = residual_norm(model, site, plan.texts)
     return [learned(model, halves[0], site, halves[1], norm, plan.texts[0::2],
+                    LearnPlan(mode=trained, positions=plan.positions),
                     report=lambda done, of: progress(f"training at {site}", done, of))]  # fmt: skip
 
 
@@ -199,10 +205,8 @@ def requests_of(model: Any, seed: int, n: int = 36) -> Any:
     """Requests to refuse, look-alikes and harmless ones, of discover. Raises AssayError where they cannot be asked."""
     from assay.data.concepts import load_concept
     from assay.data.prepare_concept import prepare_concept
-    from assay.steer.side_effects import opener_metric, request_tokens
+    from assay.steer.side_effects import askable, opener_metric
 
     prepared = prepare_concept(load_concept("refusal", "discover", n, seed), model)
     opener_metric(model)
-    for example in prepared.examples:
-        request_tokens(model, example.text)
-    return prepared
+    return askable(model, prepared)

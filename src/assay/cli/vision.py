@@ -3,6 +3,8 @@
 import click
 
 from assay.cli.common import Common, common_options
+from assay.cli.vision_claims import VISION_CLAIM_COMMANDS
+from assay.cli.vision_methods import METHODS
 
 
 @click.group()
@@ -35,22 +37,5 @@ def check(common: Common, name: str) -> None:
     common.emit(record, lambda: "\n".join([*lines, *(f"absent  {site}: {why}" for site, why in layout.absent.items())]))
 
 
-@vision.command()
-@click.argument("name", metavar="MODEL")
-@click.argument("concept", metavar="CONCEPT")
-@click.option("--site", required=True, help="A map of the model: assay vision check MODEL.")
-@click.option("--n", default=4, show_default=True, help="Channels to report.")
-@common_options
-def find(common: Common, name: str, concept: str, site: str, n: int) -> None:
-    """Channels of --site that respond to CONCEPT (wheels, windows): chosen on discover scenes, measured on others."""
-    from dataclasses import asdict
-
-    from assay.model.image_load import load_image_model
-    from assay.vision.channels import find_channels
-
-    found = find_channels(load_image_model(name, common.device), concept, site, n, common.seed)
-    record = {"model": name, "concept": concept, "site": site, "channels": [asdict(row) for row in found]}
-    common.emit(record, lambda: "\n".join(
-        f"{row.site}.{row.channel}: AUROC {row.auroc:.2f} on fresh scenes, {row.near:.2f} against near misses"
-        f" (chosen by {row.chosen_by:.2f})" for row in found
-    ))  # fmt: skip
+for _command in (*VISION_CLAIM_COMMANDS, *METHODS):
+    vision.add_command(_command)

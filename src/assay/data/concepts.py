@@ -15,13 +15,14 @@ examples to splits, near copies on one side.
 import difflib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from assay.data.concept_files import SUFFIXES, read_concept
 from assay.data.concept_generators.base import CONCEPTS, SPLITS, AnyConcept, Concept, Word
 from assay.data.concept_packages import PackagedConcept
 from assay.data.duplicates import JOINED_FROM, copies_of
-from assay.data.splits import Division, divide
+from assay.data.splits import Division, Joined, divide
 from assay.errors import TaskError, bad_argument
 from assay.records import Example
 
@@ -56,8 +57,15 @@ def all_examples(concept: str | Path) -> Division[Example]:
 
 
 def divide_examples(examples: Sequence[Example]) -> Division[Example]:
-    """Examples of a file by split; near copies (`duplicates.py`) are on one side."""
-    return divide(examples, copies_of(examples, JOINED_FROM))
+    """Examples of a file by split; near copies (`duplicates.py`) are on one side, and one group: they are no independent
+    observations."""
+    copies, together = copies_of(examples, JOINED_FROM), Joined()
+    for one, other in copies:
+        together.join([examples[one].template, examples[other].template])
+    found = divide(examples, copies)
+    splits = {split: [replace(item, template=together.root(item.template)) for item in items]
+              for split, items in found.splits.items()}  # fmt: skip
+    return Division(splits, found.dropped)
 
 
 def n_frames(concept: str, split: str = "discover") -> int:

@@ -30,6 +30,9 @@ from assay.records import Example, digest
 SCENES = ("wheels", "windows")
 TEMPLATES = {"discover": 12, "tune": 16, "confirm": 28, "ood": 14}
 PER_TEMPLATE, SIZE, OVER = 8, 224, 2
+BY_CONTENT, FILES = "picture:", dict[str, Path]()  # pictures of files, by content
+DRAWING = 1  # goes up when the same name would give another picture
+BARE = "bare"  # in the place of a scene's hash: its background with nothing on it
 PLAIN_STYLES = ("flat", "fade", "noise", "stripes", "blobs", "road", "bricks")
 
 
@@ -51,7 +54,7 @@ class SceneSource:
         return {"type": "scenes", "name": self.data}
 
     def digest(self, split: str, n: int, seed: int) -> str:
-        return digest(self.items(split, n, seed))
+        return digest([DRAWING, self.items(split, n, seed)])
 
     def items(self, split: str, n: int, seed: int) -> list[Example]:
         """Up to n scenes of a split, spread over its templates: half members, a quarter near misses."""
@@ -61,6 +64,9 @@ class SceneSource:
 
     def n_templates(self, split: str) -> int:
         return TEMPLATES[split]
+
+    def dropped(self) -> dict[str, int]:
+        return {}
 
 
 def load_images(names: Sequence[str], size: int, channels: int = 3) -> Tensor:
@@ -81,7 +87,43 @@ def _picture(name: str) -> np.ndarray:
         return render(name)
     if len(parts) == 4 and parts[0] == "cars":
         return car_scene(name)
-    return _read_picture(Path(name.removeprefix("image:")))
+    if len(parts) == 3 and parts[0] == "digits" and parts[1] in ("train", "test") and parts[2].isdigit():
+        return _digit(parts[1], int(parts[2]))
+    path = FILES.get(name, Path(name.removeprefix("image:")))
+    if name.startswith(BY_CONTENT) and name not in FILES:
+        raise TaskError(f"{name}: this picture's file was not read here; give the list of pictures that names it.")
+    return _read_picture(path)
+
+
+def known_file(path: Path) -> str:
+    """A picture's file under the name of its content, by which `load_images` finds it. Raises TaskError for no file."""
+    try:
+        name = BY_CONTENT + hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise TaskError(f"{path}: not a file that can be read ({error}).") from error
+    FILES[name] = path
+    return name
+
+
+def on_background(name: str, template: str) -> str:
+    """A scene's name with its drawing on the background of another template of its split (`t03`)."""
+    concept, split, _, drawing = name.split("/")
+    return f"{concept}/{split}/{template}/{drawing}@{name.split('/')[2]}"
+
+
+def bare(name: str) -> str:
+    """The background of a scene with nothing on it."""
+    return f"{name.rpartition('/')[0]}/{BARE}"
+
+
+def _digit(part: str, number: int) -> np.ndarray:
+    """One of scikit-learn's digits (16, 16, 3) in 0..255."""
+    from assay.model.image_digits import digit_images
+
+    images = digit_images(part)[0]
+    if number >= len(images):
+        raise TaskError(f"digits/{part}/{number}: allowed: 0 to {len(images) - 1}.")
+    return (images[number, 0] * 255).round().byte().numpy()[..., None].repeat(3, 2)
 
 
 def _read_picture(path: Path) -> np.ndarray:
@@ -122,10 +164,15 @@ def role_of(name: str) -> str:
 
 
 def render(name: str) -> np.ndarray:
-    """A scene (224, 224, 3) in 0..255."""
-    concept, split, template, _ = name.split("/")
-    role, rng, fixed = role_of(name), _rng(name, "drawing"), _rng(f"{concept}/{split}/{template}", "template")
+    """A scene (224, 224, 3) in 0..255; also one that is drawn `on_background`, or `bare`."""
+    concept, split, template, code = name.split("/")
+    fixed = _rng(f"{concept}/{split}/{template}", "template")
     canvas = background(fixed, split == "ood")
+    if code == BARE:
+        return _down(canvas)
+    code, _, home = code.partition("@")
+    drawn = f"{concept}/{split}/{home or template}/{code}"
+    role, rng = role_of(drawn), _rng(drawn, "drawing")
     radius = fixed.uniform(0.16, 0.3) * SIZE * OVER * rng.uniform(0.9, 1.1)
     centre = (np.array([0.5, 0.5]) + fixed.uniform(-0.15, 0.15, 2) + rng.uniform(-0.02, 0.02, 2)) * SIZE * OVER
     shapes = DRAWINGS[concept]
@@ -390,21 +437,22 @@ DRAWINGS: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 
-def car_names(n: int, seed: int = 0, parts: str = "both", templates: int = 16) -> list[str]:
-    """Names of n car scenes, `cars/<parts>/t<template>/<hash>`; the template is the background.
+def car_names(n: int, seed: int = 0, parts: str = "both", templates: int = 16, split: str = "") -> list[str]:
+    """Names of n car scenes, `cars/<parts>/<split>t<template>/<hash>`; the template is the background.
 
-    The same hashes for all parts.
+    The same hashes for all parts. The split "ood" has photographs behind.
     """
     if parts not in ("both", "wheels", "windows", "neither"):
         raise bad_argument("parts", parts, "both, wheels, windows, neither")
-    return [f"cars/{parts}/t{i % templates:02d}/{hashlib.sha256(f'car{seed}{i}'.encode()).hexdigest()[:10]}" for i in range(n)]
+    codes = [hashlib.sha256(f"car{split}{seed}{i}".encode()).hexdigest()[:10] for i in range(n)]
+    return [f"cars/{parts}/{split}t{i % templates:02d}/{code}" for i, code in enumerate(codes)]
 
 
 def car_scene(name: str) -> np.ndarray:
     """A car from the side (224, 224, 3) in 0..255; scenes that differ in `parts` alone are equal elsewhere."""
     _, parts, template, code = name.split("/")
     rng, fixed = _rng(code, "car"), _rng(template, "car background")
-    canvas, side = background(fixed, fixed.random() < 0.3), SIZE * OVER
+    canvas, side = background(fixed, template.startswith("ood") or fixed.random() < 0.3), SIZE * OVER
     pen, paint, w = _pen(canvas), _colour(rng), side * rng.uniform(0.7, 0.86)
     x, y, h = (side - w) / 2, side * rng.uniform(0.5, 0.6), w * rng.uniform(0.15, 0.18)
     pen.ellipse([x, y + 1.35 * h, x + w, y + 1.75 * h], fill=(40, 40, 40))

@@ -8,6 +8,7 @@
    share is appended to both prompts.
 4. Sets of answers or foils are scored on first tokens. A first token that can begin both an answer
    and a foil is left out of both; a pair of which one side is then empty is dropped.
+5. A pair with more tokens than the model's context is dropped.
 
 `dropped` counts pairs by reason; `notes` counts pairs (3) and left out tokens or texts (4, 2).
 """
@@ -96,9 +97,12 @@ def prepare(pairs: Sequence[Pair], model: Any) -> PreparedTask:
     dropped: Counter[str] = Counter()
     notes: Counter[str] = Counter()
     kept: list[_Row] = []
+    most = longest_of(model)
     for pair in pairs:
         try:
             row = _prepare_one(pair, model)
+            if len(row.clean) > most:
+                raise Unusable(f"longer than the model's {most} tokens")
         except Unusable as reason:
             dropped[str(reason)] += 1
         else:
@@ -132,6 +136,16 @@ class _Row:
 
 class Unusable(Exception):
     """Why a pair is dropped."""
+
+
+def longest_of(model: Any) -> int:
+    """How many tokens a prompt may have; next to no bound where the model's config does not say."""
+    return getattr(getattr(getattr(model, "hf", None), "config", None), "max_position_embeddings", None) or 1 << 30
+
+
+def beginnings(model: Any, prompts: Any) -> list[Ids]:
+    """Token ids of prompts, each cut where the model's context ends."""
+    return [list(ids[: longest_of(model)]) for ids in model.tokens(prompts)]
 
 
 def _prepare_one(pair: Pair, model: Any) -> _Row:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from assay.data.prepare import Unusable, token_finder
+from assay.data.prepare import Unusable, longest_of, token_finder
 from assay.errors import TaskError
 from assay.records import Example
 
@@ -75,7 +75,7 @@ def _prepare(examples: Sequence[Example], model: Any) -> PreparedConcept:
     at: list[int] = []
     readable = [example.text for example in examples if example.text]
     texts = iter(model.tokens(readable) if readable else [])
-    most = getattr(getattr(model.hf, "config", None), "max_position_embeddings", None) or 1 << 30
+    most = longest_of(model)
     for example in examples:
         try:
             ids = next(texts) if example.text else []

@@ -45,6 +45,7 @@ from assay.records import (
     plain,
 )  # fmt: skip
 from assay.signing import check_signature
+from assay.statistics import DRAWS
 
 FORMAT, VERSION = "assay claim card", 1
 OWN_ROWS = {"second": "second.template"}  # columns that are not about items, and the one that says how many rows they have
@@ -100,7 +101,7 @@ def family(claim: Claim) -> str:
     """The calibration that speaks about a claim: that of its kind, or of edges."""
     from assay.evidence.edge_link import about_edge
 
-    return "connects-edges" if claim.kind == "connects" and about_edge(claim) else claim.kind
+    return f"{claim.kind}-edges" if claim.kind in ("connects", "mediates") and about_edge(claim) else claim.kind
 
 
 def error_rates(kind: str) -> dict[str, Any] | None:
@@ -272,7 +273,9 @@ def plan_problems(claim: Claim, plan: Plan) -> list[str]:
             found.append(f"the plan leaves out the required gate {gate.name}")
         elif gate.name in planned and planned[gate.name].group != gate.group:
             found.append(f"the plan puts the gate {gate.name} into another group")
-        if gate.name in planned and dict(planned[gate.name].options) != gate.options:
+        more = dict(planned[gate.name].options) if gate.name in planned else {}
+        draws = more.pop("resamples", DRAWS)  # of a claim that is one of many
+        if gate.name in planned and (more != gate.options or not isinstance(draws, int) or draws < DRAWS):
             found.append(f"the plan measures the gate {gate.name} in another way")
         if gate.name in planned and not 0 <= planned[gate.name].sesoi <= 1:
             found.append(f"the plan gives the gate {gate.name} a bar outside 0 to 1")

@@ -25,6 +25,7 @@ from assay.evidence.gates import evaluate, gates_for, get_gate
 from assay.evidence.gates.base import GATES
 from assay.evidence.ledger import now
 from assay.evidence.search import searches_for
+from assay.evidence.shares import METHOD
 from assay.evidence.source import Population, marks
 from assay.evidence.verdicts import RULE_VERSION, decide
 from assay.records import (
@@ -131,7 +132,7 @@ def derive_gates(plan: Plan, tables: Mapping[str, Mapping[str, Any]]) -> tuple[G
         table = {**table, "columns": dict(sorted(table["columns"].items()))}
         alpha = plan.levels.get(split, plan.levels["confirm"])
         for gate in plan.gates:
-            result = evaluate(gate, split, table, alpha, plan.settings["seed"])
+            result = evaluate(gate, split, table, alpha, plan.settings["seed"], "shares" in plan.settings)
             if result is not None:
                 found.append(result)
     return tuple(found)
@@ -373,7 +374,8 @@ def make_plan(
         claim=claim.id, kind=claim.kind, gates=planned, splits=splits, metric=settings["metric"],
         levels={"confirm": alpha, "ood": 2 * alpha},
         family=digest([source.name, splits["confirm"]["digest"]])[:16],
-        settings={key: value for key, value in settings.items() if key not in ("metric", "alpha", "search", *sizes)},
+        settings={"shares": METHOD}
+        | {key: value for key, value in settings.items() if key not in ("metric", "alpha", "search", *sizes)},
         search={"methods": budgets}, mde={}, rule_version=RULE_VERSION,
     )  # fmt: skip
 

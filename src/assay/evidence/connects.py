@@ -12,6 +12,7 @@ About two features:
    along random directions from three pools.
 5. Reverse: B switched off must leave A alone, since A comes first. B switched off must show in B.
 6. Direct or by way of others: the same with all attention and MLP outputs in between kept at their own values.
+7. With the option `second_corpus`: 3. and 4. again on its texts, with all that was fixed on tune.
 
 About an edge (`z.3.1->q.5.2`, on the pairs of a task): `edge_link.py`.
 
@@ -21,7 +22,7 @@ one thing. Two features with a common cause fire together and do not pass.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,9 @@ from assay.evidence.effects import control_rows, per_pool, record_of, site_featu
 from assay.evidence.features import Feature, feature_of
 from assay.evidence.gates.base import get_gate
 from assay.evidence.kinds import KINDS, Columns, Item, Progress, made_of
+from assay.evidence.second_corpus import FEWEST, second_texts
+from assay.evidence.second_corpus import OPTION as SECOND
+from assay.evidence.second_corpus import record_of as second_record
 from assay.model.edits import Edit, patch
 from assay.model.model import Model
 from assay.probe.variants import capture_resumable, chunks, place_of, random_subspaces, width
@@ -92,7 +96,7 @@ class Reading:
 @dataclass(frozen=True, eq=False)
 class ConnectSetup:
     """What is fixed before sealed data are read. `matched`: features like B; `random`: directions at A's site;
-    `between`: the sites that the direct effect keeps at their own values."""
+    `between`: the sites that the direct effect keeps at their own values; `second`: texts of a second corpus."""
 
     a: Reading
     b: Reading
@@ -101,6 +105,7 @@ class ConnectSetup:
     between: tuple[Site, ...]
     lag: int
     control_texts: int
+    second: Texts | None = None
 
     @property
     def targets(self) -> list[Reading]:
@@ -135,6 +140,10 @@ class ConnectInstrument:
     def together(self) -> Columns:
         """Counts of firing, together and apart, per text."""
         return self._once("together", self._together)
+
+    def second(self) -> Columns:
+        """Fall of B and counts of firing in the texts of a second corpus, per text of it; nothing without one."""
+        return self._once("second", self._second)
 
     # how each is measured ------------------------------------------------------------------------
 
@@ -197,6 +206,17 @@ class ConnectInstrument:
         b_left = _without_identity([_soon(b, self.setup.lag) for _, b in firing], ids)
         partial = [_counts(a, b) for a, b in zip(a_left, b_left, strict=True)]
         return {**_named("together", plain), **_named("partial", partial)}
+
+
+    def _second(self) -> Columns:
+        data = self.setup.second
+        if data is None:
+            return {}
+        there = ConnectInstrument(self.model, data, replace(self.setup, matched={}))
+        number = {template: float(place) for place, template in enumerate(dict.fromkeys(data.templates))}
+        columns = {"link": there.link()["link"], **there.together()}
+        return {**{f"second.{name}": values for name, values in columns.items()},
+                "second.template": [number[template] for template in data.templates]}  # fmt: skip
 
 
 class Clean:
@@ -386,12 +406,24 @@ class Connects:
         matched = like(b[0], b[1], N_MATCHED, settings["seed"])
         drawn = random_subspaces(a[1] - a[1].mean(0), a[0].vector[None], per_pool(settings["draws"]), settings["seed"])
         between = sites_between(model, a[0].site, b[0].site)
+        second = self._second(model, options, settings["seed"], tune)
         setup = ConnectSetup(a[0], b[0], matched, {name: basis[0] for name, basis in drawn.items()}, between,
-                             int(options.get("lag", 0)), settings["control_pairs"])  # fmt: skip
+                             int(options.get("lag", 0)), settings["control_pairs"], second)  # fmt: skip
         record = {"random": record_of(drawn), "like": record_of({name: each.vector for name, each in matched.items()}),
                   "screened": int(options.get("screened", 1)), "between": [str(site) for site in between],
-                  "rates": {"source": round(a[0].rate, 4), "target": round(b[0].rate, 4)}}  # fmt: skip
+                  "rates": {"source": round(a[0].rate, 4), "target": round(b[0].rate, 4)},
+                  **second_record(None if second is None else second.items)}  # fmt: skip
         return setup, record
+
+    def _second(self, model: Model, options: Mapping[str, Any], seed: int, tune: Texts) -> Texts | None:
+        """The texts of the corpus that the options name. Raises TaskError for one with too few templates."""
+        if SECOND not in options:
+            return None
+        name = str(options[SECOND])
+        found = self.load(model, second_texts(name, seed, [item.texts[0] for item in tune.items], tune.templates))
+        if (n := len(set(found.templates))) < FEWEST:
+            raise TaskError(f"option {SECOND}: {name} has {n} templates; allowed: {FEWEST} or more.")
+        return found
 
     def measure(
         self, model: Model, data: Texts, setup: ConnectSetup | EdgeSetup, gates: Sequence[GatePlan],

@@ -2,8 +2,8 @@
 
 1. Rows of all parts lie in the folder of a reading from the start, so their texts and what rules say of them are known before
    any model reads the sealed ones (`assay.evidence.corpus_windows`).
-2. What a rule says at every token comes from a table of all conditions, made once per part; rules of other types are applied to
-   the text of every prefix.
+2. What a rule says at every token comes from tables of its conditions, one for each kind, made once per part when a rule asks
+   for it; rules of other types are applied to the text of every prefix.
 3. A claim names the reading by its digest and the name of its folder; `evidence.source` finds it where it was last seen.
 """
 
@@ -18,9 +18,11 @@ from assay.data.whereabouts import keep_in_mind, last_seen, placeless
 from assay.errors import ReproduceError
 from assay.evidence.corpus_windows import Codes, CorpusHost, CorpusSource, CorpusTexts, PartTexts
 from assay.evidence.rules import Ruled, rule_of
+from assay.explain.conditions import Kind
 from assay.explain.lexical import table_of
 from assay.explain.reading import CodedPart, Reading, open_reading
 from assay.explain.rules import TYPE as PREFIX
+from assay.explain.rules import fires_where
 from assay.explain.table import Table
 from assay.model.model import Model
 from assay.records import canonical
@@ -42,7 +44,7 @@ class RuleTables:
 
     def __init__(self, reading: Reading, parts: Mapping[str, PartTexts]) -> None:
         self._reading, self._parts = reading, parts
-        self._tables: dict[str, Table] = {}
+        self._tables: dict[tuple[str, str], Table] = {}
         self._kept: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
 
     def __call__(self, rule: Mapping[str, Any], part: str) -> np.ndarray:
@@ -56,12 +58,15 @@ class RuleTables:
 
     def _said(self, rule: Mapping[str, Any], part: str) -> np.ndarray:
         if rule.get("type") == PREFIX:
-            if part not in self._tables:
-                self._tables[part] = table_of(self._reading.as_text(part))
-            return self._tables[part].fires(rule)
+            return fires_where(rule, lambda condition: self._table(part, condition.kind).met(condition))
         texts, said = self._parts[part], rule_of(rule)
         prefixes = [texts.prefix(token) for token in range(len(texts.tokens))]
         return np.array(said([Ruled(text, 0, "", (), start) for text, start in prefixes]), bool)
+
+    def _table(self, part: str, kind: Kind) -> Table:
+        if (part, kind.name) not in self._tables:
+            self._tables[part, kind.name] = table_of(self._reading.as_text(part), [kind])
+        return self._tables[part, kind.name]
 
 
 def corpus_texts(reading: Reading, parts: tuple[str, ...] = PARTS) -> CorpusTexts:

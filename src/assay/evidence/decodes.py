@@ -24,7 +24,7 @@ from assay.data.prepare_concept import PreparedConcept
 from assay.errors import SiteError, UsageError, bad_argument
 from assay.evidence.hosts import Host, as_host
 from assay.evidence.kinds import KINDS, Columns, Progress
-from assay.evidence.lexical import lexical_scorer
+from assay.evidence.lexical import surface_scorer
 from assay.evidence.probes import (
     PROBES,
     FitData,
@@ -127,7 +127,7 @@ class Decodes:
         twins = refitted_twins(host, site, tune, probe, seed)
         setup = DecodeSetup(
             site, PROBES[probe](data, c, seed), half, strict,
-            lexical_scorer([item.text for item in tune.examples], tune.labels), untrained=twins, seed=seed, tune=data,
+            surface_scorer(host, [item.text for item in tune.examples], tune.labels), untrained=twins, seed=seed, tune=data,
             c=c, held_out=dict(zip([item.text for item in tune.examples], fair, strict=True)),
             control=control_probes(data, probe, c, seed),
             capacity={**{name: PROBES[name](data, c, seed) for name in ("mean", "mlp")},

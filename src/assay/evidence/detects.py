@@ -1,7 +1,7 @@
 """*detects*: a monitor finds the texts in which something is going on.
 
-1. A claim names a monitor: a feature, or a probe fitted at a site; with a threshold, if it has one already, and
-   the words that state what is watched for, if they are known.
+1. A claim names a monitor: a feature, a probe fitted at a site, or a saved monitor (`monitors.py`); with a threshold, if it
+   has one already, and the words that state what is watched for, if they are known.
 2. On tune: the probe (folds keep templates together); a threshold that fewer than one in a hundred benign texts
    pass, from scores of templates the probe has not seen; monitors fitted on random contrast pairs; the same monitor on
    untrained twins, and on the clean twin where the host has one; a reading of the words, whole and redacted.
@@ -23,13 +23,14 @@ import numpy as np
 from scipy import stats
 
 from assay.data.prepare_concept import PreparedConcept
-from assay.errors import bad_argument
+from assay.errors import TaskError, bad_argument
 from assay.evidence.black_box import black_box
 from assay.evidence.decodes import whole_site
 from assay.evidence.features import Feature, feature_of
 from assay.evidence.hosts import Host, as_host
 from assay.evidence.kinds import KINDS, Columns, Progress
 from assay.evidence.lexical import lexical_scorer
+from assay.evidence.monitors import SAVED, Saved, halves, monitor_of, names_of, record_of
 from assay.evidence.probes import PROBES, FitData, check_labels, choose_c, held_out
 from assay.evidence.redaction import redact, telling_words
 from assay.evidence.scored import (
@@ -42,6 +43,7 @@ from assay.evidence.scored import (
     projection,
 )
 from assay.evidence.second_corpus import second_corpus
+from assay.monitor.records import Monitor, data_digest
 from assay.records import Example, GatePlan, Plan, digest
 
 SCHEMES = ("all", "permuted")
@@ -98,16 +100,24 @@ class Detects:
     score = "score"
 
     def subject(self, model: Any, given: Any) -> dict[str, Any]:
-        """A feature; or {"feature"} or {"site", "probe"}, with "threshold" and "evidence" (a list of words)."""
-        whole = isinstance(given, Mapping) and {"feature", "probe"} & set(given)
+        """A feature; or {"feature"}, {"site", "probe"} or {"monitor"}, with "threshold" and "evidence" (a list of words)."""
+        whole = isinstance(given, Mapping) and {"feature", "probe", "monitor"} & set(given)
         asked: dict[str, Any] = dict(given) if whole else {"feature": given}
-        if unknown := set(asked) - {"feature", "site", "probe", "threshold", "evidence"}:
-            raise bad_argument("subject", ", ".join(sorted(unknown)), "feature, site, probe, threshold, evidence")
+        if unknown := set(asked) - {"feature", "site", "probe", "monitor", "threshold", "evidence"}:
+            raise bad_argument("subject", ", ".join(sorted(unknown)), "feature, site, probe, monitor, threshold, evidence")
+        saved = asked.get("monitor")
+        if isinstance(saved, Monitor) and asked.get("threshold") is None and "reply" in saved.thresholds:
+            asked["threshold"] = saved.thresholds["reply"].value
         threshold = asked.get("threshold")
         if threshold is not None and not (isinstance(threshold, int | float) and math.isfinite(threshold)):
             raise bad_argument("threshold", threshold, "a finite number")
         rest = {"threshold": None if threshold is None else float(threshold),
                 "evidence": [str(word) for word in asked.get("evidence", ())]}  # fmt: skip
+        if saved is not None:
+            record = record_of(saved) if isinstance(saved, Monitor) else saved
+            held = [{"name": name, "digest": value} for name, value in record.get("dictionaries", {}).items()]
+            parts = dict(zip(("dictionary", "second"), held, strict=False))
+            return {"sites": names_of(monitor_of(record)), "monitor": record, **parts, **rest}
         if "feature" in asked:
             feature = feature_of(asked["feature"])
             return {"sites": [feature.name], "monitor": {"type": "feature", "feature": feature.record()}, **rest}
@@ -118,9 +128,20 @@ class Detects:
     def words(self, subject: Mapping[str, Any], quantifier: str, data: str) -> str:
         """The claim as one sentence."""
         monitor = subject["monitor"]["type"]
-        who = "" if monitor == "feature" else f"a {monitor} probe at "
+        who = f"{'' if monitor == 'feature' else f'a {monitor} probe at '}{subject['sites'][0]}"
+        if monitor == SAVED:
+            saved = subject["monitor"]
+            who = f"monitor {saved['name']} ({saved['pooling']['name']} over tokens at {', '.join(subject['sites'])})"
         adverb = {"tends": "tends to find", "usually": "usually finds", "always": "always finds"}[quantifier]
-        return f"{who}{subject['sites'][0]} {adverb} {data}, and almost never fires on benign texts"
+        return f"{who} {adverb} {data}, and almost never fires on benign texts"
+
+    def check_texts(self, subject: Mapping[str, Any], split: str, items: Sequence[Example]) -> None:
+        """Raises TaskError where a saved monitor was fitted or calibrated on texts that are to judge it."""
+        known = set(subject["monitor"].get("seen", ()))
+        same = [item.text for item in items if data_digest([item.text])[:16] in known] if known and split != "tune" else []
+        if same:
+            raise TaskError(f"{split}: the monitor was fitted or calibrated on {len(same)} of its {len(items)} texts, so they"
+                            f" cannot judge it. Give other texts. One is {same[0][:60]!r}.")  # fmt: skip
 
     def load(self, model: Any, items: Sequence[Example]) -> PreparedConcept:
         """Examples ready to be read."""
@@ -132,7 +153,8 @@ class Detects:
         """Monitor, threshold and controls, from tune."""
         host, seed, options = as_host(model), plan.settings["seed"], plan.settings["options"]
         check_labels(tune.labels)
-        fitted = Fitter(host, subject, tune, seed)
+        draws, saved = plan.settings["draws"], subject["monitor"]["type"] == SAVED
+        fitted = Saved(host, subject, tune, seed, draws) if saved else Fitter(host, subject, tune, seed)
         threshold = subject["threshold"]
         if threshold is None:
             threshold = benign_threshold(fitted.fair, tune.labels)
@@ -142,10 +164,11 @@ class Detects:
         left = [(example.text, label) for example, label in less if example is not None]
         setup = DetectSetup(
             fitted.site, fitted.score, threshold, threshold, lexical_scorer(texts, tune.labels),
-            random=fitted.random_pairs(plan.settings["draws"]), untrained=fitted.twins(), seed=seed, telling=telling,
+            random=fitted.random_pairs(draws), untrained=twins(host, fitted, seed), seed=seed, telling=telling,
             redacted_lexical=lexical_scorer([text for text, _ in left], [label for _, label in left]),
-            held_out=dict(zip(texts, fitted.fair, strict=True)) if fitted.feature is None else {},
+            held_out=dict(zip(texts, fitted.fair, strict=True)) if isinstance(fitted, Fitter) and not fitted.feature else {},
             reader=black_box(options, tune.examples, seed), second=second_corpus(host, options, tune, seed),
+            host=fitted.host if isinstance(fitted, Saved) else None,
         )  # fmt: skip
         record = {"threshold": threshold, "c": fitted.c, "telling": list(telling), "untrained": sorted(setup.untrained),
                   "benign": tune.labels.count(0), "random": len(setup.random),
@@ -158,7 +181,7 @@ class Detects:
         report: Progress | None = None,
     ) -> Columns:  # fmt: skip
         """All columns the gates need."""
-        return measure_with(DetectInstrument(as_host(model), data, setup), gates, report)
+        return measure_with(DetectInstrument(setup.host or as_host(model), data, setup), gates, report)
 
 
 class Fitter:
@@ -181,23 +204,16 @@ class Fitter:
         the rest: among 99 deals of few texts there are always some that agree with the labels, and the strongest of
         them would be a noisy copy of the claim (as with directions from the covariance, `random_directions`)."""
         rng, member = np.random.default_rng(self.seed + 1), np.array(self.data.labels) == 1
-        dealt = [_halves(member, rng) for _ in range(draws)]
+        dealt = [halves(member, rng) for _ in range(draws)]
         return {f"pairs.{number:02d}": PROBES[self.probe](self.data.relabelled(labels), self.c, self.seed)
                 for number, labels in enumerate(dealt)}  # fmt: skip
 
-    def twins(self) -> dict[str, tuple[Host, Scorer]]:
-        """scheme -> (twin, the same feature there, or the same kind of probe fitted there)."""
-        hosts = {scheme: self.host.untrained(scheme, self.seed + place) for place, scheme in enumerate(SCHEMES)}
-        clean = self.host.clean() if isinstance(self.host, HasCleanTwin) else None
-        if clean is not None:
-            hosts["clean"] = clean
-        return {scheme: (twin, self._on(twin)) for scheme, twin in hosts.items()}
-
-    def _on(self, twin: Host) -> Scorer:
+    def twin(self, twin: Host) -> tuple[Host, Scorer]:
+        """A twin with the same feature there, or the same kind of probe fitted there."""
         if self.feature:
-            return self.score
+            return twin, self.score
         data = self._read(twin)
-        return self._fit(data, self._c(data))
+        return twin, self._fit(data, self._c(data))
 
     def _c(self, data: FitData) -> float:
         return choose_c(data, self.seed) if self.probe == "linear" else 1.0
@@ -211,12 +227,13 @@ class Fitter:
         return PROBES[self.probe](data, c, self.seed)
 
 
-def _halves(member: np.ndarray, rng: np.random.Generator) -> list[int]:
-    """1 for a random half of the members and a random half of the rest."""
-    label, more = np.zeros(len(member), dtype=int), int(rng.integers(2))  # which side of an odd number gets one more
-    for rows, odd in ((np.flatnonzero(member), more), (np.flatnonzero(~member), 1 - more)):
-        label[rng.permutation(rows)[: (len(rows) + odd) // 2]] = 1
-    return label.tolist()
+def twins(host: Host, fitted: Fitter | Saved, seed: int) -> dict[str, tuple[Host, Scorer]]:
+    """scheme -> an untrained twin, or the clean one where there is one, with what is scored there."""
+    hosts = {scheme: host.untrained(scheme, seed + place) for place, scheme in enumerate(SCHEMES)}
+    clean = host.clean() if isinstance(host, HasCleanTwin) else None
+    if clean is not None:
+        hosts["clean"] = clean
+    return {scheme: fitted.twin(twin) for scheme, twin in hosts.items()}
 
 
 def benign_threshold(scores: Sequence[float], labels: Sequence[int], rate: float = FALSE_ALARMS) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from assay.data.metrics import kl
-from assay.data.prepare import PreparedTask, prepare
+from assay.data.prepare import PreparedTask, beginnings, prepare
 from assay.data.tasks import load_task, n_templates
 from assay.errors import TaskError, bad_argument
 from assay.evidence.features import Feature
@@ -74,7 +74,7 @@ def neutral_kl(model: Model, texts: Sequence[str], place: Place, variants: Seque
     """Per variant and text, KL(unedited || edited) in nats, mean over positions (or at the last, where only that is
     changed)."""
     found: list[list[float]] = [[] for _ in variants]
-    prompts = model.tokens(list(texts))
+    prompts = beginnings(model, list(texts))
     where = "all" if place.positions == "all" else "last"
     for start in range(0, len(prompts), TEXTS_AT_ONCE):
         here = prompts[start : start + TEXTS_AT_ONCE]

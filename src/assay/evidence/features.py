@@ -72,6 +72,9 @@ def feature_of(given: Any) -> Feature:
         return _checked(Feature(given["site"], given.get("index"), None if vector is None else tuple(vector)))
     if isinstance(given, str | Site):
         site = parse_site(str(given))
+        path, _, channel = (site.path or "").rpartition(".")
+        if site.name == "block" and path and channel.isdecimal():
+            return Feature(f"block.{path}", int(channel))
         if site.index is None:
             raise SiteError(f"feature: got {site}; allowed: one unit, such as {site}.0, or a direction at a site.")
         return Feature(str(site.whole), site.index)

@@ -3,7 +3,8 @@
 A feature claim needs two things of a host: activations at a site, one vector per example, read at the
 example's token; and an untrained twin of it, for the control that asks whether training mattered.
 Latents of an open dictionary (`assay.features.opened`) are read like a site, from the sites that it reads.
-Planted worlds (`assay.testing`) are hosts themselves, so that gates meet known truths on the same road.
+Image models are hosts of pictures (`image_host.py`). Planted worlds (`assay.testing`) are hosts themselves, so that gates meet
+known truths on the same road.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay.data.prepare_concept import PreparedConcept, prepare_concept
+from assay.evidence.image_host import ImageHost
 from assay.features.opened import is_latent, read_latents
+from assay.model.images import ImageModel
 from assay.model.model import Model
 from assay.model.untrained import SCHEMES, untrained_model
 from assay.records import Example
@@ -79,4 +82,6 @@ class ModelHost:
 
 def as_host(model: Any) -> Host:
     """A model as a host; hosts stay what they are."""
+    if isinstance(model, ImageModel):
+        return ImageHost(model)
     return ModelHost(model) if isinstance(model, Model) else model

@@ -17,6 +17,7 @@ from dataclasses import MISSING, fields
 from typing import Any, Protocol, get_args, get_type_hints, runtime_checkable
 
 from assay.errors import bad_argument
+from assay.model.images import ImageModel
 from assay.records import Example, GatePlan, Pair, Plan
 from assay.registry import Registry
 
@@ -104,6 +105,15 @@ class ChecksTexts(Protocol):
 
 
 KINDS: Registry[Kind] = Registry("claim kind")
+
+
+OF_PICTURES = ("represents", "decodes", "mediates")
+
+
+def check_model(kind: Kind, model: Any) -> None:
+    """Raises UsageError for an image model where a kind reads texts."""
+    if isinstance(model, ImageModel) and kind.name not in OF_PICTURES:
+        raise bad_argument("kind", kind.name, f"{', '.join(OF_PICTURES)}, of an image model")
 
 
 def check_items(kind: Kind, items: Sequence[Item], data: str) -> None:

@@ -5,11 +5,24 @@ feature tells members from non-members no better than this, "it stands for the c
 it may stand for the words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from assay.evidence.scored import TextScorer
+
+
+@runtime_checkable
+class HasSurface(Protocol):
+    """A host whose examples are no texts: what their surface alone tells."""
+
+    def surface(self, names: Sequence[str], labels: Sequence[int]) -> Callable[[Sequence[str]], list[float]]: ...
+
+
+def surface_scorer(host: Any, texts: Sequence[str], labels: Sequence[int]) -> TextScorer:
+    """texts -> log odds of being a member, by the words alone, or by what the host says is the surface of its examples."""
+    return host.surface(texts, labels) if isinstance(host, HasSurface) else lexical_scorer(texts, labels)
 
 
 def lexical_scorer(texts: Sequence[str], labels: Sequence[int]) -> TextScorer:

@@ -2,7 +2,7 @@
 
 1. A claim names units of one kind: heads (`z.L.H`), MLPs (`mlp_out.L`), attention layers
    (`attn_out.L`) or residual sites (`resid_pre|mid|post.L`), at all positions or the last one; or a circuit of
-   edges (`z.3.1->q.5.2`) and nodes (`edges_instrument.py`).
+   edges (`z.3.1->q.5.2`) and nodes (`edges_instrument.py`); or, of an image model, channels (`image_circuits.py`).
 2. They are ablated in three ways and restored (`circuits_instrument.py`); so are random sets of the same
    size, layers and kind, and everything of the kind that is not claimed.
 3. Every claimed unit is left out of the set once, and random units are added to it: which are padding?
@@ -25,7 +25,9 @@ from assay.errors import bad_argument
 from assay.evidence.circuits_instrument import Instrument, Setup, chunks, site_means, unit_key, width_of
 from assay.evidence.edges_instrument import EdgeInstrument, edge_setup, is_circuit, parts_of
 from assay.evidence.gates.base import evaluate, get_gate
+from assay.evidence.image_circuits import ImageInstrument, PreparedPictures, channels_of, image_setup, prepare_pictures
 from assay.evidence.kinds import KINDS, Columns, Progress
+from assay.model.images import ImageModel
 from assay.model.model import Model
 from assay.records import GatePlan, Pair, Plan
 from assay.sites import Site
@@ -110,14 +112,18 @@ def measure_split(
 
 def parts_of_split(model: Model, task: PreparedTask, setup: Setup) -> list[tuple[list[int], int]]:
     """Rows that are measured together, and how many such parts there are. Circuits look after their memory themselves."""
-    if is_circuit(setup.units):
+    if isinstance(task, PreparedPictures) or is_circuit(setup.units):
         return [(list(range(len(task))), 1)]
     parts = list(chunks([len(ids) for ids in task.clean], width_of(model, (*setup.units, *setup.complement))))
     return [(rows, len(parts)) for rows in parts]
 
 
-def instrument_of(model: Model, task: PreparedTask, rows: Sequence[int], setup: Setup) -> Instrument | EdgeInstrument:
-    """What measures a claim about these units, or this circuit."""
+def instrument_of(
+    model: Any, task: Any, rows: Sequence[int], setup: Setup
+) -> Instrument | EdgeInstrument | ImageInstrument:
+    """What measures a claim about these units, this circuit, or these channels."""
+    if isinstance(task, PreparedPictures):
+        return ImageInstrument(model, task, rows, setup)
     return (EdgeInstrument if is_circuit(setup.units) else Instrument)(model, task, rows, setup)
 
 
@@ -166,6 +172,8 @@ class Mediates:
         """Canonical names of units, or of the edges and nodes of a circuit. Raises UsageError for what cannot be one."""
         names = [given] if isinstance(given, str | Site | Edge) else list(given)
         names = [part.strip() for name in names for part in str(name).split(",")]
+        if isinstance(model, ImageModel):
+            return {"sites": list(channels_of(model, names))}
         if is_circuit(names):
             return {"sites": [str(part) for part in parts_of(model, names)]}
         return {"sites": [str(unit) for unit in units_of(model, names)]}
@@ -178,15 +186,17 @@ class Mediates:
             return f"these {len(subject['sites'])} {what}, as a circuit, {verb} carry the task {data}"
         return f"{', '.join(subject['sites'])} {verb} carry the task {data}"
 
-    def load(self, model: Model, items: Sequence[Pair]) -> PreparedTask:
-        """Pairs, aligned for the model's tokenizer."""
-        return prepare(items, model)
+    def load(self, model: Any, items: Sequence[Pair]) -> PreparedTask | PreparedPictures:
+        """Pairs, aligned for the model's tokenizer; of an image model pairs of pictures."""
+        return prepare_pictures(model, items) if isinstance(model, ImageModel) else prepare(items, model)
 
     def prepare(
-        self, model: Model, plan: Plan, subject: Mapping[str, Any], tune: PreparedTask
+        self, model: Any, plan: Plan, subject: Mapping[str, Any], tune: PreparedTask | PreparedPictures
     ) -> tuple[Setup, dict[str, Any]]:
         """Units, controls and means as the plan says; and a record of the controls that were drawn. Raises TaskError for
         prompts that would make the numbers meaningless."""
+        if isinstance(tune, PreparedPictures):
+            return image_setup(model, plan, subject["sites"], tune)
         check_bos(model, tune)
         if is_circuit(subject["sites"]):
             return edge_setup(model, plan, subject, tune)

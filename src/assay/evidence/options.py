@@ -87,7 +87,8 @@ OPTIONS.add("reader_url", Option(("detects",), AN_ADDRESS, _address))
 OPTIONS.add("reader_model", Option(("detects",), "the name of a model", _text))
 OPTIONS.add("reader_question", Option(("detects",), "a question about a text whose answer is yes for members", _text))
 OPTIONS.add("off_target", Option(("uses", "steers"), f"a list of bundled tasks, of: {', '.join(TASKS.names())}", _tasks))
-OPTIONS.add("second_corpus", Option(SCORED, "a bundled concept, or a concept file in the working folder", _bare_name))
+OPTIONS.add("second_corpus", Option((*SCORED, "connects"), "a bundled concept, or a concept file in the working folder",
+                                    _bare_name))  # fmt: skip
 OPTIONS.add("output", Option(("represents", "explains"), "a list of words, all different", _texts))
 OPTIONS.add("interchange", Option(("uses",), "true", _true))
 OPTIONS.add("scrub", Option(("mediates",), "true", _true))

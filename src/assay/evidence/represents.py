@@ -20,7 +20,7 @@ from assay.data.prepare_concept import PreparedConcept
 from assay.evidence.features import check_dictionary, dictionary_record, feature_of
 from assay.evidence.hosts import Host, as_host
 from assay.evidence.kinds import KINDS, Columns, Progress
-from assay.evidence.lexical import lexical_scorer
+from assay.evidence.lexical import surface_scorer
 from assay.evidence.output_side import output_side
 from assay.evidence.scored import (
     Scorer,
@@ -76,7 +76,7 @@ class Represents:
             directions = {name: _without(drawn, towards) for name, drawn in directions.items()}
         rivals = best_units(acts, tune, feature.index, N_RIVALS)
         setup = ScoreSetup(
-            feature.site, claimed, half, strict, lexical_scorer([item.text for item in tune.examples], tune.labels),
+            feature.site, claimed, half, strict, surface_scorer(host, [item.text for item in tune.examples], tune.labels),
             {name: projection(towards) for name, towards in directions.items()},
             {str(unit): unit_score(unit) for unit in rivals}, untrained_twins(host, claimed, seed), seed=seed,
             second=second_corpus(host, options, tune, seed),

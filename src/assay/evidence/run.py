@@ -24,7 +24,7 @@ from assay.evidence.claims import QUANTIFIERS, ClaimStore
 from assay.evidence.empirical import instrument_flags
 from assay.evidence.gates import evaluate
 from assay.evidence.gates.base import template_means
-from assay.evidence.kinds import KINDS, ChecksTexts, Columns, Data, Item, Kind, Progress, check_items
+from assay.evidence.kinds import KINDS, ChecksTexts, Columns, Data, Item, Kind, Progress, check_items, check_model
 from assay.evidence.ledger import now, subject_key
 from assay.evidence.options import check_options
 from assay.evidence.search import SEARCHES, Found, Hunt
@@ -136,6 +136,7 @@ def drafted(
     settings = Settings() if settings is None else settings
     settings.check()
     kind = _kind(statement)
+    check_model(kind, model)
     check_options(kind.name, settings.options)
     model.fresh_digest()
     claim = _claim(store, model, source, kind.subject(model, subject), statement, settings.positions)
@@ -152,7 +153,7 @@ def drafted(
     plan = replace(plan, mde=_mde(plan, seen, tune, columns), settings={**plan.settings, "controls": controls})
     plan = replace(plan, lock=claims.lock_of(claim, plan))
     second = getattr(setup, "second", None)
-    more = marks(second.examples) if isinstance(second, PreparedConcept) else []
+    more = marks(second.examples) if isinstance(second, PreparedConcept) else marks(second.items) if second else []
     return Draft(claim, plan, model.digest, [*names_of(source, "tune", tune.items), *more], len(tune.items))
 
 

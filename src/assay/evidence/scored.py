@@ -57,10 +57,12 @@ class ScoreSetup:
     reader: BlackBox | None = None
     second: PreparedConcept | None = None
     output: OutputSide | None = None
+    host: Host | None = None  # what is read, where that is not the model itself
 
     def asked(self) -> dict[str, Any]:
         """What the plan locks of what was named in the claim's options; nothing where nothing was."""
-        return second_record(self.second) | ({} if self.output is None else self.output.record())
+        second = second_record(None if self.second is None else self.second.examples)
+        return second | ({} if self.output is None else self.output.record())
 
 
 class ScoreInstrument:

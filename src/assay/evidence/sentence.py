@@ -7,9 +7,10 @@ the same records as the verdict and never says more than they do.
 from collections.abc import Iterator, Sequence
 
 from assay.evidence.gates.base import GATES
+from assay.evidence.source import PICTURES
 from assay.records import Claim, GateResult, Plan
 
-KIND_WORDS = {"z": "attention head", "mlp_out": "MLP layer", "attn_out": "attention layer"}
+KIND_WORDS = {"z": "attention head", "mlp_out": "MLP layer", "attn_out": "attention layer", "block": "channel"}
 NO_READER = "That it sees more than a reader of the model's output would: no such reader was compared."
 KIND_LIMITS = {
     "uses": (
@@ -64,6 +65,10 @@ WHY = {
     "behaviour absent": "the model does not show the behaviour on every part of the test data",
 }
 
+WHY_OF_PICTURES = {**WHY, "lexical": "reading brightness, colours and a thumbnail alone does about as well",
+                   "counterexamples": "too many pictures go the wrong way"}  # fmt: skip
+DRAWN = "Anything about photographs: the pictures were drawn."
+
 
 def sentence(
     claim: Claim, plan: Plan, verdict: str, reasons: Sequence[str], gates: Sequence[GateResult]
@@ -72,6 +77,7 @@ def sentence(
     if claim.kind != "mediates":
         return plain_sentence(claim, verdict, reasons, gates)
     who, task = f"{subject_words(claim)} of {claim.subject['model']}", f"the task {claim.task['name']!r}"
+    patterns = "backgrounds" if of_pictures(claim) else "sentence patterns"
     one = len(claim.subject["sites"]) == 1 or who.startswith("a circuit")
     carries, them = ("carries", "it") if one else ("carry", "them")
     if verdict == "not tested":
@@ -79,14 +85,14 @@ def sentence(
         return f"Not tested: whether {who} {carries} {task} could not be asked, because {why}."
     if verdict == "refuted":
         does = "does" if one else "do"
-        return f"Refuted: {who} {does} not carry {task} as claimed: {_failures(gates, reasons, them)}."
+        return f"Refuted: {who} {does} not carry {task} as claimed: {_failures(gates, reasons, them, patterns)}."
     if verdict == "inconclusive":
-        why = "; ".join(WHY.get(reason, reason) for reason in reasons)
+        why = whys(claim, reasons)
         return f"Undecided: whether {who} {carries} {task} is open, because {why}."
     off, back = _estimate(gates, "necessity.resample"), _estimate(gates, "sufficiency")
     return (f"Supported: {who} {carries} {task}: switching {them} off removes {off} of the effect and restoring {them}"
-            f" alone brings back {back}, more than {_draws(gates)} of the same size, on {_clusters(gates)} sentence"
-            " patterns that were not used to find them.")  # fmt: skip
+            f" alone brings back {back}, more than {_draws(gates)} of the same size, on {_clusters(gates)} {patterns}"
+            " that were not used to find them.")  # fmt: skip
 
 
 def plain_sentence(claim: Claim, verdict: str, reasons: Sequence[str], gates: Sequence[GateResult]) -> str:
@@ -96,7 +102,7 @@ def plain_sentence(claim: Claim, verdict: str, reasons: Sequence[str], gates: Se
         why = "what it is about does not happen" if "behaviour absent" in reasons else "no test data were read"
         return f"Not tested: {said}, because {why}."
     if verdict == "inconclusive":
-        return f"Undecided: {said}, because {'; '.join(WHY.get(reason, reason) for reason in reasons)}."
+        return f"Undecided: {said}, because {whys(claim, reasons)}."
     required = [gate for gate in gates if gate.required and gate.estimate is not None]
     if verdict == "refuted":
         if "below SESOI" not in reasons or not required:
@@ -106,7 +112,23 @@ def plain_sentence(claim: Claim, verdict: str, reasons: Sequence[str], gates: Se
         where = "" if worst.split == "confirm" else f" on {worst.split} data"
         return f"Refuted: {said}: {gate_words(worst)}{where}; {_share(worst.sesoi)} was claimed."
     told = [words for gate in required if gate.split == "confirm" and (words := gate_words(gate))]
-    return f"Supported: {said}: {', '.join(told[:3])}, on {_clusters(gates)} groups of texts not used to find it."
+    return f"Supported: {said}: {', '.join(told[:3])}, on {_clusters(gates)} groups of {items_word(claim)} not used to find it."
+
+
+def of_pictures(claim: Claim) -> bool:
+    """Whether the claim's items are pictures."""
+    return claim.task.get("type") in PICTURES
+
+
+def items_word(claim: Claim) -> str:
+    """What a claim's items are."""
+    return "pictures" if of_pictures(claim) else "texts"
+
+
+def whys(claim: Claim, reasons: Sequence[str]) -> str:
+    """Reason codes in words."""
+    words = WHY_OF_PICTURES if of_pictures(claim) else WHY
+    return "; ".join(words.get(reason, reason) for reason in reasons)
 
 
 def gate_words(gate: GateResult) -> str:
@@ -139,7 +161,16 @@ def does_not_show(claim: Claim, verdict: str, gates: Sequence[GateResult] = ()) 
         limits = KIND_LIMITS.get("connects by an edge" if edge else claim.kind, ())
         if any(gate.name == "black_box" for gate in gates):
             limits = tuple(limit for limit in limits if limit != NO_READER)
-        return (*limits, "That it holds for other texts than those sampled, or for other models.")
+        drawn = (DRAWN,) if claim.task.get("type") in ("scenes", "cars") else ()
+        return (*limits, *drawn, f"That it holds for other {items_word(claim)} than those sampled, or for other models.")
+    if of_pictures(claim):
+        drawn = (DRAWN,) if claim.task.get("type") in ("scenes", "cars") else ()
+        return (
+            "What these channels compute, or that they have no other job.",
+            "That they are the only channels, or the smallest set, that could do this.",
+            *drawn,
+            "That it holds for other changes of a picture, for other pictures than those sampled, or for other models.",
+        )
     return (
         "What these parts compute, or that they have no other job.",
         "That they are the only parts, or the smallest set, that could do this.",
@@ -191,12 +222,12 @@ def _clusters(gates: Sequence[GateResult]) -> int:
     return max((gate.sample.get("K", 0) for gate in gates if gate.split == "confirm"), default=0)
 
 
-def _failures(gates: Sequence[GateResult], reasons: Sequence[str], them: str) -> str:
+def _failures(gates: Sequence[GateResult], reasons: Sequence[str], them: str, patterns: str) -> str:
     if "below SESOI" not in reasons:
         return "it was claimed always, and prompts were found where it fails"
     low = [gate for gate in gates if gate.required and gate.group not in ("random", "ablation") and gate.estimate is not None]
     worst = min(low, key=lambda gate: gate.p_below)
     words = {"necessity": f"switching {them} off removes", "sufficiency": f"restoring {them} alone brings back"}
     what = words.get(worst.group, f"{worst.name} is")
-    where = "" if worst.split == "confirm" else f" (on {worst.split} sentence patterns)"
+    where = "" if worst.split == "confirm" else f" (on {worst.split} {patterns})"
     return f"{what} {_percent(worst.estimate or 0.0)} of the effect{where}, less than the {worst.sesoi:.0%} that was claimed"

@@ -70,6 +70,8 @@ class ReadsMore(Protocol):
         ...
 
 
+PICTURES = ("scenes", "cars", "pictures", "picture pairs")  # types of sources whose items are pictures
+
 SOURCES: Registry[Callable[[Mapping[str, Any]], Population]] = Registry("source")
 
 
@@ -308,3 +310,13 @@ def _windows(record: Mapping[str, Any]) -> Population:
 
 
 SOURCES.add("corpus windows", _windows)
+
+
+def _pictures(record: Mapping[str, Any]) -> Population:
+    from assay.data.image_sources import picture_source_again
+
+    return picture_source_again(record)
+
+
+for _name in PICTURES:
+    SOURCES.add(_name, _pictures)

@@ -14,6 +14,7 @@ Blocks of units are kept in a folder, named by a hash of everything that decides
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from jaxtyping import Bool, Int
 
 from assay.errors import bad_argument
 from assay.explain.conditions import KINDS, Kind, usable
-from assay.explain.reading import CodedPart, Reading
+from assay.explain.reading import CodedPart, Reading, open_reading
 from assay.explain.records import Explanation
 from assay.explain.rules import rule_words
 from assay.explain.search import Found, Searcher, SearchPlan
 from assay.explain.table import Table, make_table
+from assay.features.engines import HERE, Where, in_order
 from assay.files import write_file
 from assay.records import digest
 
@@ -63,30 +65,60 @@ class LexicalPlan:
 
 def explain_lexical(
     reading: Reading, units: Sequence[str] | None = None, plan: LexicalPlan | None = None, report: Report | None = None,
-    folder: Path | None = None,
+    folder: Path | None = None, where: Where = HERE,
 ) -> Iterator[Explanation]:  # fmt: skip
     """An explanation of every unit, in order; `folder`: where blocks are kept, beside the reading if not said.
 
-    `report` is called with the number of units done. Raises UsageError for units that the reading does not have.
+    `report` is called with the number of units done. `where`: where blocks are explained. Raises UsageError for units that
+    the reading does not have.
     """
     plan = LexicalPlan() if plan is None else plan
     names = list(reading.units if units is None else units)
     columns = [reading.column(name) for name in names]
     identity = {"reading": reading.digest, "plan": asdict(plan), "kinds": [kind.name for kind in plan.chosen],
                 "explainer": EXPLAINER}  # fmt: skip
-    folder = (reading.folder / FOLDER if folder is None else folder) / digest(identity)[:16]
-    work: _Work | None = None
-    for start in range(0, len(names), plan.block):
-        block = names[start : start + plan.block]
-        path = folder / f"{digest(block)[:16]}.json"
-        done = _kept(path, block)
-        if done is None:
-            work = work or _Work(reading.part("shown"), plan)
-            done = [work.explain(name, column) for name, column in zip(block, columns[start:], strict=False)]
-            write_file(path, json.dumps([asdict(one) for one in done]).encode())
+    folder = ((reading.folder / FOLDER if folder is None else folder) / digest(identity)[:16]).absolute()
+    blocks = []
+    for number, start in enumerate(range(0, len(names), plan.block)):
+        some = names[start : start + plan.block]
+        blocks.append(_Block(number, some, columns[start : start + plan.block], folder / f"{digest(some)[:16]}.json"))
+    there = partial(_explainer_there, reading.folder.absolute(), plan)
+    for done in in_order(where.run(there if where.engine is not None else lambda: _Explainer(reading, plan), blocks)):
         if report is not None:
-            report(len(block))
+            report(len(done))
         yield from done
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Units whose explanations are kept in one file."""
+
+    number: int
+    names: list[str]
+    columns: list[int]
+    path: Path
+
+
+class _Explainer:
+    """Explains blocks that are not kept; what it takes is made for the first of them."""
+
+    def __init__(self, reading: Reading, plan: LexicalPlan) -> None:
+        self.reading, self.plan = reading, plan
+
+    @cached_property
+    def work(self) -> "_Work":
+        return _Work(self.reading.part("shown"), self.plan)
+
+    def __call__(self, block: _Block) -> tuple[int, list[Explanation]]:
+        done = _kept(block.path, block.names)
+        if done is None:
+            done = [self.work.explain(name, column) for name, column in zip(block.names, block.columns, strict=True)]
+            write_file(block.path, json.dumps([asdict(one) for one in done]).encode())
+        return block.number, done
+
+
+def _explainer_there(folder: Path, plan: LexicalPlan) -> _Explainer:
+    return _Explainer(open_reading(folder), plan)
 
 
 def table_of(

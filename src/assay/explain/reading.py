@@ -9,7 +9,8 @@
 4. For neurons, heads and directions the values above which they count as on are measured on the part *shown* and kept: a
    share `fires` of its tokens (of the first `LEVEL_TOKENS`) lies above, rounded down, at least one.
 5. Files are written beside and renamed, the manifest after each. A killed run goes on with the next file and ends in the same
-   bytes; another model, other units, another corpus or plan are refused in the same folder.
+   bytes; another model, other units, another corpus or plan are refused in the same folder. Each file is a job that can be done
+   in another process (`features/engines.py`); who gets one looks first whether the file is there.
 6. *confirm* and *ood* are not read before `read_more` asks for them. Untrained twins read the same rows (`read_twins`).
 
 Held in memory: while reading the rows' text and one file's codes; afterwards the codes of the parts that were asked for last
@@ -21,8 +22,9 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,6 +42,7 @@ from assay.errors import ReproduceError, StoreError, UsageError, bad_argument
 from assay.explain.chosen import ChosenDocument, Report, check_context, choose
 from assay.explain.split import PARTS, SEALED, SHARES, Assigned, split_documents
 from assay.explain.units import Columns, Latents, UnitSource, nearest
+from assay.features.engines import HERE, Where, opened_there, opener_of
 from assay.features.harvest import differences
 from assay.features.massive import Limits, measure_limits, norms_of
 from assay.features.passes import Group, walk_rows
@@ -178,10 +181,13 @@ class CodedPart:
 
 
 class Reading:
-    """A folder that `read_features` made. `units`: their names, in the order of columns; `manifest`: as on disk."""
+    """A folder that `read_features` made. `units`: their names, in the order of columns; `manifest`: as on disk.
 
-    def __init__(self, folder: Path, source: UnitSource | None = None) -> None:
-        self.folder, self.source = folder, source
+    `where`: where further parts and twins are read.
+    """
+
+    def __init__(self, folder: Path, source: UnitSource | None = None, where: Where = HERE) -> None:
+        self.folder, self.source, self.where = folder, source, where
         self._parts: OrderedDict[str, CodedPart] = OrderedDict()
         self.coactive: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # of parts, once made (`sampling.coactivation`)
         self.manifest: dict[str, Any] = _finished(folder)
@@ -278,7 +284,7 @@ class Reading:
         """
         wanted = self._source(source)
         self._same(model, wanted)
-        _read(self.folder, self._rows_folder, model, wanted, tuple(parts), report)
+        _read(self.folder, self._rows_folder, model, wanted, tuple(parts), report, self.where)
         self.source, self.manifest = wanted, _finished(self.folder)
         return self
 
@@ -301,8 +307,9 @@ class Reading:
             if before is None:
                 same = {name: self.manifest[name] for name in ("rows", "split")}
                 _keep(folder, {**_empty(identity, wanted, folder), **same, "rows_in": "../.."})
-        _read(folder, self._rows_folder, twin, wanted, tuple(parts), report)
-        return Reading(folder, wanted)
+        where = Where(self.where.engine, partial(_twin_there, self.where.opener or opener_of(model), scheme, seed))
+        _read(folder, self._rows_folder, twin, wanted, tuple(parts), report, where)
+        return Reading(folder, wanted, self.where)
 
     # internal --------------------------------------------------------------------------------
 
@@ -342,14 +349,14 @@ class Reading:
 
 def read_features(
     model: Model, units: UnitSource, corpus: str | Path | Corpus, folder: str | Path, plan: ReadPlan | None = None,
-    report: Report | None = None, ood: str | Path | Corpus | None = None,
+    report: Report | None = None, ood: str | Path | Corpus | None = None, where: Where = HERE,
 ) -> Reading:  # fmt: skip
     """Read units of a model over a corpus into a folder; goes on where an earlier run with the same arguments ended.
 
     `ood`: another corpus for the part *ood*; without it that part is documents of the same corpus, and the manifest says so.
-    `report(stage, done, in all)` in tokens. Raises UsageError for a folder that holds another reading (naming what differs),
-    for a context the model cannot read and a corpus of too few documents; CorpusError for one without text; StoreError where
-    the folder cannot be written or another process writes it.
+    `report(stage, done, in all)` in tokens. `where`: where the files are made, with the same bytes. Raises UsageError for a
+    folder that holds another reading (naming what differs), for a context the model cannot read and a corpus of too few
+    documents; CorpusError for one without text; StoreError where the folder cannot be written or another process writes it.
     """
     plan, target = plan or ReadPlan(), Path(folder)
     check_context(model, plan.context)
@@ -365,8 +372,8 @@ def read_features(
         if before is None or not before["rows"]:
             manifest = _empty(identity, units, target)
             _write_rows(target, manifest, model, opened, other, plan, report)
-    _read(target, target, model, units, plan.parts, report)
-    return Reading(target, units)
+    _read(target, target, model, units, plan.parts, report, where)
+    return Reading(target, units, where)
 
 
 def open_reading(folder: str | Path) -> Reading:
@@ -576,7 +583,7 @@ def _coded(name: str, rows: dict[str, Any], files: Sequence[tuple[Any, dict[str,
 
 
 def _read(
-    folder: Path, rows_in: Path, model: Model, units: UnitSource, parts: tuple[str, ...], report: Report | None
+    folder: Path, rows_in: Path, model: Model, units: UnitSource, parts: tuple[str, ...], report: Report | None, where: Where
 ) -> None:  # fmt: skip
     """Everything that is missing of these parts."""
     with _writing(folder):
@@ -585,8 +592,38 @@ def _read(
             _rows_record(manifest, part)
         reader = _Reader(folder, rows_in, model, units, manifest, report)
         reader.prepare()
-        for part in parts:
-            reader.part(part)
+        reader.read(parts, where)
+
+
+def _twin_there(opener: Callable[[], Model], scheme: str, seed: int) -> Model:
+    return untrained_model(opener(), scheme, seed)
+
+
+def _maker_there(opener: Callable[[], Model], digest: str, reader: "_Reader") -> "Maker":
+    """Makes files in another process."""
+    reader.model = opened_there(opener, digest)
+    return reader.made
+
+
+@dataclass(frozen=True, eq=False)
+class _File:
+    """Rows first to last of a part, to become a file. `before`, `in_all`: tokens of the part."""
+
+    part: str
+    name: str
+    number: int
+    rows: list[np.ndarray]
+    first: int
+    last: int
+    before: int
+    in_all: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.rows))
+
+
+Maker = Callable[[_File], tuple[str, dict[str, Any]]]
 
 
 class _Reader:
@@ -625,28 +662,58 @@ class _Reader:
             self.manifest["neighbours"] = _store(self.folder, NEIGHBOURS, content)
             _keep(self.folder, self.manifest)
 
-    def part(self, part: str) -> None:
-        """All files of a part."""
-        rows = self._part_rows(part)
-        record = self.manifest["parts"].setdefault(part, {"files": [], "done": False})
-        known = {file["file"]: file for file in record["files"]}
-        done, files = 0, []
-        for number, (first, last) in enumerate(rows.cuts(self.plan["file_tokens"])):
-            name = f"codes-{part}-{number:05d}.safetensors"
-            found = known.get(name)
-            if found is None or not _is_whole(self.folder, found):
-                found = self._write(name, rows, first, last, done)
-                record["done"] = False
-                record["files"] = [*files, found, *(known[other] for other in sorted(known) if other > name)]
-                _keep(self.folder, self.manifest)
-            files.append(found)
-            done += found["tokens"]
-            if self.report:
-                self.report(f"reading {part}", done, rows.n_tokens)
-        if not record["done"]:
-            record["done"] = True
-            record["typical"], record["active"] = sum(f["typical"] for f in files), sum(f["active"] for f in files)
+    def read(self, parts: Sequence[str], where: Where) -> None:
+        """All files of these parts."""
+        files, found = {part: self._cut(part) for part in parts}, {}
+        for part in parts:
+            record = self.manifest["parts"].setdefault(part, {"files": [], "done": False})
+            found[part] = {one["file"]: one for one in record["files"] if _is_whole(self.folder, one)}
+            for damaged in {one["file"] for one in record["files"]} - found[part].keys():
+                (self.folder / damaged).unlink(missing_ok=True)
+        missing = [file for part in parts for file in files[part] if file.name not in found[part]]
+        for part, made in where.run(self._maker(where), missing) if missing else ():
+            found[part][made["file"]] = made
+            self._keep_part(part, [found[part][file.name] for file in files[part] if file.name in found[part]], files[part])
+        for part in parts:
+            self._keep_part(part, [found[part][file.name] for file in files[part]], files[part])
+
+    def _keep_part(self, part: str, found: list[dict[str, Any]], files: Sequence[_File]) -> None:
+        before = self.manifest["parts"][part]
+        record: dict[str, Any] = {"files": found, "done": len(found) == len(files)}
+        if record["done"]:
+            record |= {what: sum(one[what] for one in found) for what in ("typical", "active")}
+        if record != before:
+            self.manifest["parts"][part] = record
             _keep(self.folder, self.manifest)
+        if self.report:
+            self.report(f"reading {part}", sum(one["tokens"] for one in found), files[0].in_all)
+
+    def _cut(self, part: str) -> list[_File]:
+        rows, files, before = self._part_rows(part), [], 0
+        for number, (first, last) in enumerate(rows.cuts(self.plan["file_tokens"])):
+            chosen = [rows.tokens(row) for row in range(first, last)]
+            name = f"codes-{part}-{number:05d}.safetensors"
+            files.append(_File(part, name, number, chosen, first, last, before, rows.n_tokens))
+            before += files[-1].tokens
+        return files
+
+    def _maker(self, where: Where) -> Callable[[], "Maker"]:
+        if where.engine is None:
+            return lambda: self.made
+        there = copy(self)
+        there.folder, there.model, there.report, there.manifest = self.folder.absolute(), cast(Any, None), None, {}
+        return partial(_maker_there, where.opener or opener_of(self.model), self.model.digest, there)
+
+    def made(self, file: _File) -> tuple[str, dict[str, Any]]:
+        """Part and record of a file: one that is there whole (its maker was killed before it could say so), or made now."""
+        path = self.folder / file.name
+        try:
+            content = path.read_bytes()
+            arrays = load(content)
+        except (OSError, SafetensorError):
+            return file.part, self._write(file)
+        whole = len(arrays["counts"]) == file.tokens
+        return file.part, self._record(file, content, arrays) if whole else self._write(file)
 
     def _part_rows(self, part: str) -> "_PartRows":
         arrays = _rows_of(self.rows_in, _rows_record(self.manifest, part))
@@ -658,9 +725,8 @@ class _Reader:
             return []
         return list(dict.fromkeys(_guard(self.model, site) for site in self.sites)) if self.plan["factor"] is not None else []
 
-    def _write(self, name: str, rows: "_PartRows", first: int, last: int, before: int) -> dict[str, Any]:
-        chosen = [rows.tokens(row) for row in range(first, last)]
-        n = sum(map(len, chosen))
+    def _write(self, file: _File) -> dict[str, Any]:
+        n = file.tokens
         typical = np.zeros(n, bool)
         found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         seen = 0
@@ -673,16 +739,22 @@ class _Reader:
             found.append((slots[tokens], units, numbers))
             seen += len(slots)
             if self.report:
-                self.report(f"reading {rows.label or name.split('-')[1]}", before + seen, rows.n_tokens)
+                self.report(f"reading {file.part}", file.before + seen, file.in_all)
 
-        self._walk(chosen, take)
+        self._walk(file.rows, take)
         tokens, units, values = (np.concatenate([one[at] for one in found]) for at in range(3))
         order = np.lexsort((units, tokens))
         kind = np.uint16 if len(self.units.names) <= np.iinfo(np.uint16).max + 1 else np.uint32
         arrays = {"counts": np.bincount(tokens, minlength=n).astype(np.uint32), "units": units[order].astype(kind),
                   "values": values[order].astype(np.float32), "typical": typical.astype(np.uint8)}  # fmt: skip
-        return {**_store(self.folder, name, save(arrays)), "rows": [first, last], "tokens": n,
-                "typical": int(typical.sum()), "active": len(units)}  # fmt: skip
+        content = save(arrays)
+        write_file(self.folder / file.name, content)
+        return self._record(file, content, arrays)
+
+    def _record(self, file: _File, content: bytes, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {"file": file.name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content),
+                "rows": [file.first, file.last], "tokens": file.tokens, "typical": int(arrays["typical"].sum()),
+                "active": len(arrays["units"])}  # fmt: skip
 
     def _codes(
         self, values: dict[str, Tensor], group: Group, keep: Tensor
@@ -779,7 +851,6 @@ class _PartRows:
 
     ids: np.ndarray
     starts: np.ndarray
-    label: str = ""
 
     def __len__(self) -> int:
         return len(self.starts) - 1

@@ -8,7 +8,7 @@
 4. Length in bits: gamma(alternatives) + of each gamma(conditions) + gamma(exceptions + 1) + the bits of all conditions.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,17 @@ def fires_in(rule: Record | PrefixRule, windows: Iterable[Window]) -> list[Bool[
     return [one[len(window.lead) :] for one, window in zip(found, windows, strict=True)]
 
 
+def fires_where(
+    rule: Record | PrefixRule, met: Callable[[Condition], Bool[np.ndarray, " token"]]
+) -> Bool[np.ndarray, " token"]:  # fmt: skip
+    """At which tokens a rule says *fires*, by where each of its conditions is met."""
+    rule = rule if isinstance(rule, PrefixRule) else rule_of(rule)
+    said = np.logical_or.reduce([np.logical_and.reduce([met(each) for each in alternative]) for alternative in rule.any])
+    for condition in rule.exceptions:
+        said &= ~met(condition)
+    return said
+
+
 def _along(rule: PrefixRule, row: Row) -> Bool[np.ndarray, " token"]:
     kinds = {condition.kind.name: condition.kind for condition in rule.conditions}
     values = {name: list(kind.along(row)) for name, kind in kinds.items()}
@@ -101,12 +112,7 @@ def _along(rule: PrefixRule, row: Row) -> Bool[np.ndarray, " token"]:
         found = values[condition.kind.name]
         return np.fromiter((not condition.values.isdisjoint(one) for one in found), bool, len(found))
 
-    said = np.zeros(len(row.pieces), bool)
-    for alternative in rule.any:
-        said |= np.logical_and.reduce([met(condition) for condition in alternative])
-    for condition in rule.exceptions:
-        said &= ~met(condition)
-    return said
+    return fires_where(rule, met)
 
 
 def rule_bits(record: Record, sizes: Mapping[str, int]) -> float:

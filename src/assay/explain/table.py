@@ -18,7 +18,7 @@ from jaxtyping import Bool, Int
 
 from assay.errors import bad_argument
 from assay.explain.conditions import Kind, usable
-from assay.explain.rules import Condition, PrefixRule, rule_of
+from assay.explain.rules import Condition, PrefixRule, fires_where
 from assay.explain.views import Row
 
 Array = np.ndarray
@@ -86,15 +86,10 @@ class Table:
 
     def fires(self, rule: Mapping[str, Any] | PrefixRule) -> Bool[Array, " token"]:
         """At which tokens a rule says *fires*. Raises UsageError for a kind of condition that the table lacks."""
-        rule = rule if isinstance(rule, PrefixRule) else rule_of(rule)
-        said = np.zeros(len(self), bool)
-        for alternative in rule.any:
-            said |= np.logical_and.reduce([self._met(condition) for condition in alternative])
-        for condition in rule.exceptions:
-            said &= ~self._met(condition)
-        return said
+        return fires_where(rule, self.met)
 
-    def _met(self, condition: Condition) -> Bool[Array, " token"]:
+    def met(self, condition: Condition) -> Bool[Array, " token"]:
+        """At which tokens one condition holds. Raises UsageError for a kind that the table lacks."""
         name = condition.kind.name
         if name not in self.sizes:
             raise bad_argument("rule", f"a condition {name}", ", ".join(self.sizes), "Make the table with that kind.")

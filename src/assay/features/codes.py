@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from assay.errors import bad_argument
+from assay.features.screened import Scores, Screened, dots, whole
 from assay.features.world import world
 
 CANDIDATES = 4  # times k: latents of one token that may be among the largest of a batch, before more are looked at
@@ -129,35 +130,60 @@ def join(parts: Sequence[Codes]) -> Codes:
 # what is selected --------------------------------------------------------------------------------
 
 
-def top_k(pre: Float[Tensor, "token latent"], k: int) -> Pairs:
-    """The k largest pre-activations of each token."""
-    found = pre.topk(k, dim=1, sorted=False).indices
+def contenders(k: int) -> int:
+    """Latents of a token that bf16 puts among the largest and fp32 decides about: with twice k, nearly always enough."""
+    return max(2 * k, k + 16)
+
+
+def top_k(pre: Scores, k: int) -> Pairs:
+    """The k largest pre-activations of each token; in a slice of the latents, those of them that are in it."""
+    if world().slices > 1 and isinstance(pre, Tensor):
+        best = pre.topk(min(k, pre.shape[1]), dim=1, sorted=False)
+        keep = world().largest(best.values, k)
+        return _grouped(keep.sum(1), best.indices[keep], pre.shape[1])
+    found = pre.top(k, contenders(k)) if isinstance(pre, Screened) else pre.topk(k, dim=1, sorted=False).indices
     offsets = torch.arange(len(pre) + 1, device=pre.device) * k
     return Pairs(offsets, found.reshape(-1), pre.shape[1])
 
 
-def top_batch(pre: Float[Tensor, "token latent"], k: int) -> Pairs:
+def top_batch(pre: Scores, k: int) -> Pairs:
     """The k x n_tokens largest positive pre-activations of the batch: k per token on average (Bussmann et al. 2024).
 
-    Looks at the largest few of each token first, and at more of them while one token may have more. Where several
-    processes have parts of a batch, the bar is that of the whole batch.
+    Looks at the largest few of each token first, then at more of them while one token may have more. Where several
+    processes have parts of a batch, or of the latents, the bar is that of all.
     """
     n, width = pre.shape
-    wanted, few = k * n * world().size, min(width, CANDIDATES * k)
+    wanted, few = k * n * world().parts, min(width, CANDIDATES * k)
     while True:
-        best = pre.topk(few, dim=1, sorted=False)
-        flat = world().gather(best.values.reshape(-1))
+        values, latents, ceiling = _largest(pre, few)
+        flat = world().gather(values.reshape(-1))
         bar = flat.kthvalue(len(flat) - wanted + 1).values if wanted < len(flat) else flat.min()
-        if few == width or world().all(bool((best.values.min(1).values < bar).all())):
+        if few == width or world().all(bool((ceiling < bar).all())):
             break
-        few = min(width, 2 * few)
-    keep = (best.values >= bar) & (best.values > 0)
-    return _grouped(keep.sum(1), best.indices[keep], width)
+        few, pre = min(width, 2 * few), whole(pre)
+    keep = (values >= bar) & (values > 0)
+    return _grouped(keep.sum(1), latents[keep], width)
 
 
-def above(pre: Float[Tensor, "token latent"], threshold: Tensor | float) -> Pairs:
+def _largest(pre: Scores, few: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The largest few of each token: their values, their latents, and what no other exceeds."""
+    if isinstance(pre, Screened):
+        return pre.largest(few)
+    best = pre.topk(few, dim=1, sorted=False)
+    return best.values, best.indices, best.values.min(1).values
+
+
+def above(pre: Scores, threshold: Tensor | float) -> Pairs:
     """All pre-activations above a threshold, one for all latents or one each."""
+    if isinstance(pre, Screened):
+        tokens, latents = pre.above(threshold)
+        return _grouped(torch.bincount(tokens, minlength=len(pre)), latents, pre.shape[1])
     return _grouped((active := pre > threshold).sum(1), active.nonzero(as_tuple=True)[1], pre.shape[1])
+
+
+def values_at(pre: Scores, pairs: Pairs) -> Float[Tensor, " active"]:
+    """Pre-activations of the chosen pairs."""
+    return pre.at(pairs.tokens, pairs.latents) if isinstance(pre, Screened) else pre[pairs.tokens, pairs.latents]
 
 
 def _grouped(counts: Int[Tensor, " token"], latents: Int[Tensor, " active"], width: int) -> Pairs:
@@ -168,7 +194,7 @@ def _grouped(counts: Int[Tensor, " token"], latents: Int[Tensor, " active"], wid
 
 
 def read(
-    pre: Float[Tensor, "token latent"],
+    pre: Scores,
     x: Float[Tensor, "token d"],
     encoder: Float[Tensor, "latent d"],
     bias: Float[Tensor, " latent"],
@@ -179,7 +205,7 @@ def read(
 
     `pre` must be (x - shift) @ encoder.T + bias, made without gradients.
     """
-    return _Read.apply(pre, x, encoder, bias, shift, pairs)  # type: ignore[return-value]
+    return _Read.apply(values_at(pre, pairs), x, encoder, bias, shift, pairs)  # type: ignore[return-value]
 
 
 def spread(values: Float[Tensor, " active"], decoder: Float[Tensor, "latent d"], pairs: Pairs) -> Float[Tensor, "token d"]:
@@ -189,10 +215,10 @@ def spread(values: Float[Tensor, " active"], decoder: Float[Tensor, "latent d"],
 
 class _Read(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, x: Tensor, encoder: Tensor, bias: Tensor, shift: Tensor | None, pairs: Pairs) -> Tensor:
+    def forward(ctx: Any, read: Tensor, x: Tensor, encoder: Tensor, bias: Tensor, shift: Tensor | None, pairs: Pairs) -> Tensor:
         ctx.save_for_backward(x, encoder, shift)
         ctx.pairs = pairs
-        return pre[pairs.tokens, pairs.latents]
+        return read.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -237,11 +263,7 @@ def transposed(values: Tensor, table: Float[Tensor, "token d"], pairs: Pairs) ->
 
 def products(grad: Float[Tensor, "token d"], decoder: Float[Tensor, "latent d"], pairs: Pairs) -> Float[Tensor, " active"]:
     """grad[token] . decoder[latent] of each pair."""
-    if not len(pairs.latents):
-        return grad.new_zeros(0)
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(  # the kernel that reads each row once
-        grad, decoder, pairs.latents, pairs.offsets[:-1], pairs.tokens, 0
-    )
+    return dots(grad, decoder, pairs.tokens, pairs.latents, pairs.offsets[:-1])
 
 
 def to_arrays(codes: Codes) -> dict[str, np.ndarray]:

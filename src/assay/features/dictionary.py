@@ -25,8 +25,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from assay.errors import ShapeError, bad_argument
-from assay.features.codes import Codes, Pairs, bag, codes_of, join, read, spread
-from assay.features.world import world
+from assay.features.codes import Codes, Pairs, bag, codes_of, contenders, join, read, spread
+from assay.features.screened import Scores, Screened, worth_it
+from assay.features.world import drawn, world
 from assay.registry import Registry
 
 CHUNK = 1 << 23  # pre-activations made at a time where codes are read: 32 MB in fp32
@@ -125,6 +126,7 @@ class Dictionary(nn.Module):
     option_names: ClassVar[tuple[str, ...]] = ()
     trains: ClassVar[bool] = True  # else it is only read from files
     unit_decoder: ClassVar[bool] = True  # decoder rows are kept at norm 1 in training
+    per_latent: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "W_dec")  # what is divided where latents are
 
     def __init__(self, spec: Spec, name: str = "") -> None:
         super().__init__()
@@ -171,6 +173,11 @@ class Dictionary(nn.Module):
         return self.spec.d_in
 
     @property
+    def screens(self) -> bool:
+        """Whether it chooses by size alone, so that only the largest pre-activations need to be made."""
+        return False
+
+    @property
     def steered(self) -> bool:
         """Whether the weight of its penalty moves in training until k latents are active."""
         return False
@@ -178,7 +185,7 @@ class Dictionary(nn.Module):
     @property
     def shift(self) -> Float[Tensor, " d_in"] | None:
         """What is taken from inputs before they are encoded."""
-        return self.b_dec if self.spec.centred else None
+        return world().entered(self.b_dec) if self.spec.centred else None
 
     # use -------------------------------------------------------------------------------------
 
@@ -186,7 +193,14 @@ class Dictionary(nn.Module):
         """Pre-activations."""
         return torch.nn.functional.linear(x if self.shift is None else x - self.shift, self.W_enc, self.b_enc)
 
-    def select(self, pre: Float[Tensor, "token latent"]) -> Codes:
+    @torch.no_grad()
+    def scores(self, x: Float[Tensor, "token d_in"]) -> Scores:
+        """Pre-activations to choose from, without gradients: all of them, or where it is faster those that are asked for."""
+        if not self.screens or world().slices > 1 or not worth_it(x, self.W_enc, contenders(self.spec.k or 1)):
+            return self.pre(x)
+        return Screened(x if self.shift is None else x - self.shift, self.W_enc.detach(), self.b_enc.detach())
+
+    def select(self, pre: Scores) -> Codes:
         """Active latents and their values, in use."""
         raise NotImplementedError
 
@@ -202,7 +216,7 @@ class Dictionary(nn.Module):
 
     def code(self, x: Float[Tensor, "token d_in"]) -> Codes:
         """Latents of inputs that are normalised already."""
-        return self.select(self.pre(x))
+        return self.select(self.scores(x))
 
     @property
     def input_norm(self) -> str:
@@ -262,47 +276,50 @@ class Dictionary(nn.Module):
     def spread(self, values: Float[Tensor, " active"], pairs: Pairs) -> Float[Tensor, "token d_out"]:
         """Values times decoder rows; gradients reach both."""
         if torch.is_grad_enabled():
-            return spread(values, self.W_dec, pairs)
-        return bag(values, pairs.latents, pairs.offsets, self.W_dec)
+            return world().total(spread(values, self.W_dec, pairs))
+        return world().total(bag(values, pairs.latents, pairs.offsets, self.W_dec))
 
-    def choose(self, pre: Float[Tensor, "token latent"], stage: Stage) -> Pairs:
+    def choose(self, pre: Scores, stage: Stage) -> Pairs:
         """Which latents may be active in training; `pre` without gradients."""
         raise NotImplementedError
 
     def objective(self, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"], stage: Stage) -> Objective:
         """Loss of one batch, in scaled units."""
-        pairs, values, pre = self.active(x, stage)
+        pairs, values = self.active(x, stage)
         found = self.rebuilt(x, values, pairs)
-        loss = fvu(y, found, stage.total) + self.aux(x, y - found.detach(), pre, stage)
+        loss = fvu(y, found, stage.total) + self.aux(x, y - found.detach(), stage)
         return Objective(loss, found, pairs, values)
 
-    def active(self, x: Tensor, stage: Stage) -> tuple[Pairs, Float[Tensor, " active"], Tensor]:
-        """Chosen pairs, their values (with gradients), and all pre-activations (without)."""
+    def active(self, x: Tensor, stage: Stage) -> tuple[Pairs, Float[Tensor, " active"]]:
+        """Chosen pairs and their values, these with gradients."""
         with torch.no_grad():
-            pre = self.pre(x)
+            pre = self.scores(x)
             pairs = self.choose(pre, stage)
-        return pairs, read(pre, x, self.W_enc, self.b_enc, self.shift, pairs).relu(), pre
+        return pairs, read(pre, x, self.W_enc, self.b_enc, self.shift, pairs).relu()
 
     def rebuilt(self, x: Tensor, values: Tensor, pairs: Pairs) -> Float[Tensor, "token d_out"]:
         """The reconstruction, with gradients."""
         found = self.spread(values, pairs) + self.b_dec
         return found if self.W_skip is None else found + x @ self.W_skip.T
 
-    def aux(self, x: Tensor, error: Float[Tensor, "token d_out"], pre: Tensor, stage: Stage) -> Tensor | float:
+    def aux(self, x: Tensor, error: Float[Tensor, "token d_out"], stage: Stage) -> Tensor | float:
         """What dead latents could explain of the error (AuxK, Gao et al. 2024): 1/32 of their FVU of it.
 
         Their k largest pre-activations, at most d_out / 2, signed; neither the error nor the biases get gradients. With
         d_out / 2 of a few dead latents nearly all take part in every token, and none finds a feature of its own.
         """
-        if stage.dead is None or not bool(stage.dead.any()):
+        dead = None if stage.dead is None else world().every(stage.dead)
+        if dead is None or not bool(dead.any()):
             return 0.0
-        rows, latents = x[: world().first(AUX_ROWS)], stage.dead.nonzero().flatten()
+        rows, latents = x[: world().first(AUX_ROWS)], dead.nonzero().flatten()
         latents = latents[torch.randperm(len(latents), generator=torch.Generator().manual_seed(stage.step))[:AUX_LATENTS]]
+        k, latents = min(self.aux_k, len(latents)), world().own(latents, self.width)
         shift = self.shift
         centred = rows if shift is None else rows - shift.detach()
         pre = torch.nn.functional.linear(centred, self.W_enc[latents])
-        best = pre.topk(min(self.aux_k, len(latents)), dim=1)
-        found = torch.zeros_like(pre).scatter(1, best.indices, best.values) @ self.W_dec[latents]
+        best = pre.topk(min(k, len(latents)), dim=1)
+        chosen = best.values * world().largest(best.values.detach(), k)
+        found = world().total(torch.zeros_like(pre).scatter(1, best.indices, chosen) @ self.W_dec[latents])
         target = error[: len(rows)]
         return AUX_WEIGHT * (target - found).square().sum() / world().mean(target.square().sum()).clamp_min(1e-12)
 
@@ -325,11 +342,11 @@ class Dictionary(nn.Module):
             raise bad_argument("spec", got, "an architecture that trains, on inputs as they are", "It is only read from files.")
         d_in, d_out = self.spec.d_in, self.spec.d_out
         self.b_dec.copy_(y.mean(0))
-        rows = torch.randn(self.width, d_in, generator=generator)
+        rows = drawn(self.width, d_in, generator)
         self.W_enc.copy_(rows / rows.norm(dim=1, keepdim=True))
         if self.spec.transcodes or d_in != d_out:
             self.b_enc.copy_(-(self.W_enc @ x.mean(0)))
-            decoder = torch.randn(self.width, d_out, generator=generator)
+            decoder = drawn(self.width, d_out, generator)
         else:
             decoder = self.W_enc.detach().clone()
         self.W_dec.copy_(decoder / decoder.norm(dim=1, keepdim=True).clamp_min(1e-12))

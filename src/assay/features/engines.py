@@ -9,6 +9,7 @@
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -35,6 +36,21 @@ class OneProcess:
         work = make()
         for job in jobs:
             yield work(job)
+
+
+@dataclass(frozen=True)
+class Where:
+    """`engine`: where jobs are done, None for here. `opener`: opens the same model there; None: it is sent."""
+
+    engine: Engine | None = None
+    opener: Callable[[], Model] | None = None
+
+    def run(self, make: Callable[[], Callable[[Job], Result]], jobs: Iterable[Job]) -> Iterator[Result]:
+        """Results of all jobs, as they are finished."""
+        return (self.engine or OneProcess()).run(make, jobs)
+
+
+HERE = Where()
 
 
 def in_order(results: Iterable[tuple[int, Any]]) -> Iterator[Any]:

@@ -38,7 +38,7 @@ from assay.features.agreement import Agreement, agreement, duplicates
 from assay.features.codes import Codes
 from assay.features.cost import Cost, cost
 from assay.features.dictionary import Dictionary
-from assay.features.engines import Engine, OneProcess, in_order, opened_there, opener_of
+from assay.features.engines import Engine, Where, in_order, opened_there, opener_of
 from assay.features.held_out import HeldOut, Limits, Tokens, limits_of, read, read_tokens
 from assay.features.ratios import Measure, complement, ratio
 from assay.features.spliced import MEAN, PLAIN, ZERO, Losses, splice, tokens_at_once
@@ -163,7 +163,7 @@ def evaluate(
     Raises UsageError for text without a model, for sites that model or stream do not have, and for too little text.
     """
     plan, controls = plan or EvaluationPlan(), controls or Controls()
-    where = _Where(engine, opener)
+    where = Where(engine, opener)
     source = _source(dictionary, data, model, plan)
     if controls.untrained is not None and model is None:
         raise bad_argument("controls.untrained", "a model", "None where there is a stream only")
@@ -172,7 +172,7 @@ def evaluate(
     columns = _columns(found, ways)
     notes = _notes(dictionary, source, controls)
     if controls.untrained is not None and isinstance(data, HeldOut):
-        columns.append(_untrained(controls.untrained, data, plan, report, _Where(engine, None)))
+        columns.append(_untrained(controls.untrained, data, plan, report, Where(engine, None)))
     alive = found.latents[OWN].counts > 0
     others = [_alive_directions(source, other, plan) for other in controls.seeds]
     own = dictionary.directions()[alive]
@@ -234,14 +234,6 @@ def activations(
 
 
 # what is read ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Where:
-    """Where text is read."""
-
-    engine: Engine | None = None
-    opener: Callable[[], Model] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -516,18 +508,18 @@ def _reader_there(opener: Callable[[], Model] | None, digest: str, reader: _Read
     return partial(getattr(replace(reader, model=model), method), *given)
 
 
-def _results(source: _Source, reader: _Reader, where: _Where, batches: Iterator[_Batch], method: str, *given: Any) -> Iterator:
+def _results(source: _Source, reader: _Reader, where: Where, batches: Iterator[_Batch], method: str, *given: Any) -> Iterator:
     """What a method of the reader makes of each batch, in their order."""
     if where.engine is None:
-        return in_order(OneProcess().run(lambda: partial(getattr(reader, method), *given), batches))
+        return in_order(where.run(lambda: partial(getattr(reader, method), *given), batches))
     model = source.model
     opener = (where.opener or opener_of(model)) if model is not None else None
     make = partial(_reader_there, opener, model.digest if model else "", replace(reader, model=None), method, *given)
-    return in_order(where.engine.run(make, batches))
+    return in_order(where.run(make, batches))
 
 
 def _measured(
-    source: _Source, ways: Mapping[str, Dictionary], plan: EvaluationPlan, report: Report | None, simple: bool, where: _Where
+    source: _Source, ways: Mapping[str, Dictionary], plan: EvaluationPlan, report: Report | None, simple: bool, where: Where
 ) -> _Found:  # fmt: skip
     """One pass for fitting, one for scores."""
     reader = _Reader(source.model, ways, source.limits)
@@ -656,7 +648,7 @@ def _of_losses(losses: Losses, name: str) -> dict[str, Measure | None]:
 
 
 def _untrained(
-    pair: tuple[Model, Dictionary], data: HeldOut, plan: EvaluationPlan, report: Report | None, where: _Where
+    pair: tuple[Model, Dictionary], data: HeldOut, plan: EvaluationPlan, report: Report | None, where: Where
 ) -> Column:
     """The twin's dictionary on the twin: reconstruction and latents; a loss that means nothing is left out."""
     twin, dictionary = pair

@@ -12,13 +12,16 @@
 7. At the end thresholds are set on a batch by the final weights, and scales are folded into the weights: the folded
    dictionary must reconstruct that batch as it did before (the median token; rounding may turn a latent on or off).
 
+Several processes (`world.py`) read the same batches and hold the whole dictionary, or a slice of its latents each; the kept
+state is that of one process.
+
 The loss is a fraction of variance: the same learning rate serves all sites and models.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -42,6 +45,7 @@ STEER, STEERED = 0.03, 6.0  # of the penalty's logarithm: a step at most, a whol
 LOG_EVERY, DIVERGED, FEW_STEPS = 10, 3.0, 20
 CHECKPOINT = "checkpoint.safetensors"
 FOLD_TOLERANCE = 1e-4
+DIVIDED = ("topk", "batchtopk", "relu", "jumprelu")  # whose latents may be divided over processes
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,7 @@ class _Member:
     """One dictionary in training."""
 
     dictionary: Dictionary
+    whole: Spec  # of all slices together
     optimiser: torch.optim.Optimizer
     scale_in: Tensor
     scale_out: Tensor
@@ -169,15 +174,15 @@ class Training:
 
     def __init__(self, stream: ActivationStream, specs: Sequence[Spec], plan: TrainPlan, names: Sequence[str] = ()) -> None:
         specs = [_completed(spec, stream) for spec in specs]
-        if plan.batch % world().size:
-            raise bad_argument("batch", plan.batch, f"a multiple of {world().size}, the number of processes")
+        if plan.batch % world().parts:
+            raise bad_argument("batch", plan.batch, f"a multiple of {world().parts}, the number of processes")
         self.stream, self.plan, self.done = stream, plan, 0
         self.identity = _identity(stream, specs, plan)
         batches = iter(stream.batches(plan.batch, plan.seed))
         self._first = next(batches)
         self._batches: Iterator[Batch] | None = chain([self._first], batches)  # a first block may be costly: it is read once
-        made = [make_dictionary(spec, name) for spec, name in zip(specs, names or [""] * len(specs), strict=True)]
-        self.members = [_begin(dictionary, self._first, plan, number) for number, dictionary in enumerate(made)]
+        given = zip(specs, names or [""] * len(specs), strict=True)
+        self.members = [_begin(spec, name, self._first, plan, number) for number, (spec, name) in enumerate(given)]
 
     def step(self) -> None:
         """One batch for every dictionary."""
@@ -199,7 +204,7 @@ class Training:
 
     def keep(self, path: Path) -> None:
         """Write all state, to go on from: the same file, however many processes train."""
-        if world().rank == 0:
+        if world().rank == 0 or world().slices > 1:
             _keep(path, self.members, self.identity, self.done)
 
     def take_up(self, path: Path) -> None:
@@ -209,7 +214,8 @@ class Training:
             self._batches = None
 
     def finish(self) -> list[Trained]:
-        """Thresholds set, scales folded, provenance written: what is kept."""
+        """Thresholds set, scales folded, provenance written: what is kept. Of divided latents process 0 gets all, to be used
+        after the processes have parted."""
         return [_finish(member, self._first, self.stream, self.plan) for member in self.members]
 
 
@@ -271,7 +277,7 @@ def _advance(member: _Member, batch: Batch, plan: TrainPlan, step: int) -> None:
     found = dictionary.objective(x, y, stage)
     found.loss.backward()
     world().average(dictionary.parameters())
-    torch.nn.utils.clip_grad_norm_(dictionary.parameters(), plan.clip)
+    _clip(dictionary, plan.clip)
     dictionary.project()
     member.optimiser.step()
     dictionary.after_step(found, stage)
@@ -280,15 +286,29 @@ def _advance(member: _Member, batch: Batch, plan: TrainPlan, step: int) -> None:
 
 
 @torch.no_grad()
+def _clip(dictionary: Dictionary, most: float) -> None:
+    """Gradients of all slices together to a norm of at most `most`."""
+    if world().slices == 1:
+        torch.nn.utils.clip_grad_norm_(dictionary.parameters(), most)
+        return
+    grads = {name: each.grad for name, each in dictionary.named_parameters() if each.grad is not None}
+    squares = {name: grad.square().sum() for name, grad in grads.items()}
+    own = sum((squares[name] for name in grads if name in dictionary.per_latent), torch.zeros(()))
+    norm = (world().total(own) + sum(squares[name] for name in grads if name not in dictionary.per_latent)).sqrt()
+    for grad in grads.values():
+        grad.mul_((most / (norm + 1e-6)).clamp(max=1.0))
+
+
+@torch.no_grad()
 def _observe(member: _Member, found: Objective, y: Tensor, plan: TrainPlan, step: int, lr: float) -> None:
     """Count firings, steer the penalty, keep a line of history, stop what diverges."""
     latents = found.pairs.latents[found.values > 0]
     fired = torch.zeros_like(member.silent, dtype=torch.bool)
     fired[latents] = True
-    member.silent += len(y) * world().size
+    member.silent += len(y) * world().parts
     member.silent[world().any(fired)] = 0
     share = (y - found.reconstruction).square().sum() / (len(y) * member.total)
-    told = torch.stack([found.loss.detach(), share, share.new_tensor(len(latents) / len(y))]).double()
+    told = torch.stack([found.loss.detach(), share, world().total(share.new_tensor(len(latents) / len(y)))]).double()
     loss, share, l0 = world().mean(told).tolist()
     k = member.dictionary.spec.k
     if member.dictionary.steered and k is not None:
@@ -296,7 +316,7 @@ def _observe(member: _Member, found: Objective, y: Tensor, plan: TrainPlan, step
         member.sparsity *= math.exp(gain * max(-1.0, min(1.0, math.log(max(l0, 1e-3) / k))))
     _check(member, loss, share, step, plan)
     if step % LOG_EVERY == 0 or step == plan.steps - 1:
-        dead = float((member.silent >= plan.death).float().mean())
+        dead = float(world().total((member.silent >= plan.death).float().mean()) / world().slices)
         member.history.append(Log(step, (step + 1) * plan.batch, loss, share, l0, dead, lr, member.sparsity))
 
 
@@ -336,8 +356,21 @@ def _completed(spec: Spec, stream: ActivationStream) -> Spec:
                    target_limit=limits[1])  # fmt: skip
 
 
-def _begin(dictionary: Dictionary, batch: Batch, plan: TrainPlan, number: int) -> _Member:
-    spec = dictionary.spec
+def _slice(spec: Spec) -> Spec:
+    """What this process holds of a dictionary. Raises UsageError where it cannot be divided."""
+    slices = world().slices
+    if slices == 1:
+        return spec
+    if spec.architecture not in DIVIDED:
+        raise bad_argument("architecture", spec.architecture, ", ".join(DIVIDED), "Others: divide the batch, not the latents.")
+    if spec.width % slices or spec.width // slices < (spec.k or 1):
+        raise bad_argument("width", spec.width, f"a multiple of {slices}, the number of processes, and k latents in each")
+    return replace(spec, width=spec.width // slices)
+
+
+def _begin(whole: Spec, name: str, batch: Batch, plan: TrainPlan, number: int) -> _Member:
+    spec = _slice(whole)
+    dictionary = make_dictionary(spec, name)
     x, y = gathered(batch, spec.inputs), gathered(batch, spec.outputs)
     scale_in = site_scales(x, [batch[site].shape[1] for site in spec.inputs])
     scale_out = site_scales(y, [batch[site].shape[1] for site in spec.outputs])
@@ -345,8 +378,8 @@ def _begin(dictionary: Dictionary, batch: Batch, plan: TrainPlan, number: int) -
     dictionary.start(x * scale_in, y * scale_out, generator)
     freeze(dictionary, plan.frozen)
     silent = torch.zeros(dictionary.width, dtype=torch.long)
-    return _Member(dictionary, make_optimiser(dictionary, plan), scale_in, scale_out, spread_total(y * scale_out), silent,
-                   plan.sparsity)  # fmt: skip
+    optimiser, total = make_optimiser(dictionary, plan), spread_total(y * scale_out)
+    return _Member(dictionary, whole, optimiser, scale_in, scale_out, total, silent, plan.sparsity)
 
 
 def freeze(dictionary: Dictionary, names: Sequence[str]) -> None:
@@ -395,7 +428,7 @@ def _finish(member: _Member, batch: Batch, stream: ActivationStream, plan: Train
     apart = float(((before - dictionary.reconstruct(x)).norm(dim=1) / before.norm(dim=1).clamp_min(1e-12)).median())
     if not apart < FOLD_TOLERANCE:
         raise UsageError(f"dictionary {dictionary.name}: folding the scales changed its reconstruction by {apart:.2g}.")
-    dictionary.requires_grad_(False)
+    dictionary = _collected(member).requires_grad_(False)
     last = member.history[-1]
     dictionary.provenance = {
         "plan": {**asdict(plan), "betas": list(plan.betas), "frozen": list(plan.frozen)}, "stream": dict(stream.record),
@@ -413,6 +446,19 @@ def _identity(stream: ActivationStream, specs: Sequence[Spec], plan: TrainPlan) 
     return json.dumps(what, sort_keys=True, default=str)
 
 
+def _collected(member: _Member) -> Dictionary:
+    """The dictionary of all slices, in process 0."""
+    own = member.dictionary
+    if world().slices == 1:
+        return own
+    state = {name: world().collected(value) if name in own.per_latent else value for name, value in own.state_dict().items()}
+    if world().rank:
+        return own
+    found = make_dictionary(member.whole, own.given_name)
+    found.load_state_dict(state)
+    return found
+
+
 def _keep(path: Path, members: Sequence[_Member], identity: str, step: int) -> None:
     tensors: dict[str, Tensor] = {}
     scalars = []
@@ -423,10 +469,29 @@ def _keep(path: Path, members: Sequence[_Member], identity: str, step: int) -> N
             for name, value in state.items():
                 tensors[f"{number}.optimiser.{index}.{name}"] = torch.as_tensor(value).clone()
         tensors[f"{number}.silent"] = member.silent
+        for name in _divided(member, number, tensors):
+            tensors[name] = world().collected(tensors[name])
         scalars.append({"sparsity": member.sparsity, "best": member.best, "recent": member.recent,
                         "seconds": member.seconds, "history": [asdict(line) for line in member.history]})  # fmt: skip
     record = {"identity": identity, "step": str(step), "members": json.dumps(scalars)}
-    write_file(path, save(tensors, record))
+    if world().rank == 0:
+        write_file(path, save(tensors, record))
+
+
+def _divided(member: _Member, number: int, names: Iterable[str]) -> list[str]:
+    """Which of some names of a kept state have a row for each latent."""
+    own = member.dictionary
+    order = [name for name, value in own.named_parameters() if value.requires_grad]
+    tails = {f"dictionary.{name}" for name in own.per_latent} | {"silent"}
+    indices = {str(index) for index, name in enumerate(order) if name in own.per_latent}
+    found = []
+    for name in names:
+        first, _, tail = name.partition(".")
+        kind, _, rest = tail.partition(".")
+        moment = kind == "optimiser" and rest.partition(".")[0] in indices and not rest.endswith(".step")
+        if first == str(number) and (tail in tails or moment):
+            found.append(name)
+    return found
 
 
 def _states(member: _Member) -> list[dict[str, Any]]:
@@ -440,7 +505,9 @@ def _take_up(path: Path, members: Sequence[_Member], identity: str) -> int:
         return 0
     try:
         with safe_open(path, "pt") as file:
-            record, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            divided = {name for number, member in enumerate(members) for name in _divided(member, number, names)}
+            record, tensors = file.metadata(), {name: _rows(file, name, name in divided) for name in names}
     except (OSError, SafetensorError) as error:
         raise StoreError(f"{path}: not a kept state of training ({error}). Delete it to start again.") from error
     if record["identity"] != identity:
@@ -454,6 +521,15 @@ def _take_up(path: Path, members: Sequence[_Member], identity: str) -> int:
         member.sparsity, member.best, member.recent = kept["sparsity"], kept["best"], kept["recent"]
         member.seconds, member.history = kept["seconds"], [Log(**line) for line in kept["history"]]
     return int(record["step"])
+
+
+def _rows(file: Any, name: str, divided: bool) -> Tensor:
+    """A tensor of a kept state, or this process's slice of it."""
+    if world().slices == 1 or not divided:
+        return file.get_tensor(name)
+    rows = file.get_slice(name)
+    n = rows.get_shape()[0] // world().slices
+    return rows[world().rank * n : (world().rank + 1) * n]
 
 
 def _restore_optimiser(member: _Member, tensors: Mapping[str, Tensor], number: int) -> None:

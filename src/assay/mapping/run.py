@@ -17,8 +17,8 @@ The folder of a map is named by everything that decides it; the same command goe
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,11 @@ from assay.explain.lexical import LexicalPlan, explain_lexical
 from assay.explain.output_side import Changes, Written, clamped, contexts_of, direct, some_of, written
 from assay.explain.reading import Reading, ReadPlan, open_reading, read_features
 from assay.explain.records import Cost, Explanation, Sample, Score
-from assay.explain.sampling import SamplePlan, samples
+from assay.explain.sampling import SamplePlan, Samples, samples
 from assay.explain.scorers.base import SCORERS, deranged, score_features
 from assay.explain.scorers.untrained import summarise
 from assay.explain.tools import Ask, Tools
+from assay.features.engines import HERE, Where, in_order
 from assay.files import write_file
 from assay.mapping.claims import NO_RULE, WORDS, Screened, screen, settings_for, supportable, wanted_claims, why_not
 from assay.mapping.features import Named, Records, densities, says
@@ -108,7 +109,8 @@ class MapPlan:
     def reading(self, context: int) -> ReadPlan:
         """How the corpus is read, by a model that holds so many tokens."""
         length = min(self.context, context)
-        return ReadPlan(tokens=self.tokens, context=length, per_document=length, seed=self.seed)
+        files = min(65_536, max(2048, self.tokens // 32))  # tokens in one: what a worker has at once
+        return ReadPlan(tokens=self.tokens, context=length, per_document=length, seed=self.seed, file_tokens=files)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +125,8 @@ class Side:
 
 @dataclass(eq=False)
 class MapRun:
-    """One run. `asker`: an endpoint with its journal and budget, where the explainer is one."""
+    """One run. `asker`: an endpoint with its journal and budget, where the explainer is one. `where`: where corpora are read,
+    rules looked for and scored; what is asked, stated, paid and tested is done here."""
 
     model: Model
     units: MapUnits
@@ -131,6 +134,7 @@ class MapRun:
     plan: MapPlan = field(default_factory=MapPlan)
     asker: Ask | None = None
     report: Report | None = None
+    where: Where = HERE
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -160,7 +164,7 @@ class MapRun:
     def reading(self) -> Reading:
         """The reading, with the parts that are read so far."""
         found = open_reading(self.folder / "reading")
-        return Reading(found.folder, self.units.source)
+        return Reading(found.folder, self.units.source, self.where)
 
     @cached_property
     def names(self) -> list[str]:
@@ -223,7 +227,7 @@ class MapRun:
         count = self.count(f"explaining {side.what}".strip(), len(side.names))
         if self.plan.explainer == "lexical":
             kept = self.folder / "twin" if side.what else None
-            yield from explain_lexical(side.reading, side.names, LexicalPlan(), count, kept)
+            yield from explain_lexical(side.reading, side.names, LexicalPlan(), count, kept, self.where)
             return
         outputs = {each.feature: each for each in direct(side.model, self.written(side))} if self.plan.sees_outputs else {}
         tools = Tools(self.asker, reading=side.reading, seed=self.plan.seed, outputs=outputs, report=count)
@@ -291,7 +295,7 @@ def would_cost(run: MapRun) -> Any:
 def _read(run: MapRun) -> dict[str, Any]:
     most = getattr(getattr(run.model.hf, "config", None), "max_position_embeddings", None) or run.plan.context
     read_features(run.model, run.units.source, run.plan.corpus, run.folder / "reading", run.plan.reading(most), run.report,
-                  run.plan.ood)  # fmt: skip
+                  run.plan.ood, run.where)  # fmt: skip
     shown = [text for part in ("shown", "scored") for text in marks_of(texts_of(run.reading.as_text(part)))]
     run.atlas.append("look", {"what": "map: windows that are shown and scored", "model": run.model.digest,
                               "clusters": sorted(set(shown)), "n": len(shown)})  # fmt: skip
@@ -325,7 +329,7 @@ def _score(run: MapRun) -> dict[str, Any]:
 
 
 def _scored_blocks(
-    run: MapRun, found: Any, explanations: Mapping[str, Explanation], folder: Path, what: str,
+    run: MapRun, found: Samples, explanations: Mapping[str, Explanation], folder: Path, what: str,
     skipped: dict[tuple[str, str], str] | None = None, clamp: bool = False,
 ) -> Iterator[Score]:  # fmt: skip
     """Scores of every explanation, a block of units at a time; a block that is on disk is not scored again.
@@ -334,40 +338,89 @@ def _scored_blocks(
     A block in which the endpoint left something unanswered is not kept. Raises EndpointError after the last block then.
     """
     names = [name for name in explanations if name not in found.dropped]
-    density = densities(found.reading)
-    others = deranged([explanations[name] for name in names], density, run.plan.seed) if names else {}
     key = digest([[name, each.text, each.rule] for name, each in explanations.items()] + [list(run.plan.scorers)])[:12]
-    executed = Executed(found.reading.part("scored")) if any(each.rule for each in explanations.values()) else None
-    for start in range(0, len(names), BLOCK):
-        path = folder / f"{key}-{start:07d}.json"
-        if not path.is_file():
-            block = names[start : start + BLOCK]
-            kept_samples = [sample for sample in map(found.of, block) if sample is not None]
-            pairs = [(explanations[sample.feature], sample) for sample in kept_samples]
-            tools = Tools(run.asker, reading=found.reading, executed=executed, seed=run.plan.seed,
-                          changes=_changes(run, kept_samples) if clamp else None)  # fmt: skip
-            left: dict[tuple[str, str], str] = {}
-            before = len(run.asker.unanswered) if run.asker is not None else 0
-            made = list(score_features(pairs, run.plan.scorers, tools, others, left))
-            gone = {name: found.dropped[name] for name in block if name in found.dropped}
-            skips = [[*who, why] for who, why in left.items()]
-            body = {"scores": [plain(each) for each in made], "dropped": gone, "skipped": skips}
-            if run.asker is not None and len(run.asker.unanswered) > before:
-                continue
-            write_file(path, json.dumps(body).encode())
-        kept = json.loads(path.read_text())
-        found.dropped |= kept["dropped"]
-        if skipped is not None:
-            skipped |= {(feature, scorer): why for feature, scorer, why in kept["skipped"]}
-        yield from (score_of(body) for body in kept["scores"])
-        run.say(what, min(start + BLOCK, len(names)), len(names))
+    blocks = [_Block(number, names[start : start + BLOCK], (folder / f"{key}-{start:07d}.json").absolute())
+              for number, start in enumerate(range(0, len(names), BLOCK))]  # fmt: skip
+    done = 0
+    for block in in_order(_made(run, found, explanations, names, blocks, clamp)):
+        done += len(block.names)
+        if block.path.is_file():
+            kept = json.loads(block.path.read_text())
+            found.dropped |= kept["dropped"]
+            if skipped is not None:
+                skipped |= {(feature, scorer): why for feature, scorer, why in kept["skipped"]}
+            yield from (score_of(body) for body in kept["scores"])
+            run.say(what, done, len(names))
     run.check_answered()
+
+
+def _made(
+    run: MapRun, found: Samples, explanations: Mapping[str, Explanation], names: Sequence[str], blocks: Sequence["_Block"],
+    clamp: bool,
+) -> Iterator[tuple[int, "_Block"]]:  # fmt: skip
+    """Blocks, by number, with their files made: elsewhere where nobody is asked and nothing is clamped."""
+    changes = partial(_changes, run) if clamp and "intervention" in run.plan.scorers else None
+    others = deranged([explanations[name] for name in names], densities(found.reading), run.plan.seed) if names else {}
+    scoring = _Scoring(found, explanations, others, run.plan.scorers, run.plan.seed, run.asker, changes)
+    where = run.where if run.asker is None and changes is None and not all(each.path.is_file() for each in blocks) else HERE
+    sent = replace(scoring, found=None)
+    there = partial(_scoring_there, found.reading.folder.absolute(), run.sampling, list(explanations), sent)
+    return where.run(there if where.engine is not None else lambda: scoring.block, blocks)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Units whose scores are kept in one file."""
+
+    number: int
+    names: list[str]
+    path: Path
+
+
+@dataclass(frozen=True, eq=False)
+class _Scoring:
+    """What scores a block of units."""
+
+    found: Any
+    explanations: Mapping[str, Explanation]
+    others: Mapping[str, Explanation]
+    scorers: tuple[str, ...]
+    seed: int
+    asker: Ask | None = None
+    changes: Callable[[Sequence[Sample]], Changes | None] | None = None
+
+    @cached_property
+    def executed(self) -> Executed | None:
+        ruled = any(each.rule for each in self.explanations.values())
+        return Executed(self.found.reading.part("scored")) if ruled else None
+
+    def block(self, block: _Block) -> tuple[int, _Block]:
+        """Its file, unless it is there; none where the endpoint left something unanswered."""
+        if block.path.is_file():
+            return block.number, block
+        kept_samples = [sample for sample in map(self.found.of, block.names) if sample is not None]
+        pairs = [(self.explanations[sample.feature], sample) for sample in kept_samples]
+        tools = Tools(self.asker, reading=self.found.reading, executed=self.executed, seed=self.seed,
+                      changes=self.changes(kept_samples) if self.changes else None)  # fmt: skip
+        left: dict[tuple[str, str], str] = {}
+        before = len(self.asker.unanswered) if self.asker is not None else 0
+        made = list(score_features(pairs, self.scorers, tools, self.others, left))
+        gone = {name: self.found.dropped[name] for name in block.names if name in self.found.dropped}
+        skips = [[*who, why] for who, why in left.items()]
+        body = {"scores": [plain(each) for each in made], "dropped": gone, "skipped": skips}
+        if self.asker is None or len(self.asker.unanswered) == before:
+            write_file(block.path, json.dumps(body).encode())
+        return block.number, block
+
+
+def _scoring_there(folder: Path, plan: SamplePlan, names: Sequence[str], scoring: _Scoring) -> Callable[[_Block], Any]:
+    return replace(scoring, found=samples(open_reading(folder), plan, names)).block
 
 
 def _changes(run: MapRun, block: Sequence[Sample]) -> Changes | None:
     """What clamping each of some units to its largest value does to the next token, in contexts of *scored*; where it is asked
     for. Heads are not clamped: a head has no one vector before its samples are read again."""
-    if "intervention" not in run.plan.scorers or run.units.kind == "head" or len(block) < 2:
+    if run.units.kind == "head" or len(block) < 2:
         return None
     targets = {sample.feature: sample.largest for sample in block}
     groups = some_of(written(run.model, run.units.source), targets)

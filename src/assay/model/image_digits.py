@@ -9,6 +9,7 @@ Their accuracy on held-out pictures is printed by training; they are for tests a
 """
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class DigitsCNN(nn.Module):
         return self.classifier(self.conv3(self.conv2(self.conv1(x))).amax((2, 3)))
 
 
+@lru_cache(maxsize=2)
 def digit_images(part: str = "train") -> tuple[Tensor, Tensor]:
     """(pictures (n, 1, 16, 16) in 0..1, digits (n,)) of `train` or `test`."""
     from sklearn.datasets import load_digits

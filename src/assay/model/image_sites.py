@@ -1,7 +1,8 @@
 """Where an image model's sites are: found from one run, proved on this very model.
 
-1. One run notes what every module got and gave. A module that runs once and gives a map (n, channel, h, w) is a site
-   `block.<path>`. A list of equal modules whose inputs and outputs are tokens (n, token, d) makes a transformer.
+1. One run notes what every module got and gave. A module that runs once and gives a square map is a site `block.<path>`,
+   (n, channel, h, w) also where the module has its channels last. Lists of equal modules whose inputs and outputs are
+   tokens (n, token, d) make a transformer; layers are numbered in the order of the run, over all its stages.
 2. Inside a transformer block the sites are found by their equations, not by names: `resid_mid` is the input of the second
    norm; `attn_out` the outermost output t with pre + t = mid (LayerScale included); `mlp_out` the one with mid + t = post;
    `z` the input of the last linear map before mid, its heads proved by silencing one head's values; `mlp_act` the input of
@@ -10,7 +11,8 @@
    the gradient of the logits at the site is not zero, so the model reads it.
 4. Where a convolution reads a map, its output is the sum over channels: conv(even) + conv(odd) - conv(0) = conv(all).
 
-What fails is absent, with the reason. Patterns, q, k and v of vision transformers are not offered.
+What fails is absent, with the reason. Patterns, q, k and v of vision transformers are not offered, nor z where attention
+works in windows: its rows are no images.
 """
 
 from dataclasses import dataclass, field
@@ -37,6 +39,7 @@ class ImagePoint:
     equation: str = "capture and identity patch leave logits bit-identical; the logits depend on it"
     error: float = 0.0
     reader: str | None = None  # the convolution that reads this map
+    last: bool = False  # a map whose module has its channels on the last axis
 
     @property
     def width(self) -> int:
@@ -86,13 +89,29 @@ def first_tensor(value: Any) -> Any:
     return value[0] if isinstance(value, tuple) and value else value
 
 
-def hook(module: nn.Module, side: str, meet: Any) -> Any:
-    """A hook that puts what `meet(tensor)` returns in the place of the module's first input or output."""
-    if side == "in":
-        return module.register_forward_pre_hook(lambda _, given: (meet(given[0]), *given[1:]))
+def logits_of(out: Any, model: nn.Module) -> Tensor:
+    """The logits (n, class) of a model's output. Raises LayoutError where it has none."""
+    found = getattr(out, "logits", out)
+    if not isinstance(found, Tensor) or found.ndim != 2:
+        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(out).__name__
+        raise LayoutError(
+            f"{type(model).__name__}: its output is no logits (image, class); got {got}. Load it with its classifier."
+        )
+    return found
+
+
+def hook(hf: nn.Module, point: ImagePoint, meet: Any) -> Any:
+    """A hook that puts what `meet(tensor)` returns in the place of a site; maps have their channels first there."""
+    module = hf.get_submodule(point.path)
+
+    def changed(value: Tensor) -> Tensor:
+        return meet(value.movedim(-1, 1)).movedim(1, -1).contiguous() if point.last else meet(value)
+
+    if point.side == "in":
+        return module.register_forward_pre_hook(lambda _, given: (changed(given[0]), *given[1:]))
 
     def after(_: nn.Module, __: Any, out: Any) -> Any:
-        value = meet(first_tensor(out))
+        value = changed(first_tensor(out))
         return (value, *out[1:]) if isinstance(out, tuple) else value
 
     return module.register_forward_hook(after)
@@ -101,12 +120,13 @@ def hook(module: nn.Module, side: str, meet: Any) -> Any:
 def prove_image_layout(hf: nn.Module, x: Tensor) -> ImageLayout:
     """Find and prove the sites of a model on normalised images x (n, channel, h, w). Raises LayoutError."""
     clean, seen = _observe(hf, x)
-    points, absent = _maps(seen)
-    blocks = _transformer_blocks(hf, seen)
+    points, absent = _maps(hf, seen, len(x))
+    blocks = _transformer_blocks(hf, seen, len(x))
     for layer, path in enumerate(blocks):
         points |= _block_sites(hf, x, seen, path, layer, _n_heads(hf, path), absent)
     if blocks:
         points = {name: p for name, p in points.items() if p.kind == "tokens" or _outside(p.path, blocks)}
+        absent = {name: why for name, why in absent.items() if _outside(name.removeprefix("block."), blocks)}
     if not points:
         raise LayoutError(f"{type(hf).__name__}: no module gives maps or tokens; nothing can be captured.")
     points = dict(sorted(points.items(), key=lambda item: item[1].order))
@@ -132,18 +152,29 @@ def _observe(hf: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, _Seen]]:
     finally:
         for handle in handles:
             handle.remove()
-    return getattr(out, "logits", out), seen
+    return logits_of(out, hf), seen
 
 
-def _maps(seen: dict[str, _Seen]) -> tuple[dict[str, ImagePoint], dict[str, str]]:
+def _maps(hf: nn.Module, seen: dict[str, _Seen], n: int) -> tuple[dict[str, ImagePoint], dict[str, str]]:
+    """Square maps of n images. Shape tells which axis has the channels; where it cannot, what the model is made of may."""
     points, absent = {}, {}
+    mixed = any(what.out is not None and what.out.ndim == 4 and isinstance(hf.get_submodule(path), nn.Linear | nn.LayerNorm)
+                for path, what in seen.items())  # fmt: skip
     for path, what in seen.items():
-        if not path or what.out is None or what.out.ndim != 4 or what.out.shape[-1] * what.out.shape[-2] < 2:
+        if not path or what.out is None or what.out.ndim != 4:
             continue
+        rows, a, b, c = what.out.shape
+        if b == 1 and 1 in (a, c):
+            continue  # one place
         if what.calls > 1:
             absent[f"block.{path}"] = f"the module runs {what.calls} times in one pass"
+        elif rows != n or b not in (a, c):
+            absent[f"block.{path}"] = f"its output {tuple(what.out.shape)} is no square map of {n} images"
+        elif a == b == c and mixed and not isinstance(hf.get_submodule(path), nn.Conv2d | nn.BatchNorm2d):
+            absent[f"block.{path}"] = f"its output {tuple(what.out.shape)} does not tell channels from places"
         else:
-            points[f"block.{path}"] = ImagePoint(path, "out", "map", what.out.shape[1], what.order)
+            last = b != c
+            points[f"block.{path}"] = ImagePoint(path, "out", "map", c if last else a, what.order, last=last)
     return points, absent
 
 
@@ -151,25 +182,29 @@ def _outside(path: str, blocks: list[str]) -> bool:
     return not any(path == block or path.startswith(f"{block}.") for block in blocks)
 
 
-def _transformer_blocks(hf: nn.Module, seen: dict[str, _Seen]) -> list[str]:
-    """Paths of the longest list of equal modules that turn tokens into tokens of the same shape."""
-    best: list[str] = []
+def _transformer_blocks(hf: nn.Module, seen: dict[str, _Seen], n: int) -> list[str]:
+    """Paths, in the order of the run, of the modules that turn tokens into tokens of the same shape: those of the longest
+    list of equal modules, and of the other lists of the same kind."""
+    lists: list[tuple[type, list[str]]] = []
     for path, module in hf.named_modules():
         if not isinstance(module, nn.ModuleList | nn.Sequential) or len({type(child) for child in module}) != 1:
             continue
         inner = [f"{path}.{name}" if path else name for name, _ in module.named_children()]
-        if all(_keeps_tokens(seen.get(each)) for each in inner) and len(inner) > len(best):
-            best = inner
-    return best
+        if all(_keeps_tokens(seen.get(each), n) for each in inner):
+            lists.append((type(next(module.children())), inner))
+    kind = max(lists, key=lambda item: len(item[1]), default=(None, []))[0]
+    blocks = [path for each, inner in lists if each is kind for path in inner]
+    return sorted(blocks, key=lambda path: seen[path].order)
 
 
-def _keeps_tokens(what: _Seen | None) -> bool:
+def _keeps_tokens(what: _Seen | None, n: int) -> bool:
     return (
         what is not None
         and what.calls == 1
         and what.given is not None
         and what.out is not None
         and what.given.ndim == 3
+        and len(what.given) == n
         and what.given.shape == what.out.shape
     )
 
@@ -233,7 +268,8 @@ def _block_sites(
         points[f"{name}.{layer}"] = ImagePoint(
             good[-1], "out", "tokens", d, seen[good[-1]].order, equation=equation, error=errors[good[-1]]
         )
-    linear = [(name, what) for name, what in inside if isinstance(hf.get_submodule(name), nn.Linear) and what.given is not None]
+    linear = [(name, what) for name, what in inside if isinstance(hf.get_submodule(name), nn.Linear)
+              and what.given is not None and what.given.shape[:-1] == pre.shape[:-1]]  # fmt: skip
     before, after = [each for each in linear if each[1].order < turn], [each for each in linear if each[1].order > turn]
     if after:
         name, what = after[-1]
@@ -247,6 +283,8 @@ def _block_sites(
             points[f"z.{layer}"] = ImagePoint(name, "in", "tokens", width, what.order - 1, heads, equation, error)
         else:
             absent[f"z.{layer}"] = f"heads could not be told apart (error {error:.1e})"
+    else:
+        absent[f"z.{layer}"] = "no linear map that runs as a module of its own reads heads by image and token"
     return points
 
 
@@ -296,14 +334,14 @@ def _proved(
     by_value = {name: _value(seen, point) for name, point in points.items()}
 
     def run(meet: Any, grad: bool = False) -> Tensor:
-        handles = [hook(hf.get_submodule(p.path), p.side, lambda v, name=name: meet(name, v)) for name, p in points.items()]
+        handles = [hook(hf, point, lambda v, name=name: meet(name, v)) for name, point in points.items()]
         try:
             with torch.set_grad_enabled(grad):
                 out = hf(x.clone().requires_grad_(grad))
         finally:
             for handle in handles:
                 handle.remove()
-        return getattr(out, "logits", out)
+        return logits_of(out, hf)
 
     def keep(name: str, value: Tensor) -> Tensor:
         held[name] = value.clone()
@@ -334,6 +372,10 @@ def _proved(
         good[name] = _with_sums(hf, point, value, readers) if point.kind == "map" else point
         if good[name].error > TOLERANCE:
             absent[name] = f"{good[name].equation} fails by {good.pop(name).error:.1e}"
+    if not good:
+        why = next(iter(absent.items()))
+        raise LayoutError(f"{type(hf).__name__}: none of its {len(absent)} places is a site; {why[0]}: {why[1]}. A"
+                          " classifier of zeros, as before training?")  # fmt: skip
     return ImageLayout(good, absent)
 
 

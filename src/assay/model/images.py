@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from assay.errors import ShapeError, SiteError, bad_argument
 from assay.model.fingerprint import weights_state
-from assay.model.image_sites import ImageLayout, ImagePoint, hook, prove_image_layout
+from assay.model.image_sites import ImageLayout, ImagePoint, hook, logits_of, prove_image_layout
 from assay.sites import parse_site
 
 BATCH = 16
@@ -36,6 +36,11 @@ class Pixels:
     channels: int = 3
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, self.channels):
+                raise bad_argument(name, values, f"1 or {self.channels} numbers, as the pictures have channels")
 
     def normalise(self, images: Tensor) -> Tensor:
         """(n, channel, size, size) in 0..1 as the model reads it. Raises ShapeError for another shape."""
@@ -145,6 +150,12 @@ class ImageModel:
         """Channels of a map, heads of z, units of any other site."""
         return self.layout.points[self.resolve(site)[0]].width
 
+    @cached_property
+    def n_classes(self) -> int:
+        """How many classes the logits have, read off one run."""
+        size = self.pixels.size
+        return self.logits(torch.zeros(1, self.pixels.channels, size, size)).shape[1]
+
     def label(self, number: int) -> str:
         """The name of a class, or its number."""
         return self.labels.get(number, str(number))
@@ -157,13 +168,16 @@ class ImageModel:
         found: dict[str, Tensor] = {}
         whole = [self.resolve(site)[0] for site in sites]
         planned = [(self.resolve(edit.site), edit) for edit in edits]
+        for (site, _), edit in planned:
+            if wrong := [c for c in edit.channels or () if not 0 <= c < self.layout.points[site].width]:
+                raise SiteError(f"channels of {site}: got {wrong[0]}; allowed: 0 to {self.layout.points[site].width - 1}.")
         x = self.pixels.normalise(images.to(self.device))
         with self._hooked(whole, planned, found, None if logits else set(whole)):
             try:
                 out = self.hf(x)
             except _Done:
                 return None, found
-        return (getattr(out, "logits", out) if logits else None), found
+        return (logits_of(out, self.hf) if logits else None), found
 
     def capture(
         self, images: Tensor, sites: Sequence[str], edits: Sequence[ImageEdit] = (), batch: int = BATCH
@@ -187,18 +201,21 @@ class ImageModel:
 
     def pooled(self, images: Tensor, site: str, how: str = "max", batch: int = BATCH) -> Tensor:
         """One vector per image (n, width): `max` or `mean` over places or tokens; `first`: the first token (CLS of a ViT)."""
+        return self.pooled_sites(images, [site], how, batch)[self.resolve(site)[0]]
+
+    def pooled_sites(self, images: Tensor, sites: Sequence[str], how: str = "max", batch: int = BATCH) -> dict[str, Tensor]:
+        """One vector per image and whole site (n, width), all sites in one run."""
+        whole = list(dict.fromkeys(self.resolve(site)[0] for site in sites))
         if how not in ("max", "mean", "first"):
             raise bad_argument("how", how, "max, mean, first")
-        whole, _ = self.resolve(site)
-        tokens = self.layout.points[whole].kind == "tokens"
-        if how == "first" and not tokens:
-            raise bad_argument("how", how, "max or mean", "A map has no first token.")
-        parts = []
+        if how == "first" and (maps := [site for site in whole if self.layout.points[site].kind == "map"]):
+            raise bad_argument("how", how, "max or mean", f"{maps[0]} is a map, which has no first token.")
+        parts: dict[str, list[Tensor]] = {site: [] for site in whole}
         for _, part in _batches(images, batch):
-            value = self.capture(part, [whole], batch=batch)[whole]
-            flat = value if tokens else value.flatten(2).transpose(1, 2)
-            parts.append(flat[:, 0] if how == "first" else flat.amax(1) if how == "max" else flat.mean(1))
-        return torch.cat(parts).float()
+            for site, value in self.capture(part, whole, batch=batch).items():
+                flat = value.flatten(2).transpose(1, 2) if self.layout.points[site].kind == "map" else value
+                parts[site].append(flat[:, 0] if how == "first" else flat.amax(1) if how == "max" else flat.mean(1))
+        return {site: torch.cat(values).float() for site, values in parts.items()}
 
     @contextmanager
     def _hooked(
@@ -227,7 +244,7 @@ class ImageModel:
                         raise _Done
                     return found[site].clone() if value.requires_grad else value
 
-                handles.append(hook(self.hf.get_submodule(point.path), point.side, meet))
+                handles.append(hook(self.hf, point, meet))
             yield
         finally:
             for handle in handles:
@@ -275,7 +292,8 @@ def _for_rows(edits: Sequence[ImageEdit], rows: slice, n: int) -> list[ImageEdit
     def cut(value: Any, ndim: int) -> Any:
         return value[rows] if isinstance(value, Tensor) and value.ndim >= ndim and n > 1 and len(value) == n else value
 
-    return [
-        ImageEdit(e.site, cut(e.value, 3), e.how, e.channels, cut(e.mask, 3 if e.site.startswith("block") else 2))
-        for e in edits
-    ]
+    found = []
+    for e in edits:
+        places = 2 if e.site.startswith("block") else 1  # axes of places; values have images and channels beside them
+        found.append(ImageEdit(e.site, cut(e.value, places + 2), e.how, e.channels, cut(e.mask, places + 1)))
+    return found

@@ -123,6 +123,7 @@ def load_hf(
             if not options.get("device_map"):
                 hf = _to_device(hf, torch_device, found)
     hf.eval()
+    _refuse_empty(hf, found.name)
     if tokenizer is None or isinstance(tokenizer, str | Path):
         with _quiet(found.local):
             tokenizer = _read_tokenizer(found, tokenizer, options)
@@ -176,6 +177,22 @@ def _device(device: str | torch.device) -> torch.device:
 def _accelerators() -> str:
     kind = torch.accelerator.current_accelerator()
     return ", ".join(f"{kind}:{i}" for i in range(torch.accelerator.device_count()))
+
+
+def _refuse_empty(hf: Any, name: str) -> None:
+    """ModelError for weights on the meta device that nobody brings in, and for modules whose weights are packed."""
+    for path, module in hf.named_modules():
+        bare = [key for key, value in module.named_parameters(recurse=False) if value.is_meta]
+        if bare and not hasattr(module, "_hf_hook"):
+            raise ModelError(
+                f"{name}: {path}.{bare[0]} has no numbers (it is on the meta device). Load the weights first; to keep them on "
+                f'disk, give a name or a folder and device_map="auto" or {{"": "disk"}}.'
+            )
+        if callable(getattr(module, "weight", None)):
+            raise ModelError(
+                f"{name}: {path} is a {type(module).__name__}, whose weights are packed and cannot be read. Load the model "
+                f"unquantised, or with quantised weights that are parameters (bitsandbytes, FP8)."
+            )
 
 
 def _to_device(hf: Any, device: torch.device, found: Found) -> Any:

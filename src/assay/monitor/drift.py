@@ -27,6 +27,7 @@ from assay.monitor.talks import Talk
 from assay.monitor.units import pooled
 
 ALPHA = 0.001
+ROUNDING = 1e-5  # of the largest value: less is no difference
 AXES, KEPT, FEWEST = 8, 512, 30
 Array = NDArray[np.float64]
 
@@ -80,8 +81,9 @@ def window(monitor: Monitor, model: Model, talks: Sequence[Talk], report: Callab
         raise bad_argument("monitor", f"{monitor.name!r} without a baseline", "a calibrated monitor")
     site, scores, means = monitor.baseline.site, [], []
     for number, acts in read(model, talks, list(dict.fromkeys([*monitor.sites, site])), report):
-        token, judged = monitor.token_scores(acts), np.concatenate([np.arange(*turn) for turn in talks[number].turns])
-        scores.append(pooled(token[judged], monitor.pooling))
+        judged = np.concatenate([np.arange(*turn) for turn in talks[number].turns])
+        logits = monitor.token_logits(acts)
+        scores.append(pooled(monitor.token_scores(acts)[judged], monitor.pooling, None if logits is None else logits[judged]))
         means.append(acts[site][judged].mean(0))
     return drift(monitor, scores, np.array(means))
 
@@ -94,5 +96,11 @@ def disarmed(monitor: Monitor, found: Drift) -> Monitor:
 
 
 def _p(one: Array, other: Array) -> float:
-    found: Any = stats.ks_2samp(one, other, method="auto")
+    """Two-sample Kolmogorov-Smirnov over ranks; values that rounding alone tells apart have one rank. Pooled by max, many texts
+    have the very score of a token that all of them begin with, and a last digit of it would be drift."""
+    every = np.r_[one, other]
+    ordered = np.sort(every)
+    rank = np.r_[0, np.cumsum(np.diff(ordered) > ROUNDING * np.abs(ordered).max())]
+    ranks = rank[np.searchsorted(ordered, every)]
+    found: Any = stats.ks_2samp(ranks[: len(one)], ranks[len(one) :], method="auto")
     return float(found.pvalue)

@@ -4,7 +4,7 @@
    these negatives through (refused where there are too few, see `thresholds.needed`), with exact intervals.
 2. Its false-alarm rate here, in all and by slice, worst first, and whether so many are in the 95% that calibration lets expect.
 3. Brier score and expected calibration error of its probabilities; the share of alarms that are right at assumed base rates
-   (Bayes' rule).
+   (Bayes' rule), as measured and at the worse ends of the intervals: no false alarm of 40 is no promise of none.
 4. Beside it, on the same conversations: words (TF-IDF logistic regression), a sentence encoder that is not the model (where one
    is named), random directions at the same site (the best of 20), the last token alone, and the model itself asked in
    words, where it can read a question.
@@ -25,7 +25,7 @@ from assay.monitor.reading import read, reply_scores, score
 from assay.monitor.records import Monitor
 from assay.monitor.talks import Talk
 from assay.monitor.thresholds import Rate, needed, rate, threshold
-from assay.monitor.units import pooled
+from assay.monitor.units import pooled_columns
 from assay.probe.baselines import sentence_encoder
 from assay.probe.calibration import brier, ece
 from assay.probe.estimators import logistic
@@ -55,6 +55,7 @@ class Evaluation:
     brier: float
     ece: float
     precision: dict[str, dict[str, float]]
+    precision_low: dict[str, dict[str, float]]
     baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -82,6 +83,7 @@ def evaluate(
         _slices(talks, hit.get(unit, scores), labels, monitor.thresholds[unit].value) if unit else [],
         brier(probability, labels), ece(probability, labels),
         {name: _precision(recall[name].share, wrong[name].share) for name in recall},
+        {name: _precision(recall[name].low, wrong[name].high) for name in recall},
         _baselines(monitor, model, talks, labels, train, seed, encoder),
     )  # fmt: skip
 
@@ -153,14 +155,13 @@ def _baselines(
             out["sentence encoder"] = {"auroc": auroc(_meant(train, talks, encoder), labels)}
     site = monitor.heads[0].site
     last: list[float] = []
-    drawn: list[list[float]] = []
+    drawn: list[Array] = []
     width = len(monitor.heads[0].weight)
     ways = np.random.default_rng([seed, 89]).standard_normal((width, RANDOM))
     for number, acts in read(model, talks, sorted({head.site for head in monitor.heads})):
         judged = np.concatenate([np.arange(*turn) for turn in talks[number].turns])
         last.append(float(monitor.token_scores({name: x[judged[-1:]] for name, x in acts.items()})[0]))
-        values = acts[site][judged] @ ways
-        drawn.append([pooled(values[:, at], monitor.pooling) for at in range(RANDOM)])
+        drawn.append(pooled_columns(acts[site][judged] @ ways, monitor.pooling.of_controls()))
     each = [auroc(np.array(column), labels) for column in zip(*drawn, strict=True)]
     either = [max(value, 1 - value) for value in each]
     out["random directions"] = {"auroc": float(np.mean(either)), "best": max(either)}

@@ -1,6 +1,7 @@
 """A monitor as one file: a .safetensors with the numbers, and its card in the file's metadata.
 
-1. Tensors: `weight.I` of every head, `baseline.scores|axes|places`. The metadata key `assay.monitor` is JSON with all the rest.
+1. Tensors: `weight.I` and `query.I` of every head, `baseline.scores|axes|places`. The metadata key `assay.monitor` is JSON with
+   all the rest.
 2. `sha256` is over that and the numbers: a changed file is refused. The hash shows that a file is whole, not who wrote it;
    its signature (`assay.signing`) is checked on loading.
 3. A monitor of another model loads, and is uncalibrated there: `Monitor.state` says why. One whose sites the model has not,
@@ -9,6 +10,7 @@
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +42,8 @@ def save_monitor(monitor: Monitor, path: str | Path) -> Path:
     if path.suffix.lower() != SUFFIX:
         raise bad_argument("path", str(path), f"a {SUFFIX} file", f"For example {path.with_suffix(SUFFIX)}.")
     tensors = {f"weight.{at}": torch.from_numpy(np.array(head.weight, np.float32)) for at, head in enumerate(monitor.heads)}
+    tensors |= {f"query.{at}": torch.from_numpy(np.array(head.query, np.float32))
+                for at, head in enumerate(monitor.heads) if head.query is not None}  # fmt: skip
     record: dict[str, Any] = {
         "format": FORMAT, "name": monitor.name, "watches": monitor.watches, "pooling": asdict(monitor.pooling),
         "heads": [{"site": head.site, "bias": head.bias} for head in monitor.heads], "bound": dict(monitor.bound),
@@ -72,13 +76,15 @@ def load_monitor(path: str | Path, model: Model | None = None) -> Monitor:
         for head in monitor.heads:
             latents = is_latent(head.site)
             shape = (dictionary_at(head.site).width,) if latents else model.feature_shape(model.sites([head.site])[0])
-            if shape != (len(head.weight),):
+            sizes = {len(each) for each in (head.weight, head.query) if each is not None}
+            if shape is not None and sizes != {math.prod(shape)}:
                 raise UsageError(f"{path}: it reads {len(head.weight)} numbers at {head.site}; {model.name} has {shape}.")
     return monitor
 
 
 def _made(record: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Monitor:
-    heads = tuple(Head(str(parse_site(head["site"])), tensors[f"weight.{at}"].numpy(), float(head["bias"]))
+    queries = {at: tensors[name].numpy() for at in range(len(record["heads"])) if (name := f"query.{at}") in tensors}
+    heads = tuple(Head(str(parse_site(head["site"])), tensors[f"weight.{at}"].numpy(), float(head["bias"]), queries.get(at))
                   for at, head in enumerate(record["heads"]))  # fmt: skip
     held = None
     if record["baseline"]:

@@ -5,6 +5,8 @@
    the heads; their scores are averaged (log odds).
 3. Pooling: each pooling's AUROC on held-out conversations, token scores being those of fits that had not seen the group; the
    best is taken, the simplest (first) among those within .005 of it.
+4. Attention is there where it is asked for by name, and is not among those that are chosen from: weights and queries of the
+   best sites are then fitted together, as one attention probe on their activations side by side (`probe/estimators.py`).
 
 What is chosen here flatters itself a little: `evaluate` and `calibrate` use other data.
 """
@@ -17,14 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.errors import bad_argument
+from assay.errors import UsageError, bad_argument
 from assay.features.opened import is_latent
 from assay.model.model import Model
 from assay.monitor.reading import read, turn_means
 from assay.monitor.records import Head, Monitor, bindings, data_digest, dictionaries_of
 from assay.monitor.talks import Talk
 from assay.monitor.units import POOLINGS, Pooling, pooled
-from assay.probe.estimators import logistic
+from assay.probe.estimators import AttentionProbe, logistic
 from assay.probe.path import fit_path, folds_of
 
 Array = NDArray[np.float64]
@@ -32,6 +34,8 @@ Report = Callable[[str, int, int], None]
 CS = tuple(float(c) for c in np.logspace(-4, 1, 6))
 SAME = 0.005  # of AUROC: poolings this close are the same, and the simpler is taken
 FEWEST = 4  # conversations of a label
+CHOSEN = POOLINGS[:-1]
+LARGEST = 1 << 25  # numbers of all tokens at the sites that attention is fitted on
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ def fit(
     chosen = sorted(found, reverse=True)[: plan.ensemble]
     heads = tuple(Head(site, *_float(logistic(means[site], labels, C))) for _, _, site, C in chosen)
     poolings = _poolings(model, talks, labels, means, fold, chosen, plan)
+    if plan.pooling == "attention":
+        heads, poolings["attention"] = _attention(model, talks, labels, fold, [head.site for head in heads], plan.seed)
     pooling = Pooling(plan.pooling or _simplest(poolings), plan.width)
     now = datetime.now(UTC)
     bound = {**bindings(model), "fitted_on": data_digest([[talk.text, talk.label, talk.group] for talk in talks]),
@@ -104,14 +110,42 @@ def _poolings(model: Model, talks: Sequence[Talk], labels: Any, means: dict[str,
     sites = [site for _, _, site, _ in chosen]
     heads = {number: [logistic(means[site][fold != number], labels[fold != number], C) for _, _, site, C in chosen]
              for number in range(int(fold.max()) + 1)}  # fmt: skip
-    scores: dict[str, list[float]] = {name: [] for name in POOLINGS}
+    scores: dict[str, list[float]] = {name: [] for name in CHOSEN}
     for number, acts in read(model, talks, sites):
         fitted = zip(sites, heads[int(fold[number])], strict=True)
         token = np.mean([acts[site] @ w + b for site, (w, b) in fitted], axis=0)
         judged = np.concatenate([token[slice(*turn)] for turn in talks[number].turns])
-        for name in POOLINGS:
+        for name in CHOSEN:
             scores[name].append(pooled(judged, Pooling(name, plan.width)))
     return {name: auroc(np.array(values), labels) for name, values in scores.items()}
+
+
+def _attention(
+    model: Model, talks: Sequence[Talk], labels: Any, fold: Any, sites: list[str], seed: int
+) -> tuple[tuple[Head, ...], float]:  # fmt: skip
+    """Heads with queries, and the AUROC on held-out groups. Raises UsageError where the tokens are too many to be held."""
+    texts, held, widths = [], 0, [0]
+    for number, acts in read(model, talks, sites):
+        judged = np.concatenate([np.arange(*turn) for turn in talks[number].turns])
+        texts.append(np.concatenate([acts[site][judged] for site in sites], 1))
+        widths, held = [acts[site].shape[1] for site in sites], held + texts[-1].size
+        if held > LARGEST:
+            raise UsageError(f"pooling attention: tokens of more than {LARGEST:,} numbers at {len(sites)} sites. Take fewer"
+                             " sites (ensemble), or shorter or fewer conversations.")  # fmt: skip
+
+    def fitted(rows: Any) -> Any:
+        probe: Any = AttentionProbe
+        return probe(random_state=seed).fit([texts[row] for row in rows], labels[rows])
+
+    scores = np.zeros(len(talks))
+    for number in range(int(fold.max()) + 1):
+        out = np.flatnonzero(fold == number)
+        scores[out] = fitted(np.flatnonzero(fold != number)).decision_function([texts[row] for row in out])
+    whole, cuts = fitted(np.arange(len(talks))), np.cumsum(widths)[:-1]
+    parts = zip(sites, np.split(whole.weights_, cuts), np.split(whole.query_, cuts), strict=True)
+    n = len(sites)  # a monitor takes the mean over its heads
+    heads = tuple(Head(site, (n * w).astype(np.float32), whole.intercept_, (n * q).astype(np.float32)) for site, w, q in parts)
+    return heads, auroc(scores, labels)
 
 
 def _simplest(poolings: dict[str, float]) -> str:

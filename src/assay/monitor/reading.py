@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from assay.errors import bad_argument
 from assay.model.model import Model
 from assay.monitor.records import Monitor, at_site, sources
 from assay.monitor.talks import Talk
@@ -48,10 +50,17 @@ def read(
         acts = model.capture([list(talks[number].ids) for number in block], captured)
         rows = {site: acts.rows(parse_site(site)) for site in captured}
         for place, number in enumerate(block):
-            own = {site: rows[site][place].float().numpy() for site in captured}
+            own = {site: vectors(site, rows[site][place], len(talks[number].ids)) for site in captured}
             yield number, {site: at_site(site, own) for site in sites}
         if report:
             report(len(block))
+
+
+def vectors(site: str, acts: Tensor, tokens: int) -> NDArray[np.float32]:
+    """(tokens, d) of a site in one text; heads side by side. Raises UsageError for a site without a vector per token."""
+    if acts.ndim < 2 or len(acts) != tokens or site.startswith("pattern"):
+        raise bad_argument("site", site, "sites that have a vector for every token, such as resid_post.3, z.3 or mlp_out.3")
+    return acts.float().flatten(1).numpy()
 
 
 def turn_means(
@@ -70,9 +79,10 @@ def score(model: Model, monitor: Monitor, talks: Sequence[Talk], report: Report 
     """Scores of every unit of every conversation."""
     found = []
     for number, acts in read(model, talks, monitor.sites, report):
-        scores = monitor.token_scores(acts)
+        scores, logits = monitor.token_scores(acts), monitor.token_logits(acts)
         turns = tuple(scores[slice(*turn)] for turn in talks[number].turns)
-        found.append(Scored(turns, unit_scores(turns, monitor.pooling)))
+        keys = None if logits is None else [logits[slice(*turn)] for turn in talks[number].turns]
+        found.append(Scored(turns, unit_scores(turns, monitor.pooling, keys)))
     return found
 
 

@@ -1,7 +1,8 @@
 """A monitor: which sites it reads, what it makes of them, what its thresholds promise, and what it is bound to.
 
 1. Score of a token: the mean over heads of  x . w + b  (log odds), x the activation at the head's site, or the latents of an
-   open dictionary (`latent.NAME`), which are made from the activations it reads.
+   open dictionary (`latent.NAME`), which are made from the activations it reads. Where it pools by attention, a token has a
+   second number, the mean over heads of  x . query.
 2. Units and pooling are in `units.py`, thresholds in `thresholds.py`, drift in `drift.py`.
 3. It is *calibrated* only for the model, tokenizer and chat template it was calibrated on, until it expires, and while nothing
    has drifted. Otherwise it still gives scores, and its state says why its thresholds promise nothing.
@@ -30,11 +31,12 @@ CALIBRATED = "calibrated"
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """Reads one site, or all latents of a dictionary: x . weight + bias."""
+    """Reads one site, or all latents of a dictionary: x . weight + bias. `query`: of the pooling attention."""
 
     site: str
     weight: Float[np.ndarray, " d"]
     bias: float
+    query: Float[np.ndarray, " d"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +66,19 @@ class Monitor:
     card: Mapping[str, Any] = field(default_factory=dict)
     drifted: str = ""
 
+    def __post_init__(self) -> None:
+        if self.pooling.name == "attention" and any(head.query is None for head in self.heads):
+            raise bad_argument("pooling", "attention, with heads that have no query", "heads that `fit` made for attention")
+
     @property
     def sites(self) -> list[str]:
         """What must be captured. Raises SiteError where a head reads latents of a dictionary that is not open."""
         return sources(head.site for head in self.heads)
+
+    @property
+    def seen(self) -> set[str]:
+        """Hashes (`data_digest` of one) of the texts that it was fitted or calibrated on."""
+        return {*self.card.get("texts", ()), *self.card.get("calibration_texts", ())}
 
     @property
     def dictionaries(self) -> dict[str, str]:
@@ -78,12 +89,21 @@ class Monitor:
         """Score of every token from the activations at `sites`. Raises UsageError where a site or its width is missing."""
         total: Any = 0.0
         for head in self.heads:
-            x = at_site(head.site, acts)
-            if x is None or np.ndim(x) != 2 or np.shape(x)[1] != len(head.weight):
-                got = "nothing" if x is None else f"shape {np.shape(x)}"
-                raise bad_argument("activations", f"{got} at {head.site}", f"(tokens, {len(head.weight)}) at {self.sites}")
-            total = total + np.asarray(x, np.float64) @ head.weight + head.bias
+            total = total + self._at(head, acts) @ head.weight + head.bias
         return total / len(self.heads)
+
+    def token_logits(self, acts: Mapping[str, Float[np.ndarray, "token d"]]) -> Float[np.ndarray, " token"] | None:
+        """What attention weighs every token by; None for other poolings. Raises UsageError as `token_scores` does."""
+        if self.pooling.name != "attention":
+            return None
+        return sum(self._at(head, acts) @ head.query for head in self.heads) / len(self.heads)  # type: ignore[operator]
+
+    def _at(self, head: Head, acts: Mapping[str, Any]) -> Array:
+        x = at_site(head.site, acts)
+        if x is None or np.ndim(x) != 2 or np.shape(x)[1] != len(head.weight):
+            got = "nothing" if x is None else f"shape {np.shape(x)}"
+            raise bad_argument("activations", f"{got} at {head.site}", f"(tokens, {len(head.weight)}) at {self.sites}")
+        return np.asarray(x, np.float64)
 
     def state(self, model: Model | None = None, now: datetime | None = None) -> str:
         """"calibrated", or "uncalibrated: ..." with the first reason."""

@@ -59,13 +59,17 @@ def score_slope(monitor: Monitor, model: Model, ids: list[int]) -> Float[Tensor,
 
     model.walk([ids], [EMBED, *monitor.sites], sink, gradients=True)
     with torch.enable_grad():
-        read = [held[parse_site(head.site)][0, 1:].flatten(1).double() @ torch.tensor(head.weight, dtype=torch.double)
-                for head in monitor.heads]  # fmt: skip
-        total = pooled_tensor(torch.stack(read).mean(0), monitor.pooling)
+        def read(vectors: list[Any]) -> Tensor:
+            along = [held[parse_site(head.site)][0, 1:].flatten(1).double() @ torch.tensor(vector, dtype=torch.double)
+                     for head, vector in zip(monitor.heads, vectors, strict=True)]  # fmt: skip
+            return torch.stack(along).mean(0)
+
+        logits = read([head.query for head in monitor.heads]) if monitor.pooling.name == "attention" else None
+        total = pooled_tensor(read([head.weight for head in monitor.heads]), monitor.pooling, logits)
         return torch.autograd.grad(total, held[EMBED])[0][0].float().cpu()
 
 
-def pooled_tensor(scores: Float[Tensor, " token"], how: Pooling) -> Tensor:
+def pooled_tensor(scores: Float[Tensor, " token"], how: Pooling, logits: Float[Tensor, " token"] | None = None) -> Tensor:
     """`units.pooled` with a gradient."""
     if how.name == "mean":
         return scores.mean()
@@ -75,7 +79,7 @@ def pooled_tensor(scores: Float[Tensor, " token"], how: Pooling) -> Tensor:
         return scores[-1]
     if how.name == "segment":
         return scores.unfold(0, min(how.width, len(scores)), 1).min(1).values.max()
-    return (scores * (scores / how.temperature).softmax(0)).sum()
+    return (scores * (scores / how.temperature if logits is None else logits).softmax(0)).sum()
 
 
 def _by_slope(model: Model, slope: Float[Tensor, "place d_model"], suffix: Any) -> Any:

@@ -1,7 +1,7 @@
 """Conversations as a monitor reads them: token ids, and where each turn that is judged lies.
 
 1. A text is a conversation of one turn, all of it judged. A conversation of messages is written with the chat template; the
-   turns that are judged are those of `judged` (assistant by default, user where nobody answered).
+   turns that are judged are those of the assistant; where it has not spoken, the whole prompt, what the template adds included.
 2. The first token of a sequence is never judged: its activation is massive and says nothing.
 3. Data files: JSONL with {"text"} or {"messages": [{"role", "content"}]}, and, where known, "label" (1: what is watched for),
    "group" (what is kept together: a source, an author, a template) and "slice" (what is reported apart).
@@ -63,7 +63,7 @@ def texts_as_talks(model: Model, texts: Sequence[str], group: str = "", label: i
 
 
 def messages_as_talk(model: Model, messages: Sequence[Mapping[str, str]], **facts: Any) -> Talk:
-    """A conversation; judged are the assistant's turns, or the last message where it has not spoken."""
+    """A conversation; judged are the assistant's turns, or all of it, as the template writes it, where it has not spoken."""
     check_messages(messages)
     ids: list[int] = []
     turns: list[tuple[int, int]] = []

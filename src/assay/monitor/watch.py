@@ -38,12 +38,13 @@ def watch(
     armed = monitor.state(model) == CALIBRATED
     found = []
     for row, prompt in enumerate(prompts):
-        acts = {site: made.activations.rows(parse_site(site))[row].float().numpy() for site in monitor.sites}
-        scores, start = monitor.token_scores(acts), len(made.prompts[row])
+        acts = {site: made.activations.rows(parse_site(site))[row].float().flatten(1).numpy() for site in monitor.sites}
+        scores, logits, start = monitor.token_scores(acts), monitor.token_logits(acts), len(made.prompts[row])
         reply = scores[start:]
-        units = unit_scores([reply if len(reply) else scores[-1:]], monitor.pooling)
+        parts = slice(start, None) if len(reply) else slice(-1, None), slice(1, start) if start > 1 else slice(0, 1)
+        units, before = (unit_scores([scores[part]], monitor.pooling, None if logits is None else [logits[part]])
+                         for part in parts)  # fmt: skip
         most = {unit: float(values.max()) for unit, values in units.items()}
-        before = unit_scores([scores[1:start] if start > 1 else scores[:1]], monitor.pooling)
         alerts = tuple(unit for unit, bar in monitor.thresholds.items() if armed and bar.alert(most[unit]))
         pieces = tuple(model.text([token]) for token in made.tokens[row][: len(reply)])
         shown = cut_reply(model, made.texts[row]) if talk else made.texts[row]

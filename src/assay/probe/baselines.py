@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from assay.data.duplicates import JOINED_FROM, copies_of
 from assay.data.prepare_concept import PreparedConcept
 from assay.data.splits import CUT, Joined
 from assay.probe.control import WORD
@@ -75,12 +76,15 @@ class Fitted:
 def groups_of(examples: Sequence[Example]) -> tuple[str, ...]:
     """What rows share that a probe could memorise, one name per row.
 
-    Rows that share a template, a text or an entity are joined. Where one such group holds more than a quarter of all (every
-    word in every frame), rows with one entity are a group, and without entities those with one template.
+    Rows that share a template, a text or an entity are joined, and so are near copies (`copies_of`). Where one such group holds
+    more than a quarter of all (every word in every frame), rows with one entity are a group, and without entities those with
+    one template.
     """
     joined = Joined()
     for example in examples:
         joined.join([f"t:{example.template}", f"x:{example.text}", *(f"e:{entity}" for entity in example.entities)])
+    for one, other in copies_of(examples, JOINED_FROM):
+        joined.join([f"t:{examples[one].template}", f"t:{examples[other].template}"])
     names = [joined.root(f"t:{example.template}") for example in examples]
     if max(Counter(names).values(), default=0) <= max(1.0, CUT * len(names)):
         return tuple(names)

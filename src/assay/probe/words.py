@@ -26,8 +26,8 @@ def sentence(report: ProbeReport, claim: Mapping[str, Any], causal: Mapping[str,
     held = DECODES.get(str(verdict), "Whether it is readable (decodes) was not tested as a claim")
     rivals = {"bag of words": report.over_words, report.best_baseline.replace("_", " "): best.margin}
     gaps = ", and ".join(f"{_gap(gap)} {name}" for name, gap in rivals.items())
-    read = (f"a {report.probe.replace('_', ' ')} probe at {report.best} tells members of {report.concept} from others in texts"
-            f" it has not seen with AUROC {_number(best.confirm)}, which is {gaps}")  # fmt: skip
+    read = (f"{_a(report.probe.replace('_', ' '))} probe at {report.best} tells members of {report.concept} from others in"
+            f" texts it has not seen with AUROC {_number(best.confirm)}, which is {gaps}")  # fmt: skip
     return f"{held}{why}: {read}. {_use(causal)}"
 
 
@@ -45,6 +45,11 @@ def not_shown(claim: Mapping[str, Any], causal: Mapping[str, Any] | None) -> lis
     """What follows from none of it: the limits that the verdicts name, or those of any probe."""
     own = claim.get("does_not_show") or NOT_SHOWN
     return list(dict.fromkeys([*own, *((causal or {}).get("verdict", {}).get("does_not_show") or ())]))
+
+
+def _a(kind: str) -> str:
+    """The kind of a probe with its article; LDA and MLP are spelled letter by letter."""
+    return f"an {kind.upper() if len(kind) == 3 else kind}" if kind in ("lda", "mlp", "attention") else f"a {kind}"
 
 
 def _number(found: Estimate) -> str:

@@ -11,7 +11,7 @@
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from matplotlib.ticker import FuncFormatter
 
 from assay.circuits.faithfulness import Faithfulness
 from assay.circuits.formats import Circuit
-from assay.circuits.graph import AT, END, LOGITS
+from assay.circuits.graph import AT, LOGITS
 from assay.circuits.graph import Node as Placed
 from assay.errors import bad_argument
 from assay.report.cells import RAMP, visible
@@ -38,12 +38,17 @@ UP, DOWN = ACCENT, RAMP[7]
 SIGN_WORDS = {1: "positive: carries the behaviour", -1: "negative: works against it", 0: "no score"}
 WIDTH, LEFT, HEADS_END, MLP_AT = 1000.0, 90.0, 800.0, 910.0  # of the drawing, in hundredths of an inch
 BOX, TALL, ROW, ABOVE, PAD = 52.0, 18.0, 36.0, 28.0, 14.0
-IN_A_ROW, IN_A_COLUMN, TIER = 12, 2, 26.0
+TIER = 26.0
+APART = BOX * 1.22  # middles of neighbours
+MOST_WIDE, EMPTY = 5, 0.8  # of a column of classes: boxes side by side that it is made wide for; one without boxes
+LETTER = 6.5
+HEADING = 8.0  # middles of a column's headings: below the top of the drawing, and below its bottom
 THIN, THICK = 0.7, 5.0
 MOST, PAGE_MOST = 60, 200
 ASIDES = (0, 30, -30, 60, -60, 100, -100, 150, -150)
 SAMPLES = np.linspace(0.03, 0.97, 40)[:, None]
 ALONG = np.concatenate([(1 - SAMPLES) ** 3, 3 * SAMPLES * (1 - SAMPLES) ** 2, 3 * SAMPLES**2 * (1 - SAMPLES), SAMPLES**3], 1)
+Columns = Mapping[str, tuple[float, float]]  # the first and the last middle of a box, by class of positions
 PORTS = {"q": -0.3, "k": 0.0, "v": 0.3}
 INKS, STYLES, MARKS = (ACCENT, RAMP[7], GOOD, INK), ("-", "--", "-.", ":"), ("o", "s", "^", "D")
 
@@ -90,7 +95,8 @@ class Link:
 
 @dataclass(frozen=True)
 class Drawing:
-    """Everything in place. `links` strongest first, `inside` joins shared keys and values to heads."""
+    """Everything in place. `links` strongest first, `inside` joins shared keys and values to heads; `columns` of classes of
+    positions: (name, middle, right end)."""
 
     nodes: tuple[Node, ...]
     links: tuple[Link, ...]
@@ -99,6 +105,7 @@ class Drawing:
     height: float
     n_edges: int
     next_size: float | None
+    columns: tuple[tuple[str, float, float], ...] = ()
 
     @property
     def words(self) -> str:
@@ -121,8 +128,9 @@ def drawing(circuit: Circuit, most: int = MOST) -> Drawing:
     ends = [(graph.writers[w], graph.readers[r]) for w, r in cells]
     scores = [float(circuit.scores[w, r]) for w, r in cells]
     joins = [(str(a), _target(circuit, reader)) for a, reader in ends]
-    inside = _inside({name for pair in joins for name in pair}, circuit)
-    placed, bands, height = _placed({name for pair in joins for name in pair}, [*joins, *inside], circuit)
+    drawn = {name for pair in joins for name in pair}
+    inside, columns = _inside(drawn, circuit), _columns(drawn, circuit)
+    placed, bands, height = _placed(drawn, [*joins, *inside], columns, circuit)
     largest = max((abs(s) for s in scores if s == s), default=1.0) or 1.0
     links = []
     for (writer, reader), (a, b), score in zip(ends, joins, scores, strict=True):
@@ -133,7 +141,13 @@ def drawing(circuit: Circuit, most: int = MOST) -> Drawing:
     wires = tuple(Link(a, b, "", "", "", None, THIN, _curve(placed[a], placed[b], 0.0)) for a, b in inside)
     left = [abs(float(circuit.scores[cell])) for cell in order[most : most + 1]]
     return Drawing(tuple(placed.values()), tuple(links), wires, bands, height, len(order),
-                   next((size for size in left if size == size), None))  # fmt: skip
+                   next((size for size in left if size == size), None), tuple(_headings(columns)))  # fmt: skip
+
+
+def _headings(columns: Columns) -> Iterator[tuple[str, float, float]]:
+    for where, (low, high) in columns.items():
+        if where:
+            yield visible(f"{AT}{where}", int((high - low + BOX) / LETTER)), (low + high) / 2, high + BOX / 2 + 2
 
 
 def _target(circuit: Circuit, reader: Site) -> str:
@@ -169,18 +183,18 @@ def _inside(names: set[str], circuit: Circuit) -> list[tuple[str, str]]:
 
 
 def _placed(
-    drawn: set[str], joins: list[tuple[str, str]], circuit: Circuit
+    drawn: set[str], joins: list[tuple[str, str]], columns: Columns, circuit: Circuit
 ) -> tuple[dict[str, Node], tuple[tuple[int, float, float], ...], float]:
     """Boxes by name, the band of every layer drawn (layer, top, bottom), and the height of it all."""
     order = [*map(str, circuit.graph.writers), "logits"]
     every = sorted(drawn, key=lambda name: _key(name, order))
     rows = _rows(every)
-    x = _across(rows, joins, circuit)
-    levels, bands, height = _levels(every)
+    x = _across(rows, joins, columns, circuit)
+    levels, bands, height = _levels(every, columns)
     scores: dict[str, float | None] = {}
     if circuit.nodes is not None:
         scores = {str(site): float(v) for site, v in zip(circuit.graph.writers, circuit.nodes.tolist(), strict=True) if v == v}
-    y = {name: levels[row] - (place % _tiers(names)) * TIER
+    y = {name: levels[row] - (place % _tiers(names, columns)) * TIER
          for row, names in rows.items() for place, name in enumerate(sorted(names, key=x.__getitem__))}  # fmt: skip
     placed = {name: Node(name, _label(name), _kind(name), _layer(name), x[name], y[name], scores.get(name)) for name in every}
     return placed, bands, height
@@ -224,7 +238,7 @@ def _rows(names: Iterable[str]) -> dict[tuple[int | None, str], list[str]]:
 
 
 def _levels(
-    names: Iterable[str],
+    names: Iterable[str], columns: Columns
 ) -> tuple[dict[tuple[int | None, str], float], tuple[tuple[int, float, float], ...], float]:
     """y of every row, counted downwards from the top of the picture."""
     rows = _rows(names)
@@ -236,7 +250,7 @@ def _levels(
         for kind, room in (("kv", ROW), ("head", ROW), ("mlp", ABOVE)):
             if (layer, kind) in rows:
                 levels[layer, kind] = up + TALL / 2 + PAD / 2 + 2
-                up += room + TIER * (_tiers(rows[layer, kind]) - 1)
+                up += room + TIER * (_tiers(rows[layer, kind], columns) - 1)
         up += PAD
         bands.append((layer, bottom, up))
     levels[None, "logits"] = up + TALL + PAD / 2
@@ -245,20 +259,26 @@ def _levels(
             tuple((layer, height - top, height - bottom) for layer, bottom, top in bands), height)  # fmt: skip
 
 
-def _tiers(row: Sequence[str]) -> int:
+def _tiers(row: Sequence[str], columns: Columns) -> int:
     """How many steps the boxes of a row are spread over, one up after the other, so that none covers another."""
-    columns = Counter(name.partition(AT)[2] for name in row)
-    return -(-max(columns.values()) // (IN_A_COLUMN if any(columns) else IN_A_ROW))
+    ends = {where: _ends(columns, f"{AT}{where}") for where in columns}
+    return max(-(-n // (1 + int((ends[where][1] - ends[where][0]) / APART))) for where, n in _in_columns(row, columns).items())
+
+
+def _in_columns(names: Iterable[str], columns: Iterable[str]) -> Counter[str]:
+    """How many boxes are in each column; those without a class are in the last one."""
+    *_, last = columns
+    return Counter(name.partition(AT)[2] or last for name in names)
 
 
 def _across(
-    rows: Mapping[tuple[int | None, str], list[str]], joins: Sequence[tuple[str, str]], circuit: Circuit
+    rows: Mapping[tuple[int | None, str], list[str]], joins: Sequence[tuple[str, str]], columns: Columns, circuit: Circuit
 ) -> dict[str, float]:
     """x of every box: where its number puts it, drawn towards its neighbours, never on one another."""
     graph, x, home = circuit.graph, {}, {}
     for (_, kind), names in rows.items():
         for name in names:
-            low, high = _column(circuit, name)
+            low, high = _ends(columns, name)
             parts = {"head": graph.n_heads, "kv": graph.n_kv_heads}.get(kind, 1)
             number = int(_base(name)[2]) if kind in ("head", "kv") else 0
             aside = kind == "mlp" and not graph.classes
@@ -271,24 +291,37 @@ def _across(
         for (_, kind), names in rows.items():
             if kind in ("head", "kv"):
                 wish = {n: 0.7 * home[n] + 0.3 * float(np.mean([x[m] for m in near[n]])) for n in names}
-                for column in dict.fromkeys(_column(circuit, name) for name in names):
-                    x.update(_apart({n: wish[n] for n in names if _column(circuit, n) == column}, *column))
+                for column in dict.fromkeys(_ends(columns, name) for name in names):
+                    x.update(_apart({n: wish[n] for n in names if _ends(columns, n) == column}, *column))
     return x
 
 
-def _column(circuit: Circuit, name: str) -> tuple[float, float]:
-    """Where boxes of a class of positions may stand: the whole width, where there are no classes."""
+def _columns(drawn: Iterable[str], circuit: Circuit) -> Columns:
+    """Where boxes of each class of positions may stand, as wide as the row with the most of them; the whole width, named "",
+    where there are no classes."""
     classes = circuit.graph.classes
     if not classes:
-        return LEFT, HEADS_END
-    width, place = (WIDTH - LEFT) / len(classes), classes.index(name.partition(AT)[2] or END)
-    return LEFT + width * place + BOX / 2, LEFT + width * (place + 1) - BOX / 2 - 4
+        return {"": (LEFT, HEADS_END)}
+    rows = [_in_columns(row, classes) for row in _rows(drawn).values()]
+    most = {where: max((row[where] for row in rows), default=0) for where in classes}
+    parts = {where: min(n, MOST_WIDE) or EMPTY for where, n in most.items()}
+    found, left = {}, LEFT
+    for where in classes:
+        right = left + (WIDTH - LEFT) * parts[where] / sum(parts.values())
+        found[where] = left + BOX / 2, max(left + BOX / 2, right - BOX / 2 - 4)
+        left = right
+    return found
+
+
+def _ends(columns: Columns, name: str) -> tuple[float, float]:
+    """The column of a box."""
+    return columns[name.partition(AT)[2] or list(columns)[-1]]
 
 
 def _apart(wish: Mapping[str, float], low: float, high: float) -> dict[str, float]:
     """The same order, with a gap of a box where there is room for it."""
     names = sorted(wish, key=lambda name: wish[name])
-    gap = min(BOX * 1.22, (high - low) / max(1, len(names) - 1))
+    gap = min(APART, (high - low) / max(1, len(names) - 1))
     xs = [min(max(wish[name], low + place * gap), high) for place, name in enumerate(names)]
     for place in range(1, len(xs)):
         xs[place] = max(xs[place], xs[place - 1] + gap)
@@ -305,7 +338,7 @@ def _clear(a: Node, b: Node, port: float, others: Iterable[Node]) -> tuple[tuple
     x, y = (np.array([getattr(node, axis) for node in between]) for axis in "xy")
     most = max(30.0, 0.4 * (a.y - b.y))
     curves = (_curve(a, b, port, aside) for aside in ASIDES if abs(aside) <= most)
-    return min(curves, key=lambda points: _behind(points, x, y))
+    return min(curves, key=lambda points: (_outside(points), _behind(points, x, y)))
 
 
 def _curve(a: Node, b: Node, port: float, aside: float = 0.0) -> tuple[tuple[float, float], ...]:
@@ -314,6 +347,12 @@ def _curve(a: Node, b: Node, port: float, aside: float = 0.0) -> tuple[tuple[flo
     rise = start[1] - end[1]
     reach = max(10.0, 0.45 * rise)
     return start, (start[0] + aside, start[1] - reach), (end[0] + aside, end[1] + reach), end
+
+
+def _outside(points: Sequence[tuple[float, float]]) -> bool:
+    """Whether a curve leaves the drawing, or runs over the names of layers."""
+    x = (ALONG @ np.array(points))[:, 0]
+    return bool(x.max() > WIDTH - THICK or x.min() < LEFT - BOX / 2)
 
 
 def _behind(points: Sequence[tuple[float, float]], x: np.ndarray, y: np.ndarray) -> int:
@@ -332,7 +371,7 @@ def circuit_figure(circuit: Circuit, most: int = MOST) -> Figure:
 
 
 def _still(plan: Drawing, circuit: Circuit) -> Figure:
-    below = 84.0
+    below = 84.0 + (HEADING if plan.columns else 0)
     figure = Figure(figsize=(WIDTH / 100, (plan.height + below + 44) / 100))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, WIDTH), ylim=(plan.height + below, -44))
@@ -341,10 +380,10 @@ def _still(plan: Drawing, circuit: Circuit) -> Figure:
         if number % 2 == 0:
             axes.add_patch(Rectangle((0, top), WIDTH, bottom - top, color=RULE, alpha=0.35, linewidth=0, zorder=0))
         axes.text(10, (top + bottom) / 2, f"layer {layer}", color=MUTED, fontsize=8, va="center")
-    for where in circuit.graph.classes:
-        low, high = _column(circuit, f"{AT}{where}")
-        axes.axvline(high + BOX / 2 + 2, ymin=0.1, color=RULE, linewidth=0.8, zorder=0)
-        axes.text((low + high) / 2, plan.height - 4, f"{AT}{where}", color=MUTED, fontsize=8, ha="center", va="center")
+    for name, middle, right in plan.columns:
+        axes.add_line(Line2D([right, right], [0, plan.height], color=RULE, linewidth=0.8, zorder=0))
+        for y in (HEADING, plan.height + HEADING):
+            axes.text(middle, y, _drawable(name), color=MUTED, fontsize=8, ha="center", va="center", parse_math=False)
     for link in plan.inside:
         axes.add_patch(_patch(link, RULE, "-", 1.4, 1.0, 1))
     for link in reversed(plan.links):
@@ -378,7 +417,7 @@ def _say(axes: Axes, plan: Drawing, circuit: Circuit) -> None:
     title += f" in {visible(circuit.model, 40)}" if circuit.model else ""
     axes.text(10, -30, _drawable(title), fontsize=11, color=INK, va="center", parse_math=False)
     axes.text(10, -11, plan.words, fontsize=8.5, color=MUTED, va="center")
-    y = plan.height + 16
+    y = plan.height + 16 + (HEADING if plan.columns else 0)
     largest = max((abs(link.score) for link in plan.links if link.score is not None), default=None)
     for place, sign in enumerate(sorted({link.sign for link in plan.links}, reverse=True)):
         ink, style = {1: (UP, "-"), -1: (DOWN, (0, (3.2, 1.6))), 0: (MUTED, "-")}[sign]
@@ -393,8 +432,8 @@ def _say(axes: Axes, plan: Drawing, circuit: Circuit) -> None:
 
 def _aid(circuit: Circuit) -> str:
     if circuit.graph.classes:
-        return ("Columns are classes of positions. A line into a key or value ends in the column that looks at it, and begins"
-                " in the one that it is looked up in.")  # fmt: skip
+        return ("Columns are classes of positions, heads layer.head. A line into a key or value (kv: left, right) begins in the"
+                " column that is looked at and ends in the one that looks.")  # fmt: skip
     if circuit.graph.n_kv_heads == circuit.graph.n_heads:
         return "Heads are layer.head. Lines run upwards and enter a head at its query (left), key (middle) or value (right)."
     return ("Heads are layer.head. Lines run upwards and enter a head at its query. Keys (left) and values (right) that heads"
@@ -493,6 +532,7 @@ def page_data(plan: Drawing) -> dict[str, Any]:
     """Geometry and numbers for the page's script."""
     return {
         "width": WIDTH, "height": plan.height, "box": [BOX, TALL], "start": min(MOST, len(plan.links)), "bands": plan.bands,
+        "columns": [[name, round(middle, 1), round(right, 1)] for name, middle, right in plan.columns],
         "nodes": [{"name": n.name, "label": n.label, "kind": n.kind, "x": round(n.x, 1), "y": round(n.y, 1), "score": n.score}
                   for n in plan.nodes],
         "links": [{"source": k.source, "target": k.target, "edge": k.edge, "score": k.score, "width": round(k.width, 2),

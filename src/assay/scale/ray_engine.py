@@ -1,12 +1,13 @@
 """Jobs on Ray: the same `make` and jobs as in one process, in workers of a cluster.
 
 1. A worker is an actor that holds what `make()` gave it (a model, opened once) and does one job after the other. It has
-   as many threads as this process: sums over other numbers of threads may differ in the last bit.
+   as many threads as this process: sums over other numbers of threads may differ in the last bit. Workers of an engine stay
+   for its next run, which gives them something else to hold.
 2. At most `AHEAD` jobs per worker are out at a time, the rest stay in their iterator (back-pressure). Results come as
    they are finished.
 3. A worker that dies is replaced, and its jobs are given to others. The answer of a job it had just finished may be lost
-   with it: jobs write files, and whoever gets such a job again finds the file there. A job whose workers die `TRIES`
-   times ends the run with its number.
+   with it: jobs write files, and whoever gets such a job again finds the file there, alone on its worker. A job whose
+   workers die `TRIES` times ends the run with its number.
 4. What a job raises (an AssayError, a full disk) ends the run as it would in one process.
 
 Ray moves jobs and results between processes with pickle; nothing of it is kept in a file or read from one. A cluster is
@@ -39,6 +40,7 @@ class RayEngine:
     workers: int | None = None
     threads: int = field(default_factory=torch.get_num_threads)
     gpus: int = 0
+    crew: list[Any] = field(default_factory=list, compare=False, repr=False)  # workers that are there
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -46,11 +48,12 @@ class RayEngine:
 
     def run(self, make: Callable[[], Callable[[Any], Any]], jobs: Iterable[Any]) -> Iterator[Any]:
         """Results of all jobs, as they are finished. Raises StoreError for a job that kills its workers."""
-        ray = connect(self.address)
-        made, crew = ray.put(_Made(make)), self._size(ray)
+        ray = connect(self.address, self.crew)
         options = {"num_cpus": self.threads, "num_gpus": self.gpus, "runtime_env": {"env_vars": self._environment()}}
         actor = ray.remote(**options)(_Worker)
-        pool = _Pool(ray, lambda: actor.remote(made, self.threads), crew)
+        for _ in range(self._size(ray) - len(self.crew)):
+            self.crew.append(actor.remote(self.threads))
+        pool = _Pool(ray, lambda: actor.remote(self.threads), self.crew, ray.put(_Made(make)))
         try:
             yield from pool.results(iter(jobs))
         finally:
@@ -83,11 +86,12 @@ def engine_of(text: str | None, device: str = "cpu", workers: int | None = None)
     return found
 
 
-def connect(address: str | None) -> Any:
-    """The ray module, connected. A cluster that is there already is used again."""
+def connect(address: str | None, crew: list[Any]) -> Any:
+    """The ray module, connected. A cluster that is there already is used again; without one nobody is left of a crew."""
     ray = _ray()
     if ray.is_initialized():
         return ray
+    crew.clear()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -120,37 +124,50 @@ class _Made:
 class _Worker:
     """One process: makes what it works with once, then does jobs."""
 
-    def __init__(self, made: _Made, threads: int) -> None:
+    def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.made, self.work = made, None
+        self.held, self.work = "", None
 
-    def do(self, job: Any) -> Any:
-        self.work = self.work or self.made.make()
+    def do(self, made: list[Any], job: Any) -> Any:
+        """`made`: the stored _Made, in a list so that it comes over only when it is another one."""
+        if self.held != made[0].hex():
+            self.work = None  # let go of the last before the next is made
+            self.work = _ray().get(made[0]).make()
+            self.held = made[0].hex()
+        assert self.work is not None
         return self.work(job)
 
 
 class _Pool:
     """Workers and what they are at."""
 
-    def __init__(self, ray: Any, start: Callable[[], Any], size: int) -> None:
-        self.ray, self.start = ray, start
-        self.workers = [start() for _ in range(size)]
+    def __init__(self, ray: Any, start: Callable[[], Any], workers: list[Any], made: Any) -> None:
+        self.ray, self.start, self.workers, self.made = ray, start, workers, [made]
         self.out: dict[Any, tuple[Any, Any, int]] = {}  # reference: (worker, job, times tried)
         self.again: deque[tuple[Any, int]] = deque()
 
     def results(self, jobs: Iterator[Any]) -> Iterator[Any]:
         while True:
             for worker in self.workers:
-                while sum(one is worker for one, _, _ in self.out.values()) < AHEAD and (next_ := self._next(jobs)):
-                    self.out[worker.do.remote(next_[0])] = (worker, *next_)
+                while self._free(worker) and (next_ := self._next(jobs)):
+                    self.out[worker.do.remote(self.made, next_[0])] = (worker, *next_)
             if not self.out:
                 return
             done, _ = self.ray.wait(list(self.out), num_returns=1)
             yield from self._taken(done[0])
 
     def close(self) -> None:
-        for worker in self.workers:
+        """Workers that are still at something are ended; the others stay."""
+        busy = {id(worker): worker for worker, _, _ in self.out.values()}
+        self.workers[:] = [worker for worker in self.workers if id(worker) not in busy]
+        for worker in busy.values():
             self.ray.kill(worker)
+
+    def _free(self, worker: Any) -> bool:
+        """Whether it may get another job. One at which a worker died is alone with its next, so that blame is exact."""
+        tried = [times for holder, _, times in self.out.values() if holder is worker]
+        suspect = bool(self.again) and self.again[0][1] > 0
+        return len(tried) < AHEAD and not any(tried) and not (tried and suspect)
 
     def _next(self, jobs: Iterator[Any]) -> tuple[Any, int] | None:
         if self.again:
@@ -166,7 +183,10 @@ class _Pool:
             yield self._got(reference)
             return
         except self.ray.exceptions.RayError as error:
-            reason = str(error).splitlines()[0]
+            lines = str(error).strip().splitlines()
+            if "creation task" in lines[0]:
+                raise StoreError(f"--engine: workers cannot start ({lines[-1]}). They need this process's packages.") from None
+            reason = lines[0]
         self.workers[self.workers.index(worker)] = self.start()
         blamed = False
         for each in [one for one, (holder, _, _) in self.out.items() if holder is worker]:  # in the order they were given

@@ -1,13 +1,15 @@
 """Dictionary training in several processes, by torch.distributed: each has a part of every batch.
 
-    torchrun --nproc-per-node 2 -m assay dictionary train HARVEST ...
+    torchrun --nproc-per-node 2 -m assay dictionary train HARVEST ... [--divide latents]
 
 1. torchrun says who is who (RANK, WORLD_SIZE); without it a process is alone and nothing here happens.
 2. All processes read the same batches and take every R-th row of them (`features/world.py`). Losses are means over rows, or
    take what they need from the whole batch (the bar of batchtopk, L0 of jumprelu, the error dead latents explain), so the
    mean of the gradients is the gradient of the batch: one process and R differ by rounding.
-3. Parameters, optimiser and counts are whole in every process. Process 0 writes the same checkpoint that one process
-   writes: a run that began with 2 goes on with 1 or 4.
+   Parameters, optimiser and counts are whole in every process.
+3. Or each holds a slice of the latents, with its optimiser and counts, and reads all rows (`Slices`): per token the k largest
+   of each slice are gathered to find the k largest of all, and reconstructions of slices are summed.
+   Either way process 0 writes the checkpoint that one process writes: a run that began with 2 goes on with 1 or 4.
 4. gloo on processors, nccl where ASSAY_BACKEND says so.
 5. torch.distributed.nn.functional is imported before there is a group: its functions keep the default group of the moment as
    default arguments, so that a group older than the import (an optimiser brings it) is never destroyed, and its threads run
@@ -36,6 +38,7 @@ class Group(World):
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.parts = self.size
 
     def mean(self, x: Tensor) -> Tensor:
         return _reduced(x, dist.ReduceOp.SUM) / self.size
@@ -61,6 +64,69 @@ class Group(World):
             grad.div_(self.size)
 
 
+class Slices(Group):
+    """The same processes, with a slice of the latents each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts, self.slices = 1, self.size
+
+    def mean(self, x: Tensor) -> Tensor:
+        return x
+
+    def any(self, mask: Tensor) -> Tensor:
+        return mask
+
+    def average(self, parameters: Iterable[Tensor]) -> None:
+        """Each gradient is whole where its latent is."""
+
+    def total(self, x: Tensor) -> Tensor:
+        return _Total.apply(x)  # type: ignore[return-value]
+
+    def entered(self, x: Tensor) -> Tensor:
+        return _Entered.apply(x)  # type: ignore[return-value]
+
+    def largest(self, values: Tensor, k: int) -> Tensor:
+        padded = torch.nn.functional.pad(values, (0, k - values.shape[1]), value=-torch.inf)
+        every = torch.cat(self.gather(padded).chunk(self.size), 1)
+        chosen = torch.zeros_like(every, dtype=torch.bool).scatter(1, every.topk(k, dim=1, sorted=False).indices, True)
+        return chosen[:, self.rank * k :][:, : values.shape[1]]
+
+    def every(self, x: Tensor) -> Tensor:
+        return self.gather(x.to(torch.uint8)).bool()
+
+    def own(self, latents: Tensor, width: int) -> Tensor:
+        return latents[latents // width == self.rank] % width
+
+    def collected(self, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else None
+        dist.gather(x.detach().contiguous(), parts)
+        return x if parts is None else torch.cat(parts)
+
+
+class _Total(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _reduced(x, dist.ReduceOp.SUM)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0]
+
+
+class _Entered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _reduced(grads[0], dist.ReduceOp.SUM)
+
+
+DIVIDE = {"batch": Group, "latents": Slices}
+
+
 def _reduced(x: Tensor, how: Any) -> Tensor:
     found = x.detach().clone()
     dist.all_reduce(found, how)
@@ -68,8 +134,8 @@ def _reduced(x: Tensor, how: Any) -> Tensor:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
-    """The processes torchrun started, for as long as this lasts; one alone without it.
+def joined(divide: str = "batch") -> Iterator[World]:
+    """The processes torchrun started, for as long as this lasts; one alone without it. `divide`: batch or latents.
 
     Raises UsageError for a backend that is none, or others that do not come.
     """
@@ -86,7 +152,7 @@ def joined() -> Iterator[World]:
         raise UsageError(f"torchrun: the processes do not find each other ({str(error).splitlines()[0]}). Start all of them"
                          " with the same address and port.") from error  # fmt: skip
     try:
-        with inside(Group()) as group:
+        with inside(DIVIDE[divide]()) as group:
             yield group
     finally:
         dist.destroy_process_group()

@@ -83,10 +83,12 @@ class Ticket:
 
 @dataclass(eq=False)
 class Seen:
-    """What one monitor made of a step: scores (n,), and the activations (n, d) that drift is looked for in."""
+    """What one monitor made of a step: scores (n,), the activations (n, d) that drift is looked for in, and what attention
+    weighs the tokens by (n,)."""
 
     scores: NDArray[Any]
     activations: NDArray[Any] | None
+    logits: NDArray[Any] | None = None
 
 
 @dataclass(eq=False)
@@ -94,7 +96,7 @@ class _Token:
     position: int
     piece: str
     settled: bool
-    seen: list[tuple[float, Any]] | None = None  # by monitor
+    seen: list[tuple[float, Any, float | None]] | None = None  # by monitor: score, activations, logit
 
 
 @dataclass(eq=False)
@@ -176,10 +178,12 @@ class Reply:
         if not seen:
             return []
         if step.start == 0:
-            return [alert for number, one in enumerate(seen) for alert in self.watch.prompts(number, one.scores[1:])]
+            return [alert for number, one in enumerate(seen) for alert in self.watch.prompts(
+                number, one.scores[1:], None if one.logits is None else one.logits[1:])]  # fmt: skip
         for token in self._queue:
             if token.position == step.start:
-                token.seen = [(float(one.scores[0]), None if one.activations is None else one.activations[0]) for one in seen]
+                token.seen = [(float(one.scores[0]), None if one.activations is None else one.activations[0],
+                               None if one.logits is None else float(one.logits[0])) for one in seen]  # fmt: skip
         return []
 
     def _add(self, token: int, unseen: bool) -> None:
@@ -195,8 +199,8 @@ class Reply:
         text, scores = "", {armed.monitor.name: [] for armed in self.watch.armed} if self.ticket.asked.scores else {}
         while not self._block(alerts) and self._queue and self._queue[0].seen is not None and self._queue[0].settled:
             token = self._queue.popleft()
-            for number, (score, activation) in enumerate(token.seen or ()):
-                alerts += self.watch.token(number, score, token.position, activation)
+            for number, (score, activation, logit) in enumerate(token.seen or ()):
+                alerts += self.watch.token(number, score, token.position, activation, logit)
                 if scores:
                     scores[self.watch.armed[number].monitor.name].append(rounded(score))
             text += "" if self._block(alerts) else token.piece

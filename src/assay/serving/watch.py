@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from assay.model.model import Model
 from assay.monitor.drift import disarmed, drift
-from assay.monitor.records import CALIBRATED, Monitor
+from assay.monitor.records import CALIBRATED, Monitor, at_site
 from assay.monitor.units import Pooling, Running
 
 QUIET = 16
@@ -104,23 +104,28 @@ class Watch:
         self._sums: list[Any] = [0.0 for _ in armed]
         self._counts = [0 for _ in armed]
 
-    def prompts(self, number: int, scores: Array) -> list[Alert]:
-        """Scores of the prompt's tokens, the first left out, under one monitor; before anything else."""
+    def prompts(self, number: int, scores: Array, logits: Array | None = None) -> list[Alert]:
+        """Scores (and logits, of attention) of the prompt's tokens, the first left out, under one monitor; before anything
+        else."""
+        keys = [None] * len(scores) if logits is None else logits.tolist()
         for start, stop in self.turns:
-            for score in scores[max(0, start - 1) : stop - 1]:
-                self._talks[number].push(score)
+            for at in range(max(0, start - 1), min(stop - 1, len(scores))):
+                self._talks[number].push(scores[at], keys[at])
         if "prompt" not in self.judge or not len(scores):
             return []
-        alerts = [alert for at, score in enumerate(scores) for alert in self._token(number, "prompt", float(score), at + 1)]
+        told = enumerate(zip(scores.tolist(), keys, strict=True), 1)
+        alerts = [alert for at, (score, key) in told for alert in self._token(number, "prompt", score, at, key)]
         return alerts + self._end(number, "prompt", self.prompt - 1)
 
-    def token(self, number: int, score: float, position: int, activation: Array | None = None) -> list[Alert]:
+    def token(
+        self, number: int, score: float, position: int, activation: Array | None = None, logit: float | None = None
+    ) -> list[Alert]:  # fmt: skip
         """The score of one token of the reply under one monitor."""
-        self._talks[number].push(score)
+        self._talks[number].push(score, logit)
         if activation is not None:
             self._sums[number] = self._sums[number] + activation
             self._counts[number] += 1
-        alerts = self._token(number, "reply", score, position)
+        alerts = self._token(number, "reply", score, position, logit)
         return alerts if "reply" in self.judge else []
 
     def end(self, number: int, position: int) -> tuple[list[Alert], dict[str, Any] | None]:
@@ -154,9 +159,9 @@ class Watch:
         return {"score": rounded(score), "threshold": None if bar is None else rounded(bar.value),
                 "above": None if bar is None else bar.alert(score)}  # fmt: skip
 
-    def _token(self, number: int, name: str, score: float, position: int) -> list[Alert]:
+    def _token(self, number: int, name: str, score: float, position: int, logit: float | None = None) -> list[Alert]:
         part = self._parts[number][name]
-        value = part.pooled.push(score)
+        value = part.pooled.push(score, logit)
         alerts = self._above(number, name, "token", score, position)
         whole = part.pooled.n >= part.how.width
         if whole:
@@ -189,15 +194,33 @@ class Watch:
 
 
 class Readers:
-    """All monitors of a server over activations of many rows at once."""
+    """All monitors of a server over activations of many rows at once: one matrix product per site."""
 
     def __init__(self, monitors: Sequence[Monitor], model: Model) -> None:
         self.armed = [Armed(monitor, monitor.state(model)) for monitor in monitors]
         self.sites = list(dict.fromkeys(site for armed in self.armed for site in armed.sites))
+        vectors: dict[str, list[Array]] = {}
+        self._scores = [[_column(vectors, head.site, head.weight) for head in monitor.heads] for monitor in monitors]
+        self._logits = [[_column(vectors, head.site, head.query) for head in monitor.heads if head.query is not None]
+                        for monitor in monitors]  # fmt: skip
+        self._biases = [float(np.mean([head.bias for head in monitor.heads])) for monitor in monitors]
+        self._vectors = {site: np.array(found, np.float64).T for site, found in vectors.items()}
 
-    def scores(self, acts: Mapping[str, NDArray[np.float32]]) -> list[Array]:
-        """Scores of all tokens under every monitor."""
-        return [armed.monitor.token_scores(acts) for armed in self.armed]
+    def scores(self, acts: Mapping[str, NDArray[np.float32]]) -> list[tuple[Array, Array | None]]:
+        """Scores of all tokens under every monitor, and their logits where it pools by attention."""
+        read = {site: np.asarray(at_site(site, acts), np.float64) @ vectors for site, vectors in self._vectors.items()}
+
+        def mean(columns: Sequence[tuple[str, int]]) -> Array:
+            return sum((read[site][:, at] for site, at in columns[1:]), read[columns[0][0]][:, columns[0][1]]) / len(columns)
+
+        return [(mean(scored) + bias, mean(weighed) if weighed else None)
+                for scored, weighed, bias in zip(self._scores, self._logits, self._biases, strict=True)]  # fmt: skip
+
+
+def _column(vectors: dict[str, list[Array]], site: str, vector: Array) -> tuple[str, int]:
+    """Where a vector's products are found: its site, and its place among those read there."""
+    vectors.setdefault(site, []).append(vector)
+    return site, len(vectors[site]) - 1
 
 
 def rounded(score: float) -> float:

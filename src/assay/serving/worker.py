@@ -229,14 +229,15 @@ class Worker:
         """Every monitor over the tokens of all rows at once, then by row."""
         if not self.readers.armed or not steps:
             return [[] for _ in steps]
-        acts = {site: torch.cat([step.captured[place] for step in steps]).float().cpu().numpy()
+        acts = {site: torch.cat([step.captured[place] for step in steps]).float().flatten(1).cpu().numpy()
                 for site, place in zip(self.readers.sites, self.stream.sites, strict=True)}  # fmt: skip
         found: list[list[Seen]] = [[] for _ in steps]
         sizes = [len(next(iter(step.captured.values()))) for step in steps]
-        for armed, scores in zip(self.readers.armed, self.readers.scores(acts), strict=True):
+        for armed, (scores, logits) in zip(self.readers.armed, self.readers.scores(acts), strict=True):
             base, at = armed.monitor.baseline, 0
             for place, size in enumerate(sizes):
                 means = None if base is None else acts[base.site][at : at + size]
-                found[place].append(Seen(scores[at : at + size], means))
+                own = slice(at, at + size)
+                found[place].append(Seen(scores[own], means, None if logits is None else logits[own]))
                 at += size
         return found

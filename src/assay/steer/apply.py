@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from assay.data.prepare import beginnings
 from assay.errors import bad_argument
 from assay.model.edits import Condition, Edit, Phase, Positions, add, cap, clamp, fade, floor
 from assay.model.model import Model, Prompts
@@ -146,7 +147,7 @@ def residual_norm(model: Model, site: str | Site, texts: Prompts) -> float:
     def take(group: Group, at: Site, values: Tensor) -> None:
         norms[at].append(norms_of(at, values)[group.positions > 0])
 
-    rows = [np.asarray(ids) for ids in model.tokens(prompts=texts) if len(ids) > 1]
+    rows = [np.asarray(ids) for ids in beginnings(model, texts) if len(ids) > 1]
     if not rows:
         raise bad_argument("texts", "texts of one token", "at least one text of two tokens or more")
     walk_rows(model, rows, list(norms), take)

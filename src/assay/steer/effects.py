@@ -176,13 +176,18 @@ def random_directions(
             for name, basis in list(drawn.items())[:n]}  # fmt: skip
 
 
-def other_layers(model: Model, direction: Direction, most: int = 3, apart: int = 2) -> list[Direction]:
-    """The same numbers at up to `most` other layers, evenly spread and at least `apart` layers away; none without layers."""
+def other_layers(
+    model: Model, direction: Direction, most: int = 3, apart: int = 2, condition: Direction | None = None
+) -> list[Direction]:
+    """The same numbers at up to `most` other layers, evenly spread and at least `apart` layers away; none without layers.
+    With a condition only where that has been read."""
     site = parse_site(direction.site)
     if site.layer is None:
         return []
-    far = [layer for layer in range(model.n_layers) if abs(layer - site.layer) > apart]
-    far = far or [layer for layer in range(model.n_layers) if layer != site.layer]
+    read = None if condition is None else parse_site(condition.site)
+    first = 0 if read is None or read.layer is None else read.layer + (site.name not in ("resid_post", read.name))
+    far = [layer for layer in range(first, model.n_layers) if abs(layer - site.layer) > apart]
+    far = far or [layer for layer in range(first, model.n_layers) if layer != site.layer]
     picked = sorted({far[round(place)] for place in np.linspace(0, len(far) - 1, min(most, len(far)))}) if far else []
     return [replace(direction, site=str(replace(site, layer=layer))) for layer in picked]
 

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay.data.metrics import kl
+from assay.data.prepare import beginnings, longest_of
 from assay.errors import bad_argument
 from assay.model.model import Model, Prompts
 from assay.steer.effects import How, Push, pushed_edits
@@ -70,9 +71,8 @@ def continuations(
 
 def check_room(model: Model, prompts: Prompts, max_new_tokens: int) -> None:
     """Raises UsageError where a prompt and what is written after it are longer than the model's positions."""
-    room = getattr(getattr(model.hf, "config", None), "max_position_embeddings", None)
-    longest = max(map(len, model.tokens(prompts)))
-    if room is not None and longest + max_new_tokens > room:
+    room, longest = longest_of(model), max(map(len, model.tokens(prompts)))
+    if longest + max_new_tokens > room:
         raise bad_argument("max_new_tokens", max_new_tokens, f"at most {max(0, room - longest)} after a prompt of {longest}"
                            f" tokens: {model.name} has {room} positions")  # fmt: skip
 
@@ -107,10 +107,11 @@ def distinct(tokens: Sequence[int], n: int = 2) -> float | None:
 
 
 def sequence_kl(model: Model, texts: Sequence[str], pushes: Sequence[Push], how: How) -> Float[Tensor, "push text"]:
-    """KL(unsteered || steered) in nats per token, mean over all positions of every text; infinity where it is not finite."""
+    """KL(unsteered || steered) in nats per token, mean over all positions of every text; infinity where it is not finite.
+    Of a text that is longer than the model's context the beginning is read."""
     if not len(texts):
         raise bad_argument("texts", "none", "one ordinary text or more")
-    prompts, how = model.tokens(list(texts)), how.on_texts()
+    prompts, how = beginnings(model, list(texts)), how.on_texts()
     out = torch.empty(len(pushes), len(prompts))
     tokens = max(1, LOGIT_FLOATS // model.dims.d_vocab)
     for rows in _groups([len(ids) for ids in prompts], tokens):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from assay.data.metrics import kl
-from assay.data.prepare import PreparedTask
+from assay.data.prepare import PreparedTask, beginnings
 from assay.errors import ModelError, UsageError, bad_argument
 from assay.model.edits import Edit, add, clamp
 from assay.model.hooks import ignore
@@ -98,7 +98,7 @@ def learned(
 def _ordinary(model: Model, texts: Prompts) -> list[list[int]]:
     """Beginnings of ordinary texts, each read at its last token."""
     found: dict[tuple[int, ...], None] = {}
-    for ids in model.tokens(texts):
+    for ids in beginnings(model, texts):
         found.update((tuple(ids[: max(2, round(cut * len(ids)))]), None) for cut in CUTS if len(ids) > 1)
     if not found:
         raise bad_argument("texts", "texts of one token", "at least one text of two tokens or more")

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay.data.metrics import kl
-from assay.data.prepare import Unusable, token_finder
+from assay.data.prepare import Unusable, longest_of, token_finder
 from assay.errors import SiteError, TaskError, bad_argument
 from assay.model.model import Model
 from assay.records import Pair
@@ -142,13 +142,23 @@ def facts_of(
 
     `label`: the label of a pair that marks the subject (an offset in its first word; `LABEL_end` marks a letter of its last
     word where it has several), or "end" for the prompt's last token. None: `subject`, or the only label there is.
-    `prefixes`: ordinary texts put before prompts where keys are read. Raises TaskError for pairs without that label.
+    `prefixes`: ordinary texts put before prompts where keys are read. Prompts longer than the model's context are left out.
+    Raises TaskError for pairs without that label, or where all are too long.
     """
+    pairs = [pair for pair in pairs if _fits(model, pair)]
+    if not pairs:
+        raise TaskError(f"no prompt of discover fits into the {longest_of(model)} tokens of {model.name}.")
     name = label or subject_label(pairs)
     groups: dict[tuple[str, tuple[str, ...]], list[Pair]] = {}
     for pair in pairs:
         groups.setdefault((subject_of(pair, name, 0)[0], pair.answers), []).append(pair)
     return tuple(_fact(model, subject, answers, group, name, prefixes) for (subject, answers), group in groups.items())
+
+
+def _fits(model: Model, pair: Pair) -> bool:
+    """Whether both prompts, and the clean one with every answer, are within the model's context."""
+    texts = [pair.corrupted, *(pair.clean + answer for answer in pair.answers)]
+    return max(map(len, model.tokens(texts))) <= longest_of(model)
 
 
 def subject_label(pairs: Sequence[Pair]) -> str:
@@ -192,6 +202,7 @@ def _fact(
         keep.append(_spot(model, ESSENCE.format(subject), len(subject) - 1))
     longer = [_spot(model, f"{prefix} {pair.clean}", len(prefix) + 1 + subject_of(pair, label, 0)[1])
               for prefix in prefixes for pair in pairs]  # fmt: skip
+    longer = [spot for spot in longer if len(spot.tokens) <= longest_of(model)]
     return Fact(subject, answers, train, tuple(dict.fromkeys(keep)), tuple(dict.fromkeys([*spots, *longer])))
 
 

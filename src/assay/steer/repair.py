@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from assay.data.prepare import PreparedTask, prepare
+from assay.data.prepare import PreparedTask, longest_of, prepare
 from assay.errors import TaskError, bad_argument
 from assay.model.model import Model
 from assay.records import Pair, plain
@@ -284,7 +284,8 @@ def require_shared_subjects(fault: Fault, plan: RepairPlan) -> None:
 
 def examples(before: Model, after: Model, pairs: Sequence[Pair], n: int = 4, tokens: int = 6) -> tuple[dict[str, Any], ...]:
     """Some prompts of confirm, one per answer, with what each model goes on with."""
-    chosen = list({pair.answers: pair for pair in pairs}.values())[:n]
+    room = longest_of(before) - tokens
+    chosen = list({pair.answers: pair for pair in pairs if len(before.tokens(pair.clean)[0]) <= room}.values())[:n]
     prompts = [pair.clean for pair in chosen]
     told = [model.generate(prompts, max_new_tokens=tokens).texts for model in (before, after)] if prompts else [[], []]
     return tuple({"prompt": pair.clean, "answer": pair.answers[0], "before": old, "after": new}

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from assay.data.metrics import kl
-from assay.data.prepare import NothingLeft, PreparedTask, prepare
+from assay.data.prepare import NothingLeft, PreparedTask, beginnings, longest_of, prepare
 from assay.errors import ModelError
 from assay.model.model import Model
 from assay.records import Pair
@@ -107,6 +107,7 @@ def said_in_full(model: Model, pairs: Sequence[Pair]) -> float | None:
     said: dict[int, bool] = {}
     rows = [(number, model.tokens(pair.clean)[0], model.tokens(pair.clean + answer)[0])
             for number, pair in enumerate(pairs) for answer in pair.answers]  # fmt: skip
+    rows = [row for row in rows if len(row[2]) <= longest_of(model)]
     for start in range(0, len(rows), TEXTS_AT_ONCE):
         here = rows[start : start + TEXTS_AT_ONCE]
         logits = model.capture([whole for _, _, whole in here], "logits").rows("logits")
@@ -212,7 +213,7 @@ def _share_check(
 
 
 def _text_check(before: Model, after: Model, texts: Sequence[str], bars: Bars, seed: int) -> Check:
-    lost, loss = text_change(before, after, before.tokens(list(texts)))
+    lost, loss = text_change(before, after, beginnings(before, list(texts)))
     _finite("ordinary text", [], [*lost, *loss])
     names = [f"{number:06d}" for number in range(len(lost))]
     told = summarise(lost, names, bars.kl, bars.alpha, seed)

@@ -52,6 +52,7 @@ EFFECT = 0.1  # of the task's contrast
 BEYOND = 0.99  # of random directions
 SCREEN = (-0.2, 0.1, 0.2, 0.4)
 SCREEN_ITEMS, SCREEN_TEXTS = 16, 6
+CLAIM_SHARES = (-1.0, -0.5, 0.5, 1.0)  # of the chosen strength
 TOGETHER = 25  # random directions measured, and kept, at a time
 
 
@@ -144,6 +145,11 @@ class Chosen:
     @property
     def push(self) -> Push:
         return Push(self.direction, self.choice.strength)
+
+    @property
+    def claimed(self) -> list[float]:
+        """The doses that a claim is about, in units of the activations: shares of what was chosen, both ways."""
+        return [share * abs(self.choice.strength) * self.how.norm for share in CLAIM_SHARES]
 
 
 @dataclass(frozen=True)
@@ -385,7 +391,7 @@ def _controls(
         found = kept.once(name, lambda pushes=pushes: [each.mean for each in _effects(model, task, pushes, how, contrast)])
         random.update(zip(group, found, strict=True))
     layers = {}
-    for direction in other_layers(model, chosen.direction):
+    for direction in other_layers(model, chosen.direction, condition=how.condition):
         there = how_of(model, direction, plan, None if how.condition is None else (how.condition, how.threshold), kept)
         layers[direction.site] = _effects(model, task, [Push(direction, strength)], there, contrast)[0].mean
     percentile = percentile_of(own.mean, list(random.values()))

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay.data.prepare import PreparedTask
+from assay.data.prepare import PreparedTask, longest_of
 from assay.data.prepare_concept import PreparedConcept
 from assay.errors import TaskError
 from assay.model.model import Model
@@ -120,8 +120,9 @@ def _outside(low: float | None, high: float | None) -> bool:
 
 
 def refusal_overlap(model: Model, requests: PreparedConcept, push: Push, how: How) -> Refusal:
-    """Requests to refuse are label 1, near misses those that look alike, the rest harmless; `push` is what is applied."""
-    direction = push.direction
+    """Requests to refuse are label 1, near misses those that look alike, the rest harmless; `push` is what is applied.
+    Raises TaskError as `askable` does."""
+    requests, direction = askable(model, requests), push.direction
     towards = from_concept(model, requests, direction.site, at="last")
     cosine = float(towards.vector.double() @ direction.vector.double()) * (1 if push.strength >= 0 else -1)
     kinds = [KINDS[0] if example.label else KINDS[1] if example.near_miss else KINDS[2] for example in requests.examples]
@@ -136,6 +137,16 @@ def refusal_overlap(model: Model, requests: PreparedConcept, push: Push, how: Ho
         note = (f"Unsteered, replies to {refused:.0%} of the requests to refuse would begin by refusing: this model hardly"
                 f" refuses, so no change here shows that the push is safe. {note}")  # fmt: skip
     return Refusal(cosine, math.sqrt(2 / math.pi / len(direction.vector)), tuple(sides), note)
+
+
+def askable(model: Model, requests: PreparedConcept) -> PreparedConcept:
+    """Requests that fit into the model's context as it is asked them. Raises TaskError where either label is then missing."""
+    most = longest_of(model)
+    rows = [row for row, example in enumerate(requests.examples) if len(request_tokens(model, example.text)) <= most]
+    if len({requests.labels[row] for row in rows}) < 2:
+        raise TaskError(f"{len(rows)} of {len(requests)} requests fit into the {most} tokens of {model.name}:"
+                        " none to refuse, or no others.")
+    return requests.select(rows)
 
 
 def _side(kind: str, rows: Sequence[int], before: Tensor, after: Tensor, templates: Sequence[str]) -> RefusalSide:

@@ -68,9 +68,10 @@ def _counts(workspace: "Workspace", a: "SetRecord", b: "SetRecord") -> Any:
     line("tokens read", [f"{one.tokens:,}" for one, _ in sides])
     for name, label in (("explained", "with an explanation"), ("supported", "supported"), ("refuted", "refuted")):
         line(label, [share_words(summary["features"][name], summary["features"]["active"]) for _, summary in sides])
-    left = [{item["what"]: item["share"] for item in unexplained_of(summary)} for _, summary in sides]
+    left = [{item["what"].removeprefix("of "): percent(item["share"]) for item in unexplained_of(summary)
+             if item["share"] is not None} for _, summary in sides]  # fmt: skip
     for what in dict.fromkeys(what for side in left for what in side):
-        line(f"not explained: {what}", [side.get(what) for side in left])
+        line(what, [side.get(what) for side in left])
     scores = [dict(summary.get("scores") or {}) for _, summary in sides]
     for name in dict.fromkeys(name for side in scores for name in side):
         line(f"{score_label(name)}: {name}" if score_label(name) != name else name, [_value(side.get(name)) for side in scores])

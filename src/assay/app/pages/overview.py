@@ -41,9 +41,12 @@ def overview(workspace: "Workspace", arguments: Mapping[str, Any]) -> Made:
 
 
 def _of_claims(workspace: "Workspace") -> tuple[list[Any], list[Share], list[str]]:
-    """What the ledger gives: cards of the newest findings, what circuits leave open, and the models there are claims about."""
+    """What the ledger gives: cards of the newest findings, what circuits leave open, and the models of the newest claims."""
     with workspace.store as store:
-        return _newest(workspace, store), _left_open(store), [str(model) for (model,) in _models(store)]
+        total = store.listing(1)[1]
+        rows = store.listing(LOOKED, max(0, total - LOOKED))[0][::-1]
+        cards = [card_of(workspace, row.claim) for row in [row for row in rows if row.verdict in DECIDED][:CARDS]]
+        return cards, _left_open(store), [str(model) for (model,) in _models(store, [row.claim for row in rows])]
 
 
 def _start(workspace: "Workspace") -> Any:
@@ -89,13 +92,6 @@ def _maps(summaries: Summaries) -> list[Any]:
     return [table("maps", columns, rows, title="Maps", help="map")] if rows else []
 
 
-def _newest(workspace: "Workspace", store: Any) -> list[Any]:
-    """The newest claims that were decided, not only those that came out well."""
-    total = store.listing(1)[1]
-    rows = store.listing(LOOKED, max(0, total - LOOKED))[0][::-1]
-    return [card_of(workspace, row.claim) for row in [row for row in rows if row.verdict in DECIDED][:CARDS]]
-
-
 def _left_open(store: Any) -> list[Share]:
     """What the newest supported claims about circuits leave of their task, by their own measurement."""
     with store.reading() as db:
@@ -114,8 +110,7 @@ def _left_open(store: Any) -> list[Share]:
     return shares
 
 
-def _models(store: Any) -> list[Any]:
+def _models(store: Any, claims: list[str]) -> list[Any]:
     with store.reading() as db:
-        return db.execute("SELECT DISTINCT body->>'$.subject.model' FROM claims WHERE body->>'$.subject.model' IS NOT NULL"
-                          " LIMIT 5").fetchall()  # fmt: skip
-
+        return db.execute("SELECT DISTINCT body->>'$.subject.model' AS model FROM claims WHERE id IN (SELECT"
+                          " unnest(?::VARCHAR[])) AND model IS NOT NULL LIMIT 5", [claims]).fetchall()  # fmt: skip

@@ -1,8 +1,6 @@
 """`circuit_find`, `circuit_test`, `circuit_show`: from a behaviour to a tested subgraph."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assay.app import explore
@@ -38,34 +36,23 @@ METHODS = ("eap-ig", "eap", "atp", "exact", "information-flow", "relevance")
       draws=integer("Random circuits the claim will be compared with.", 19, 1, 200),
       state=flag("State the claim that it carries the task.", True), seed=explore.seed())  # fmt: skip
 def circuit_find(workspace: "Workspace", arguments: explore.Arguments, report: Report) -> Result:
-    from assay.atlas.attributions import KeptScores
-    from assay.atlas.linked import link_circuit
-    from assay.circuits.find import FindPlan, find_circuit, scores_key
-    from assay.circuits.formats import write_circuit
-    from assay.data.prepare import prepare
+    from assay.atlas.circuits import Search, search_circuit
+    from assay.circuits.find import FindPlan, level_of
 
-    method = arguments["method"]
-    level = arguments.get("level") or ("node" if method in ("atp", "relevance") else "edge")
-    plan = FindPlan(method, level, arguments["target"], seed=arguments["seed"])
+    level = level_of(arguments["method"], arguments.get("level"))
+    plan = FindPlan(arguments["method"], level, arguments["target"], seed=arguments["seed"])
     plan.check()
     source = explore.task_of(workspace, arguments["task"], arguments.get("corruption"))
-    sizes = {"discover": arguments["n"], "tune": arguments["tune"]}
-    pairs = {split: source.items(split, n, arguments["seed"]) for split, n in sizes.items()}
+    search = Search(plan, arguments["n"], *(arguments[size] for size in ("tune", "confirm", "ood", "draws")))
+    pairs = search.pairs(source)
     report("loading the model", 0, 1)
     with workspace.using(arguments.get("model")) as model:
-        data = {split: prepare(items, model) for split, items in pairs.items()}
-        for split, items in data.items():
-            explore.look(workspace, model, f"circuit find {source.name} {method} {level}, {split}", items.pairs)
-        kept = KeptScores(workspace.atlas, scores_key(model, data["discover"], plan))
-        found = find_circuit(model, data["discover"], data["tune"], plan, lambda what, done, of: report(what, done, of), kept)
-        made = found.circuit(model, source.name)
-        claim, warnings = _stated(workspace, model, source, found, arguments, report) if arguments["state"] else (None, [])
-        name = circuit_name(model.name, source.name, method, level)
-        made = replace(made, plan={**made.plan, **({"claim": claim} if claim else {})})
-        link_circuit(workspace.store, write_circuit(workspace.atlas / FOLDER / f"{name}.json", made))
-        record = {**_summary(made, found), "circuit": name, "claim": claim, "warnings": [*found.warnings, *warnings]}
-        return keep_result(workspace.atlas, "circuit_find", arguments, model.digest, f"{source.name}: circuit by {method}",
-                           {"record": record, "blocks": [*circuit_blocks(made), *curve_blocks(found)]})  # fmt: skip
+        kept = search_circuit(workspace.store, model, source, search, pairs, report, state=arguments["state"])
+        record = {**_summary(kept.circuit, kept.found), "circuit": kept.path.stem, "claim": kept.claim and kept.claim.id,
+                  "stated_before": kept.before, "warnings": list(kept.warnings)}  # fmt: skip
+        result: Result = {"record": record, "blocks": [*circuit_blocks(kept.circuit), *curve_blocks(kept.found)]}
+        title = f"{source.name}: circuit by {plan.method}"
+        return keep_result(workspace.atlas, "circuit_find", arguments, model.digest, title, result)
 
 
 @verb("circuit_test", "intervene", "Test the claim about a circuit on sealed data, once. This spends its confirm data.",
@@ -92,11 +79,6 @@ def circuit_show(workspace: "Workspace", arguments: explore.Arguments, report: R
 # kept circuits -------------------------------------------------------------------------------------
 
 
-def circuit_name(model: str, task: str, method: str, level: str) -> str:
-    """The name of a circuit's file, the same as the command line gives it."""
-    return f"{Path(model).name}-{Path(task).stem}-{method}-{level}"
-
-
 def names(workspace: "Workspace") -> list[str]:
     """Circuits of the atlas, newest first."""
     found = sorted((workspace.atlas / FOLDER).glob("*.json"), key=lambda path: -path.stat().st_mtime)
@@ -111,24 +93,6 @@ def read(workspace: "Workspace", name: str) -> "Circuit":
     if name not in known:
         raise missing("circuit", name, ", ".join(known) or "none is kept yet", "Make one: circuit_find.")
     return read_circuit(workspace.atlas / FOLDER / f"{name}.json")
-
-
-# the claim -----------------------------------------------------------------------------------------
-
-
-def _stated(
-    workspace: "Workspace", model: Any, source: Any, found: "FoundCircuit", arguments: explore.Arguments, report: Report
-) -> tuple[str, list[str]]:
-    """The claim that the circuit carries the task: the one that was stated before, or a new one; and what to know of it."""
-    from assay.evidence.cautions import warnings_of
-    from assay.evidence.known import state_once
-    from assay.evidence.run import Settings
-
-    report("stating the claim", 0, 1)
-    settings = Settings(tune=arguments["tune"], confirm=arguments["confirm"], ood=arguments["ood"], seed=arguments["seed"],
-                        draws=arguments["draws"], options={"rival": list(found.rival)} if found.rival else {})  # fmt: skip
-    stated, plan, _ = state_once(workspace.store, model, source, list(found.parts), settings=settings)
-    return stated.id, warnings_of(plan)
 
 
 # what is shown -------------------------------------------------------------------------------------
@@ -201,8 +165,8 @@ def layer_names(whole: "Graph") -> list[str]:
 
 
 def position_names(whole: "Graph") -> list[str]:
-    """Columns of the picture."""
-    return [*(f"head {head}" for head in range(whole.n_heads)), "MLP"]
+    """Columns of the picture: heads and the MLP, or classes of positions."""
+    return list(whole.classes) or [*(f"head {head}" for head in range(whole.n_heads)), "MLP"]
 
 
 def _layered(held: "Circuit", cells: Sequence[tuple[int, int]]) -> tuple[list[Node], list[Edge]]:
@@ -223,11 +187,12 @@ def _layered(held: "Circuit", cells: Sequence[tuple[int, int]]) -> tuple[list[No
 
 
 def _node(whole: "Graph", site: "Site", value: float) -> Node:
-    name, middle = str(site), whole.n_heads / 2
-    if site.layer is None:
-        row = 0 if site.name == "embed" else 2 * whole.n_layers + 1
-        return {"id": name, "label": name, "layer": row, "position": middle, "value": value, "kind": site.name}
+    from assay.circuits.graph import END, site_of
+
     head = site.name == "z" and site.index is not None
-    place = float(site.index or 0) if head else float(whole.n_heads)
-    return {"id": name, "label": name, "layer": 2 * site.layer + (1 if head else 2), "position": place, "value": value,
-            "kind": "head" if head else "mlp"}  # fmt: skip
+    row = {"embed": 0, "logits": 2 * whole.n_layers + 1}.get(site.name, 2 * (site.layer or 0) + (1 if head else 2))
+    place = float(site.index or 0) if head else float(whole.n_heads) if site.layer is not None else whole.n_heads / 2
+    if whole.classes:
+        place = float(whole.classes.index(getattr(site, "at", END)))
+    kind = "head" if head else site.name if site.layer is None else "mlp"
+    return {"id": str(site), "label": str(site_of(site)), "layer": row, "position": place, "value": value, "kind": kind}

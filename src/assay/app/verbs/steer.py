@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 SIDES = ("unsteered", "steered", "random")
 HALF = "\ufffd"  # stands for a letter whose tokens are not all there
-CLAIM_SHARES = (-1.0, -0.5, 0.5, 1.0)  # of the chosen strength
 SIZES = {"discover": 44, "tune": 33}
 
 
@@ -126,11 +125,10 @@ def _kept(workspace: "Workspace", model: "Model", plan: Any, source: Any, argume
 
 def _dose_record(chosen: "Chosen", task: str, name: str) -> dict[str, Any]:
     strength = chosen.choice.strength
-    grid = [share * abs(strength) * chosen.how.norm for share in CLAIM_SHARES]
     claim = None
     if chosen.choice.works and chosen.how.mode == "add":
         claim = {"kind": "steers", "data": task, "subject": {"direction": name, "sign": 1 if strength > 0 else -1,
-                                                           "strengths": grid}}  # fmt: skip
+                                                           "strengths": chosen.claimed}}  # fmt: skip
     return {
         "task": task, "direction": name, "site": chosen.direction.site, "strength": strength, "works": chosen.choice.works,
         "why": chosen.choice.why, "slope": chosen.curve.slope, "reversed": chosen.curve.reversed, "cliffs": chosen.curve.cliffs,
@@ -156,15 +154,19 @@ def dose_blocks(chosen: "Chosen", record: dict[str, Any]) -> list[Any]:
     columns = [column("dose", "dose", "number"), column("effect", "effect", "interval"), column("kl", "KL", "number"),
                column("perplexity", "perplexity ratio", "number"), column("distinct", "distinct-2 ratio", "number"),
                column("broken", "broken text")]  # fmt: skip
-    said = "It works on tune." if record["works"] else "It does not work on tune: state no claim about it."
+    clear = record["works"] and any(row["dose"] == record["strength"] and (row["low"] or 0) > 0 for row in record["points"])
+    said = ("It works on tune." if clear else
+            "On tune the effect at the chosen dose cannot be told from none: a claim about it will hardly be supported."
+            if record["works"] else "It does not work on tune: state no claim about it.")  # fmt: skip
     return [
         facts("dose-facts", [{"label": "direction", "value": record["direction"]}, {"label": "at", "value": record["site"]},
                              {"label": "chosen dose", "value": record["strength"], "note": record["why"],
-                              "tone": "good" if record["works"] else "warn"},
+                              "tone": "good" if clear else "warn"},
                              {"label": "prompts that go the other way", "value": record["reversed"]}]),
         line("dose-curve", series, {"label": "dose (share of the residual norm)"},
              {"label": "effect (1: the task's own contrast)"}, marks=marks, title="Dose and effect, on tune", help="dose"),
         line("dose-harm", harm, {"label": "dose"}, {"label": "nats per token"}, marks=marks, title="Damage to ordinary text"),
         table("dose-rows", columns, rows),
-        text("dose-next", said, "A curve that was chosen by is no evidence: claim_state with kind steers, then claim_test."),
+        text("dose-next", said, "The dose was chosen on this curve, so the curve is no evidence: state a claim of kind steers,"
+                                " and test it (claim_state, claim_test)."),
     ]  # fmt: skip

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from assay.evidence.kinds import Columns
+from assay.evidence.shares import with_share_interval
 from assay.records import Claim, GatePlan, GateResult
 from assay.registry import Registry
-from assay.statistics import DRAWS, cluster_means, summarise, summarise_exact, weaker
+from assay.statistics import DRAWS, Summary, cluster_means, summarise, summarise_exact, weaker
 
 Column = Sequence[float | None]
 Table = Mapping[str, Any]  # {"templates": [..], "columns": Columns, "controls": {..}}
@@ -92,18 +93,26 @@ def gates_for(kind: str, claim: Claim | None = None, options: Mapping[str, Any] 
             and (options is None or gate.asked is None or gate.asked in options)]  # fmt: skip
 
 
-def evaluate(gate: GatePlan, split: str, table: Table, alpha: float, seed: int) -> GateResult | None:
-    """One gate on one split, from stored columns; None when it was not measured there."""
+def evaluate(
+    gate: GatePlan, split: str, table: Table, alpha: float, seed: int, shares: bool = True
+) -> GateResult | None:  # fmt: skip
+    """One gate on one split, from stored columns; None when it was not measured there. `shares`: intervals of what is 0 or 1
+    per item are those of `evidence/shares.py`; plans locked before there were any do not say so."""
     found = get_gate(gate.name)
     try:
         contrast = found.contrast(table, gate)
     except KeyError:
         return None
-    summed = summarise_exact if contrast.exact else summarise
     draws = int(gate.options.get("resamples", DRAWS))
-    summary = summed(contrast.values, clusters_of(contrast, table), gate.sesoi, alpha, seed, draws)
+
+    def over(clusters: Sequence[str]) -> Summary:
+        summed = summarise_exact if contrast.exact else summarise
+        summary = summed(contrast.values, clusters, gate.sesoi, alpha, seed, draws)
+        return with_share_interval(summary, contrast.values) if shares and not contrast.exact else summary
+
+    summary = over(clusters_of(contrast, table))
     if table.get("words") and contrast.clusters is None:
-        summary = weaker(summary, summed(contrast.values, table["words"], gate.sesoi, alpha, seed, draws))
+        summary = weaker(summary, over(table["words"]))
     tables = {"per_template": summary.per_template, "per_control": contrast.per_control, **contrast.notes}
     return GateResult(
         gate.name, split, gate.group, gate.required, gate.sesoi, summary.estimate, summary.low,

@@ -10,12 +10,18 @@
    `link.itself`: B's own fall then, which must be there.
 6. `link.direct` (reported): the share of the fall that is left when everything in between is kept as it was.
 
+7. `second_corpus.link`, `second_corpus.together`: 1. and 4. on the texts of a second corpus; planned only for claims that name
+   one, and then they decide.
+
 Co-activation alone is what a common cause gives; the fall is what it does not.
 """
+
+from dataclasses import replace
 
 from assay.evidence.edge_link import about_edge
 from assay.evidence.gates.base import Columns, Contrast, Gate, Table, column, difference, mean, register
 from assay.evidence.gates.erasure import against_strongest
+from assay.evidence.second_corpus import OPTION
 from assay.records import Claim, GatePlan
 
 KINDS = ("connects",)
@@ -109,9 +115,25 @@ def about_features(claim: Claim) -> bool:
     return not about_edge(claim)
 
 
-def _add(name, group, sesoi, measured, contrast, says="", required=True, version=1) -> None:
-    register(Gate(f"link.{name}", group, KINDS, sesoi, required, measured, contrast, says=says, version=version,
-                  about=about_features))  # fmt: skip
+def measure_second(instrument, gate: GatePlan) -> Columns:
+    """Per text of the second corpus, not per item."""
+    return instrument.second()
+
+
+def second(contrast):
+    """A contrast of the columns `second.*`, with the templates of the second corpus for clusters."""
+
+    def of(table: Table, gate: GatePlan) -> Contrast:
+        templates = [f"template {number:g}" for number in column(table, "second.template")]
+        own = {key.removeprefix("second."): values for key, values in table["columns"].items() if key.startswith("second.")}
+        return replace(contrast({**table, "columns": own}, gate), clusters=templates)
+
+    return of
+
+
+def _add(name, group, sesoi, measured, contrast, says="", required=True, version=1, asked=None) -> None:
+    register(Gate(name if "." in name else f"link.{name}", group, KINDS, sesoi, required, measured, contrast, says=says,
+                  version=version, about=about_features, asked=asked))  # fmt: skip
 
 
 _add("effect", "link", 0.2, measure, effect, "switching A off lowers B by {estimate} of its spread")
@@ -123,3 +145,7 @@ _add("partial", "coactivation", 0.1, measure_together, _phi("partial"), required
 _add("reverse", "instrument", 0.9, measure_reverse, reverse, required=False)
 _add("itself", "instrument", 0.2, measure_reverse, itself, required=False)
 _add("direct", "direct", 0.5, measure_direct, direct, "{estimate} of it is direct", required=False)
+_add("second_corpus.link", "link", 0.2, measure_second, second(effect), "in the second corpus it lowers B by {estimate}",
+     asked=OPTION)
+_add("second_corpus.together", "coactivation", 0.1, measure_second, second(_phi("together")),
+     "in the second corpus they fire together with a phi of {estimate}", asked=OPTION)

@@ -94,6 +94,8 @@ def reader_of(hunt: Hunt) -> Reader | None:
     host = as_host(hunt.model)
     if type(host) is not ModelHost or host.model.tokenizer is None or not isinstance(hunt.setup, ScoreSetup):
         return None
+    if hunt.setup.host is not None:  # a score of whole texts
+        return None
     try:
         host.model.sites(list(sources_of(hunt.setup.site)))
     except SiteError:  # a site that only its kind can read

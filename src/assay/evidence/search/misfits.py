@@ -39,7 +39,8 @@ def find(hunt: Hunt) -> Found:
 def _alone(hunt: Hunt, row: int) -> Counterexample:
     """One item read again on a host that has no texts of its own."""
     example = hunt.data.items[row]
-    score = float(hunt.setup.score(as_host(hunt.model).read(hunt.setup.site, hunt.data.select([row])))[0])
+    host = hunt.setup.host or as_host(hunt.model)
+    score = float(hunt.setup.score(host.read(hunt.setup.site, hunt.data.select([row])))[0])
     expected = f"above {hunt.setup.strict:.3g} (member)" if example.label else f"at most {hunt.setup.half:.3g} (not a member)"
     status = "verified" if fails(hunt.setup, example.label, score) else "open"
     return Counterexample(hunt.claim.id, example.text, "", example.template, "sensitivity" if example.label else "firing",

@@ -34,7 +34,7 @@ DRAWS = 19
 def find(hunt: Hunt) -> Found:
     """Non-members of a group of firing contexts that is not about the concept."""
     host = as_host(hunt.model)
-    if not isinstance(hunt.setup, ScoreSetup) or not hasattr(hunt.data, "select"):
+    if not isinstance(hunt.setup, ScoreSetup) or hunt.setup.host is not None or not hasattr(hunt.data, "select"):
         return nothing("activations of single items cannot be read")
     fires = [row for row, score in enumerate(hunt.columns["score"]) if score is not None and score > hunt.setup.half]
     if len(fires) < 8 or hunt.budget < min(MOST, len(fires)):

@@ -27,7 +27,7 @@ LISTED = 20
 def find(hunt: Hunt) -> Found:
     """Units at least as good as the claim."""
     scores = hunt.columns["score"]
-    if not isinstance(hunt.setup, ScoreSetup) or any(score is None for score in scores):
+    if not isinstance(hunt.setup, ScoreSetup) or hunt.setup.host is not None or any(score is None for score in scores):
         return nothing("activations of single items cannot be read")
     member = np.array(hunt.data.labels) == 1
     if member.all() or not member.any() or hunt.budget == 0:

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay.features.architectures.topk import TopK
-from assay.features.codes import Codes, Pairs, above, top_batch
+from assay.features.codes import Codes, Pairs, above, top_batch, values_at
 from assay.features.dictionary import ARCHITECTURES, Objective, Spec, Stage
+from assay.features.screened import Scores
 from assay.features.world import lowest
 
 MEMORY = 0.99  # of the running threshold
@@ -28,12 +29,12 @@ class BatchTopK(TopK):
         super().__init__(spec, name)
         self.register_buffer("threshold", torch.tensor(-1.0))
 
-    def select(self, pre: Float[Tensor, "token latent"]) -> Codes:
+    def select(self, pre: Scores) -> Codes:
         weighed = self.weighed(pre)
         pairs = above(weighed, self.threshold) if float(self.threshold) >= 0 else top_batch(weighed, self.k)
-        return Codes(pairs, pre[pairs.tokens, pairs.latents].relu())
+        return Codes(pairs, values_at(pre, pairs).relu())
 
-    def choose(self, pre: Float[Tensor, "token latent"], stage: Stage) -> Pairs:
+    def choose(self, pre: Scores, stage: Stage) -> Pairs:
         return top_batch(self.weighed(pre), self.k_at(stage))
 
     @torch.no_grad()
@@ -53,8 +54,8 @@ class BatchTopK(TopK):
         """The threshold at which k latents are active on average in this batch."""
         weighed = self.weighed(self.pre(x))
         pairs = top_batch(weighed, self.k)
-        if len(pairs.latents):
-            self.threshold.copy_(torch.nextafter(weighed[pairs.tokens, pairs.latents].min(), weighed.new_tensor(0.0)))
+        if (least := lowest(values_at(weighed, pairs))) is not None:
+            self.threshold.copy_(torch.nextafter(least, x.new_tensor(0.0)))
 
     def fold_values(self, unit: float) -> None:
         if float(self.threshold) >= 0:

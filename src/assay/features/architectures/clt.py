@@ -18,6 +18,7 @@ from assay.errors import bad_argument
 from assay.features.architectures.batchtopk import BatchTopK
 from assay.features.codes import Pairs, bag, read, spread
 from assay.features.dictionary import ARCHITECTURES, AUX_ROWS, AUX_WEIGHT, Objective, Spec, Stage
+from assay.features.screened import Scores
 from assay.features.world import world
 
 
@@ -74,7 +75,11 @@ class CrossLayer(BatchTopK):
         weights = self.W_enc.split(self.group)
         return torch.cat([part @ weight.T for part, weight in zip(parts, weights, strict=True)], 1) + self.b_enc
 
-    def weighed(self, pre: Float[Tensor, "token latent"]) -> Float[Tensor, "token latent"]:
+    @property
+    def screens(self) -> bool:
+        return False
+
+    def weighed(self, pre: Scores) -> Scores:
         return pre * self.norms()
 
     def of_layer(self, pairs: Pairs, layer: int) -> tuple[Tensor, Pairs]:
@@ -83,7 +88,7 @@ class CrossLayer(BatchTopK):
         found = pairs.where(keep)
         return keep, Pairs(found.offsets, found.latents - layer * self.group, self.group)
 
-    def active(self, x: Tensor, stage: Stage) -> tuple[Pairs, Float[Tensor, " active"], Tensor]:
+    def active(self, x: Tensor, stage: Stage) -> tuple[Pairs, Float[Tensor, " active"]]:
         with torch.no_grad():
             pre = self.pre(x)
             pairs = self.choose(pre, stage)
@@ -93,7 +98,7 @@ class CrossLayer(BatchTopK):
             keep, own = self.of_layer(pairs, layer)
             found = read(pre[:, rows], part.contiguous(), self.W_enc[rows], self.b_enc[rows], None, own)
             values = values.masked_scatter(keep, found)
-        return pairs, values.relu(), pre
+        return pairs, values.relu()
 
     def spread(self, values: Float[Tensor, " active"], pairs: Pairs) -> Float[Tensor, "token d_out"]:
         found = values.new_zeros(pairs.n_tokens, self.spec.d_out)
@@ -104,7 +109,7 @@ class CrossLayer(BatchTopK):
             found = found + nn.functional.pad(made, (layer * self.d_layer, 0))
         return found
 
-    def aux(self, x: Tensor, error: Tensor, pre: Tensor, stage: Stage) -> Tensor | float:
+    def aux(self, x: Tensor, error: Tensor, stage: Stage) -> Tensor | float:
         """Of the layer with the most dead latents: they explain the error at that layer's own output."""
         if stage.dead is None or not bool(stage.dead.any()):
             return 0.0

@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from assay.features.architectures.clt import CrossLayer
-from assay.features.codes import Codes, above
+from assay.features.codes import Codes, above, values_at
 from assay.features.dictionary import ARCHITECTURES, Spec
+from assay.features.screened import Scores
 
 
 @ARCHITECTURES.register("clt_jumprelu")
@@ -27,9 +27,9 @@ class JumpCrossLayer(CrossLayer):
         self.spec = spec
         self.threshold = nn.Parameter(torch.zeros(spec.width))
 
-    def select(self, pre: Float[Tensor, "token latent"]) -> Codes:
+    def select(self, pre: Scores) -> Codes:
         pairs = above(pre, self.threshold)
-        return Codes(pairs, pre[pairs.tokens, pairs.latents].relu())
+        return Codes(pairs, values_at(pre, pairs).relu())
 
     def start(self, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
         super(CrossLayer, self).start(x, y, generator)  # which says that it does not train

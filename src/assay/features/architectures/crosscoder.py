@@ -16,6 +16,7 @@ from torch import Tensor
 from assay.errors import bad_argument
 from assay.features.architectures.batchtopk import BatchTopK
 from assay.features.dictionary import ARCHITECTURES, Objective, Spec, Stage
+from assay.features.screened import Scores
 
 
 class Crosscoder(BatchTopK):
@@ -47,7 +48,7 @@ class Crosscoder(BatchTopK):
         norms = self.norms().detach()
         return norms / norms.sum(1, keepdim=True).clamp_min(1e-12)
 
-    def weighed(self, pre: Float[Tensor, "token latent"]) -> Float[Tensor, "token latent"]:
+    def weighed(self, pre: Scores) -> Scores:
         return pre * self.norms().sum(1)
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from assay.features.codes import Codes, Pairs, above
 from assay.features.dictionary import ARCHITECTURES, Dictionary, Objective, Spec, Stage, fvu
+from assay.features.screened import Scores, whole
 
 
 class Gated(Dictionary):
@@ -38,11 +39,11 @@ class Gated(Dictionary):
         """Values from gates: the gate without its bias, scaled, with a bias of its own."""
         return ((gate - self.b_enc) * self.r_mag.exp() + self.b_mag).relu()
 
-    def select(self, pre: Float[Tensor, "token latent"]) -> Codes:
+    def select(self, pre: Scores) -> Codes:
         pairs = above(pre, 0.0)
-        return Codes(pairs, self.magnitude(pre)[pairs.tokens, pairs.latents])
+        return Codes(pairs, self.magnitude(whole(pre))[pairs.tokens, pairs.latents])
 
-    def choose(self, pre: Float[Tensor, "token latent"], stage: Stage) -> Pairs:
+    def choose(self, pre: Scores, stage: Stage) -> Pairs:
         return above(pre, 0.0)
 
     def objective(self, x: Tensor, y: Tensor, stage: Stage) -> Objective:
@@ -56,7 +57,7 @@ class Gated(Dictionary):
         with torch.no_grad():
             pairs = above(values, 0.0)
             kept = values[pairs.tokens, pairs.latents]
-        return Objective(loss + self.aux(x, y - found.detach(), gate, stage), found, pairs, kept, float(cost.detach()))
+        return Objective(loss + self.aux(x, y - found.detach(), stage), found, pairs, kept, float(cost.detach()))
 
     def fold_values(self, unit: float) -> None:
         self.b_mag.div_(unit)

@@ -6,13 +6,12 @@ As TopK but without sorting: one latent of every group is active, whatever the o
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from assay.errors import bad_argument
 from assay.features.architectures.topk import TopK
-from assay.features.codes import Codes, Pairs
+from assay.features.codes import Codes, Pairs, values_at
 from assay.features.dictionary import ARCHITECTURES, Spec, Stage
+from assay.features.screened import Scores, whole
 
 
 @ARCHITECTURES.register("groupmax")
@@ -26,17 +25,21 @@ class GroupMax(TopK):
         if spec.width % self.k:
             raise bad_argument("k", self.k, f"a divisor of the width, {spec.width}", "Latents are in k equal groups.")
 
-    def select(self, pre: Float[Tensor, "token latent"]) -> Codes:
-        pairs = self.largest(pre)
-        return Codes(pairs, pre[pairs.tokens, pairs.latents].relu())
+    @property
+    def screens(self) -> bool:
+        return False
 
-    def choose(self, pre: Float[Tensor, "token latent"], stage: Stage) -> Pairs:
+    def select(self, pre: Scores) -> Codes:
+        pairs = self.largest(pre)
+        return Codes(pairs, values_at(pre, pairs).relu())
+
+    def choose(self, pre: Scores, stage: Stage) -> Pairs:
         return self.largest(pre)
 
-    def largest(self, pre: Float[Tensor, "token latent"]) -> Pairs:
+    def largest(self, pre: Scores) -> Pairs:
         """The largest of each group."""
         size = self.width // self.k
-        best = self.weighed(pre).unflatten(1, (self.k, size)).argmax(2)
+        best = whole(self.weighed(pre)).unflatten(1, (self.k, size)).argmax(2)
         best = best + torch.arange(0, self.width, size, device=pre.device)
         offsets = torch.arange(len(pre) + 1, device=pre.device) * self.k
         return Pairs(offsets, best.reshape(-1), self.width)

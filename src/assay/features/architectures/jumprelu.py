@@ -16,9 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from assay.errors import bad_argument
-from assay.features.codes import Codes, Pairs, above, read
+from assay.features.codes import Codes, Pairs, above, read, values_at
 from assay.features.dictionary import ARCHITECTURES, Dictionary, Objective, Spec, Stage, fvu
-from assay.features.world import following
+from assay.features.screened import Scores
+from assay.features.world import deviation, following, world
 
 WIDTH_IN_SPREADS, TANH = 1.5, 4.0  # narrower, too few pairs move a threshold, and latents die
 AIM = 6.0  # times the weight of other penalties, or L0 stays above k
@@ -29,6 +30,7 @@ class JumpReLU(Dictionary):
 
     architecture: ClassVar[str] = "jumprelu"
     option_names: ClassVar[tuple[str, ...]] = ("penalty", "bandwidth", "input_norm")
+    per_latent: ClassVar[tuple[str, ...]] = (*Dictionary.per_latent, "threshold")
     bandwidth: Tensor
 
     def __init__(self, spec: Spec, name: str = "") -> None:
@@ -42,43 +44,47 @@ class JumpReLU(Dictionary):
     def steered(self) -> bool:
         return self.spec.options.get("penalty") == "tanh"
 
-    def select(self, pre: Float[Tensor, "token latent"]) -> Codes:
-        pairs = above(pre, self.threshold)
-        return Codes(pairs, pre[pairs.tokens, pairs.latents].relu())
+    @property
+    def screens(self) -> bool:
+        return True
 
-    def choose(self, pre: Float[Tensor, "token latent"], stage: Stage) -> Pairs:
+    def select(self, pre: Scores) -> Codes:
+        pairs = above(pre, self.threshold)
+        return Codes(pairs, values_at(pre, pairs).relu())
+
+    def choose(self, pre: Scores, stage: Stage) -> Pairs:
         return above(pre, (self.threshold - self.bandwidth / 2).clamp_min(0))
 
     def objective(self, x: Tensor, y: Tensor, stage: Stage) -> Objective:
         if self.spec.k is None:
             raise bad_argument("k", None, f"1 to {self.width}", "Training aims at so many active latents.")
         with torch.no_grad():
-            pre = self.pre(x)
+            pre = self.scores(x)
             pairs = self.choose(pre, stage)
         inside = read(pre, x, self.W_enc, self.b_enc, self.shift, pairs)
         threshold = self.threshold[pairs.latents]
         values = jump(inside, threshold, self.bandwidth)
         found = self.rebuilt(x, values, pairs)
         cost = self.penalty(inside, values, threshold, pairs, stage)
-        loss = fvu(y, found, stage.total) + stage.sparsity * cost + self.aux(x, y - found.detach(), pre, stage)
+        loss = fvu(y, found, stage.total) + stage.sparsity * cost + self.aux(x, y - found.detach(), stage)
         return Objective(loss, found, pairs, values, float(cost.detach()))
 
     def penalty(self, inside: Tensor, values: Tensor, threshold: Tensor, pairs: Pairs, stage: Stage) -> Float[Tensor, ""]:
         """How far from k active latents, or how many in the smooth count of `tanh`."""
         if self.spec.options.get("penalty") == "tanh":
             norms = self.W_dec.norm(dim=1)[pairs.latents]
-            return (TANH * values * norms / stage.total**0.5).tanh().sum() / pairs.n_tokens
-        l0 = following(step(inside, threshold, self.bandwidth).sum() / pairs.n_tokens)
+            return world().total((TANH * values * norms / stage.total**0.5).tanh().sum() / pairs.n_tokens)
+        l0 = following(world().total(step(inside, threshold, self.bandwidth).sum() / pairs.n_tokens))
         return AIM * (l0 / float(self.spec.k or 1) - 1).square()
 
     @torch.no_grad()
     def start(self, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
         super().start(x, y, generator)
         pre = self.pre(x)
-        rank = max(1, round(len(x) * (self.spec.k or 1) / self.width))
-        self.threshold.copy_(pre.topk(min(rank, len(x)), dim=0).values[-1].clamp_min(0))
+        rank = max(1, round(len(x) * (self.spec.k or 1) / (self.width * world().slices)))
+        self.threshold.copy_(pre.topk(min(rank + 1, len(x)), dim=0).values[-2:].mean(0).clamp_min(0))  # between two of them
         if not float(self.bandwidth):
-            self.bandwidth.copy_(WIDTH_IN_SPREADS * pre.std())
+            self.bandwidth.copy_(WIDTH_IN_SPREADS * deviation(pre))
 
     @torch.no_grad()
     def after_step(self, found: Objective, stage: Stage) -> None:

@@ -31,13 +31,13 @@ class Matryoshka(BatchTopK):
         self.sizes = tuple(sorted(set(sizes)))
 
     def objective(self, x: Tensor, y: Tensor, stage: Stage) -> Objective:
-        pairs, values, pre = self.active(x, stage)
+        pairs, values = self.active(x, stage)
         found, loss = self.b_dec if self.W_skip is None else x @ self.W_skip.T + self.b_dec, y.new_zeros(())
         for low, high in pairwise((0, *self.sizes)):
             keep = (pairs.latents >= low) & (pairs.latents < high)
             found = found + self.spread(values[keep], pairs.where(keep))
             loss = loss + fvu(y, found, stage.total) / len(self.sizes)
-        loss = loss + self.aux(x, y - found.detach(), pre, stage)
+        loss = loss + self.aux(x, y - found.detach(), stage)
         return Objective(loss, found, pairs, values)
 
 

@@ -12,8 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay.errors import bad_argument
-from assay.features.codes import Codes, Pairs, above
+from assay.features.codes import Codes, Pairs, above, values_at
 from assay.features.dictionary import ARCHITECTURES, Dictionary, Objective, Spec, Stage, fvu
+from assay.features.screened import Scores
+from assay.features.world import world
 
 LAST_POWER, TANH = 0.2, 4.0
 
@@ -36,22 +38,22 @@ class ReLU(Dictionary):
     def steered(self) -> bool:
         return True
 
-    def select(self, pre: Float[Tensor, "token latent"]) -> Codes:
+    def select(self, pre: Scores) -> Codes:
         pairs = above(pre, 0.0)
-        return Codes(pairs, pre[pairs.tokens, pairs.latents])
+        return Codes(pairs, values_at(pre, pairs))
 
-    def choose(self, pre: Float[Tensor, "token latent"], stage: Stage) -> Pairs:
+    def choose(self, pre: Scores, stage: Stage) -> Pairs:
         return above(pre, 0.0)
 
     def objective(self, x: Tensor, y: Tensor, stage: Stage) -> Objective:
         pre = self.pre(x)  # with gradients: most latents are active for most of training
-        found = pre.relu() @ self.W_dec + self.b_dec
+        found = world().total(pre.relu() @ self.W_dec) + self.b_dec
         found = found if self.W_skip is None else found + x @ self.W_skip.T
-        cost = self.penalty(pre.relu() * self.W_dec.norm(dim=1), stage)
+        cost = world().total(self.penalty(pre.relu() * self.W_dec.norm(dim=1), stage))
         with torch.no_grad():
             pairs = above(pre, 0.0)
             values = pre[pairs.tokens, pairs.latents]
-        loss = fvu(y, found, stage.total) + stage.sparsity * cost + self.aux(x, y - found.detach(), pre, stage)
+        loss = fvu(y, found, stage.total) + stage.sparsity * cost + self.aux(x, y - found.detach(), stage)
         return Objective(loss, found, pairs, values, float(cost.detach()))
 
     def penalty(self, weighed: Float[Tensor, "token latent"], stage: Stage) -> Float[Tensor, ""]:

@@ -6,12 +6,12 @@ With the option `decoder: "free"`, decoder rows keep their own norms and selecti
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from assay.errors import bad_argument
-from assay.features.codes import Codes, Pairs, top_k
+from assay.features.codes import Codes, Pairs, top_k, values_at
 from assay.features.dictionary import ARCHITECTURES, Dictionary, Objective, Spec, Stage
+from assay.features.screened import Scores
+from assay.features.world import world
 
 
 class TopK(Dictionary):
@@ -37,20 +37,24 @@ class TopK(Dictionary):
         """Whether decoder rows keep their own norms."""
         return self.spec.options.get("decoder") == "free"
 
-    def weighed(self, pre: Float[Tensor, "token latent"]) -> Float[Tensor, "token latent"]:
+    @property
+    def screens(self) -> bool:
+        return True
+
+    def weighed(self, pre: Scores) -> Scores:
         """What selection looks at."""
         return pre * self.W_dec.norm(dim=1) if self.free else pre
 
-    def select(self, pre: Float[Tensor, "token latent"]) -> Codes:
+    def select(self, pre: Scores) -> Codes:
         pairs = top_k(self.weighed(pre), self.k)
-        return Codes(pairs, pre[pairs.tokens, pairs.latents].relu())
+        return Codes(pairs, values_at(pre, pairs).relu())
 
-    def choose(self, pre: Float[Tensor, "token latent"], stage: Stage) -> Pairs:
+    def choose(self, pre: Scores, stage: Stage) -> Pairs:
         return top_k(self.weighed(pre), self.k_at(stage))
 
     def k_at(self, stage: Stage) -> int:
         """k now: larger than in the end where it is annealed."""
-        return min(self.width, max(1, round(self.k * stage.k_scale)))
+        return min(self.width * world().slices, max(1, round(self.k * stage.k_scale)))
 
     def project(self) -> None:
         if not self.free:

@@ -48,11 +48,15 @@
   function aboutLink(link) { return `${link.edge}: score ${exact(link.score)}, rank ${data.links.indexOf(link) + 1}`; }
 
   function draw() {
-    const svg = make("svg", { viewBox: `0 0 ${data.width} ${data.height}`, role: "group", "aria-label": "Circuit" }, document.getElementById("stage"));
+    const svg = make("svg", { viewBox: `0 0 ${data.width} ${data.height + (data.columns.length ? 16 : 0)}`, role: "group", "aria-label": "Circuit" }, document.getElementById("stage"));
     data.bands.forEach(([layer, top, bottom], at) => {
       if (at % 2 === 0) make("rect", { class: "band", x: 0, y: top, width: data.width, height: bottom - top }, svg);
       make("text", { class: "band-name", x: 8, y: (top + bottom) / 2 + 4 }, svg, "layer " + layer);
     });
+    for (const [name, middle, right] of data.columns) {
+      make("line", { class: "column", x1: right, x2: right, y1: 0, y2: data.height }, svg);
+      for (const y of [12, data.height + 12]) make("text", { class: "column-name", x: middle, y }, svg, name);
+    }
     for (const line of data.inside) line.element = make("path", { class: "inside", d: line.d }, svg);
     for (const link of data.links.slice().reverse()) {
       const kind = link.sign > 0 ? "link up" : link.sign < 0 ? "link down" : "link";

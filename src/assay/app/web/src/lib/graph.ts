@@ -11,7 +11,7 @@ export type Link = { from: Item; to: Item; weight: number };
 export type Plan = { items: Item[]; links: Link[]; byId: Map<string, Item>; columns: Band[]; rows: Band[]; width: number; height: number; largest: number };
 export type Band = { label: string; from: number; to: number };
 export type Groups = Record<string, string[]>;
-/* `tall`: how much further apart layers are than they are laid out, so that a wide graph fills its frame. */
+/* `tall`: how much further apart layers are than they are laid out; below 1 nearer. */
 export type View = { x: number; y: number; zoom: number; tall: number };
 export type Inks = Record<string, string>;
 
@@ -105,11 +105,13 @@ export function reach(links: Link[]): Map<string, Link[]> {
 /* What is in the middle, in the plan's own lengths, and how large: what a link keeps of a view. */
 export type Place = [number, number, number];
 
+/* All of it: one direction is stretched up to so many times as much as the other, so that the frame is filled. */
+const STRETCH = 2.2;
+
 export function home(plan: Plan, width: number, height: number): View {
-  const zoom = Math.min(1.6, (width - 74) / plan.width, (height - 40) / plan.height);
-  const fitted = Math.max(zoom, Math.min(0.5, (width - 74) / plan.width));
-  const tall = Math.max(1, Math.min(2.2, (height - 40) / (plan.height * fitted)));
-  return { zoom: fitted, tall, x: 66 + Math.max(0, (width - 74 - plan.width * fitted) / 2), y: Math.max(8, (height - 34 - plan.height * fitted * tall) / 2) };
+  const across = (width - 74) / plan.width, up = (height - 40) / plan.height;
+  const zoom = Math.min(1.6, across, STRETCH * up), tall = Math.min(STRETCH, up / zoom);
+  return { zoom, tall, x: 66 + Math.max(0, (width - 74 - plan.width * zoom) / 2), y: Math.max(8, (height - 34 - plan.height * zoom * tall) / 2) };
 }
 
 const CURVED = 3000, WIDTHS = [0.6, 1, 1.6, 2.6], ALPHAS = [0.28, 0.42, 0.62, 0.85];
@@ -197,6 +199,7 @@ export function paintLabels(pen: CanvasRenderingContext2D, items: Item[], view: 
     const x = view.x + item.x * view.zoom, y = view.y + item.y * view.zoom * view.tall + item.size * Math.max(0.35, Math.min(1.3, view.zoom)) + 2;
     if (x < 0 || x > width || y < 0 || y > height - 24) continue;
     const said = text(item), half = pen.measureText(said).width / 2, cells: string[] = [];
+    if (x - half < 58) continue; // there the names of layers stand
     for (let column = Math.floor((x - half) / CELL); column <= Math.floor((x + half) / CELL); column += 1) for (let row = Math.floor((y - 3) / CELL); row <= Math.floor((y + LINE) / CELL); row += 1) cells.push(`${column} ${row}`);
     if (cells.some((cell) => taken.has(cell))) continue;
     for (const cell of cells) taken.add(cell);

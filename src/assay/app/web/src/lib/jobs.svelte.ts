@@ -3,7 +3,7 @@ import { events, faultOf, get, post } from "./api";
 import type { Block, Fault, Result } from "./types";
 
 export type State = "idle" | "asked" | "queued" | "running" | "done" | "failed" | "cancelled" | "interrupted";
-export type JobRecord = { id: string; verb: string; state: State; done?: number; total?: number; message?: string; made?: string; error?: Fault; result?: Result };
+export type JobRecord = { id: string; verb: string; arguments?: Record<string, unknown>; state: State; done?: number; total?: number; message?: string; made?: string; error?: Fault; result?: Result };
 export const OPEN: State[] = ["asked", "queued", "running"];
 export const AGAIN: State[] = ["cancelled", "interrupted", "failed"];
 

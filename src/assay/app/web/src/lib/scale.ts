@@ -6,7 +6,7 @@ import type { Axis } from "./types";
 export type Scale = { (value: number): number; invert: (at: number) => number; ticks: { value: number; label: string }[]; low: number; high: number; log: boolean };
 export type Box = { width: number; height: number; left: number; right: number; top: number; bottom: number };
 
-export const box = (width: number, height: number, left = 52, right = 14, top = 10, bottom = 38): Box => ({ width: Math.max(width, 160), height, left, right, top, bottom });
+export const box = (width: number, height: number, left = 62, right = 14, top = 10, bottom = 38): Box => ({ width: Math.max(width, 160), height, left, right, top, bottom });
 
 const extent = (values: number[]): [number, number] => {
   let low = Infinity, high = -Infinity;
@@ -30,7 +30,14 @@ export function scale(values: number[], range: [number, number], axis: Axis, zer
   const found = log ? powers(low, high, many) : made.ticks(many);
   const [first, last] = made.domain() as [number, number];
   const call = (value: number) => made(value) as number;
-  return Object.assign(call, { invert: (at: number) => made.invert(at) as number, ticks: found.map((value) => ({ value, label: short(value) })), low: first, high: last, log });
+  return Object.assign(call, { invert: (at: number) => made.invert(at) as number, ticks: apart(found, call, range[0] < range[1] ? 46 : 18).map((value) => ({ value, label: short(value) })), low: first, high: last, log });
+}
+
+/* Labels that stand far enough from the one before. */
+function apart(values: number[], place: (value: number) => number, least: number): number[] {
+  const kept: number[] = [];
+  for (const value of values) if (!kept.length || Math.abs(place(value) - place(kept.at(-1)!)) >= least) kept.push(value);
+  return kept;
 }
 
 function powers(low: number, high: number, many: number): number[] {
