@@ -338,7 +338,7 @@ def test_a_quick_run_tells_null_from_planted():
     assert [rung["supported"] for rung in found["power"]][0] == 0 and found["power"][3]["supported"] == 2
     assert found["gates"]["lexical"]["families"] == {"said in words": 2}  # nothing but the words' own gate stops these
     assert json.loads(json.dumps(record)) == record
-    with pytest.raises(UsageError, match="calibration"):
+    with pytest.raises(UsageError, match="kind: got 'nothing'; allowed: "):
         calibrate(["nothing"])
 
 

@@ -153,7 +153,7 @@ def drafted(
     plan = replace(plan, mde=_mde(plan, seen, tune, columns), settings={**plan.settings, "controls": controls})
     plan = replace(plan, lock=claims.lock_of(claim, plan))
     second = getattr(setup, "second", None)
-    more = marks(second.examples) if isinstance(second, PreparedConcept) else marks(second.items) if second else []
+    more = marks(second.examples) if isinstance(second, PreparedConcept) else marks(getattr(second, "items", []))
     return Draft(claim, plan, model.digest, [*names_of(source, "tune", tune.items), *more], len(tune.items))
 
 

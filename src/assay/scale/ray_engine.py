@@ -41,6 +41,7 @@ class RayEngine:
     threads: int = field(default_factory=torch.get_num_threads)
     gpus: int = 0
     crew: list[Any] = field(default_factory=list, compare=False, repr=False)  # workers that are there
+    told: dict[str, str] = field(default_factory=dict, compare=False, repr=False)  # their environment
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
@@ -49,7 +50,13 @@ class RayEngine:
     def run(self, make: Callable[[], Callable[[Any], Any]], jobs: Iterable[Any]) -> Iterator[Any]:
         """Results of all jobs, as they are finished. Raises StoreError for a job that kills its workers."""
         ray = connect(self.address, self.crew)
-        options = {"num_cpus": self.threads, "num_gpus": self.gpus, "runtime_env": {"env_vars": self._environment()}}
+        if (environment := self._environment()) != self.told:
+            for worker in self.crew:
+                ray.kill(worker)
+            self.crew.clear()
+            self.told.clear()
+            self.told.update(environment)
+        options = {"num_cpus": self.threads, "num_gpus": self.gpus, "runtime_env": {"env_vars": environment}}
         actor = ray.remote(**options)(_Worker)
         for _ in range(self._size(ray) - len(self.crew)):
             self.crew.append(actor.remote(self.threads))
