@@ -150,7 +150,8 @@ def test_a_job_that_kills_every_worker_ends_the_run_with_its_number(cluster, tmp
 
     with pytest.raises(StoreError, match=f"job 3: {TRIES} workers died"):
         list(cluster.run(make, range(6)))
-    assert len((tmp_path / "deaths").read_text()) in (TRIES, TRIES + 1), "the first may be put on a job just done; then it is alone"
+    deaths = (tmp_path / "deaths").read_text()  # the first may be put on a job just done; then it is alone
+    assert len(deaths) in (TRIES, TRIES + 1)
 
 
 def test_what_a_job_raises_and_back_pressure(cluster):
