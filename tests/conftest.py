@@ -2,12 +2,16 @@
 
 import dataclasses
 import os
+import signal
 
 import pytest
 import torch
 import transformers as T
 
 from assay.model.model import Model
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background: tests press Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 BASE = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
             vocab_size=199, max_position_embeddings=64, bos_token_id=1, eos_token_id=2, pad_token_id=0)  # fmt: skip

@@ -7,8 +7,6 @@
    score of the classes (`evidence.image_circuits.class_score`) falls by some amount per picture. The same for `draws` random
    sets of channels with like mean and spread (`matched`). One contrast per picture, chosen minus mean of random, summarised
    over templates; and the share of random sets that do at least as much.
-3. `channel_edges`: (a(picture) - a(reference)) times gradient, from channels of one map to a channel of a later one, as
-   edge attribution patching does (Syed et al. 2023, 2310.10348).
 
 Responding is association; an effect of ablation says that the class depends on the channels on these pictures.
 """
@@ -18,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from assay.data.images import SceneSource
@@ -28,7 +25,7 @@ from assay.evidence.image_host import ImageHost
 from assay.model.images import ImageEdit, ImageModel
 from assay.statistics import Summary, summarise
 
-__all__ = ["Fed", "Responding", "channel_edges", "feeds", "find_channels", "matched"]
+__all__ = ["Fed", "Responding", "feeds", "find_channels", "matched"]
 MANY = 1 << 30
 
 
@@ -109,19 +106,3 @@ def feeds(
     means = tuple(float(each.mean()) for each in random)
     rank = (1 + sum(each >= chosen.mean() for each in means)) / (1 + draws)
     return Fed(site, tuple(channels), float(chosen.mean()), means, contrast, rank)
-
-
-def channel_edges(
-    model: ImageModel, images: Tensor, reference: Tensor, source: str, target: str, channel: int
-) -> Tensor:  # fmt: skip
-    """Scores (channels of source,): change of the target channel's sum that each source channel accounts for, to first
-    order, mean over pictures. `reference`: as many pictures as `images`."""
-    with torch.no_grad():
-        _, before = model.forward(reference, [source], logits=False)
-    _, found = model.forward(images.clone().requires_grad_(), [source, target], logits=False)
-    if found[source].grad_fn is None:
-        raise bad_argument("source", source, f"a site before {target}")
-    (grad,) = torch.autograd.grad(found[target][:, channel].sum(), found[source], allow_unused=True)
-    if grad is None:
-        raise bad_argument("source", source, f"a site before {target}")
-    return ((found[source] - before[source]).detach() * grad).sum((2, 3)).mean(0)
