@@ -374,7 +374,24 @@ def test_conversations_are_judged_where_the_assistant_speaks(glass):
     talk = messages_as_talk(model, said)
     assert [model.text(talk.ids[slice(*turn)]).strip() for turn in talk.turns] == ["good day", "so long"]
     asked = messages_as_talk(model, said[:1])
-    assert asked.turns == ((1, len(asked.ids)),)
+    start = asked.turns[0][0]
+    assert asked.turns == ((start, len(asked.ids)),) and model.text(asked.ids[start:]).strip() == "hello there\nAssistant:"
+
+
+STANDING = ("{% if messages[0].role != 'system' %}You are kind. Be good.\n{% endif %}"
+            "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}\n{% endfor %}[assistant]")  # fmt: skip
+
+
+@pytest.mark.parametrize("first", ["hello there", "0 apples", " 1", ""])
+@pytest.mark.parametrize("role", ["user", "system"])
+def test_what_a_template_writes_before_anybody_speaks_is_not_judged(glass, monkeypatch, first, role):
+    """The turn begins at the token where the first words begin, found by decoding."""
+    monkeypatch.setattr(glass.tokenizer, "chat_template", STANDING)
+    talk = messages_as_talk(glass, [{"role": role, "content": first}, {"role": "user", "content": "bye"}])
+    (start, stop), spoken = talk.turns[0], f"{first.strip()}\n[user] bye\n[assistant]"
+    whole = glass.text(talk.ids)
+    assert stop == len(talk.ids) and whole.endswith(spoken) and ("kind" in whole) == (role == "user")
+    assert glass.text(talk.ids[start:]).strip() == spoken.strip()
 
 
 # evasion -----------------------------------------------------------------------------------------

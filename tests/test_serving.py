@@ -167,6 +167,19 @@ def test_an_alert_comes_back_only_after_quiet():
     assert [at for at, told in enumerate(found) if told] == [0, len(scores) - 2]
 
 
+@pytest.mark.parametrize(("opening", "alerts"), [(1, [1, 3]), (2, [3]), (4, [])])
+def test_the_prompt_is_judged_from_its_first_word_on(opening, alerts):
+    class Hand:
+        digest = tokenizer_digest = "x"
+        dtype, dims = "float32", type("d", (), {"d_model": 3})
+        tokenizer = None
+
+    made = monitor(Hand(), token=0.5)  # type: ignore[arg-type]
+    watch = Watch([Armed(made, "calibrated")], ("token",), ("prompt",), 5, opening=opening)
+    found = watch.prompts(0, np.array([1.0, 0.0, 1.0, 0.0]))
+    assert [alert.position for alert in found] == alerts[:1], "the next in a row is not told again"
+
+
 # actions -------------------------------------------------------------------------------------------
 
 
@@ -378,6 +391,7 @@ def test_the_model_s_own_template_is_used_and_may_refuse(glass, monkeypatch):
     talk = [*HELLO, {"role": "assistant", "content": "went out"}, last]
     asked = read_chat(glass, "g", {"model": "g", "messages": talk, "stop": "x"}, 20)
     assert asked.texts == ("[user] The old man\n[assistant] went out\n[user] Why\n[assistant]",) and asked.stops == ("x",)
+    assert glass.text(asked.prompts[0][asked.opening :]).strip().startswith("The old man\n[assistant]")
     ((start, stop),) = asked.turns
     assert "went out" in glass.text(asked.prompts[0][start - 1 : stop + 2])
     with pytest.raises(Refused, match="no system here") as problem:

@@ -1,6 +1,6 @@
 """Assay: mechanistic interpretability whose findings are tested. Names load on first use."""
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import Any
 
 _HOMES = {
@@ -36,10 +36,12 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("assay")
     if name not in _HOMES:
         raise AttributeError(f"module 'assay' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted([*__all__, "__version__"])

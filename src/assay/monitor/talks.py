@@ -1,7 +1,8 @@
 """Conversations as a monitor reads them: token ids, and where each turn that is judged lies.
 
 1. A text is a conversation of one turn, all of it judged. A conversation of messages is written with the chat template; the
-   turns that are judged are those of the assistant; where it has not spoken, the whole prompt, what the template adds included.
+   turns that are judged are those of the assistant; where it has not spoken, the prompt from its first word on. What the
+   template writes before it is the same in every prompt, and where a score is the highest of all tokens may be all of it.
 2. The first token of a sequence is never judged: its activation is massive and says nothing.
 3. Data files: JSONL with {"text"} or {"messages": [{"role", "content"}]}, and, where known, "label" (1: what is watched for),
    "group" (what is kept together: a source, an author, a template) and "slice" (what is reported apart).
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from assay.data.chat import chat_text, check_messages, has_template
+from assay.data.chat import chat_text, check_messages, has_template, opening
 from assay.errors import UsageError, bad_argument
 from assay.model.model import Model
 from assay.records import Example
@@ -63,7 +64,7 @@ def texts_as_talks(model: Model, texts: Sequence[str], group: str = "", label: i
 
 
 def messages_as_talk(model: Model, messages: Sequence[Mapping[str, str]], **facts: Any) -> Talk:
-    """A conversation; judged are the assistant's turns, or all of it, as the template writes it, where it has not spoken."""
+    """A conversation; judged are the assistant's turns, or, where it has not spoken, all of it from its first word on."""
     check_messages(messages)
     ids: list[int] = []
     turns: list[tuple[int, int]] = []
@@ -77,7 +78,7 @@ def messages_as_talk(model: Model, messages: Sequence[Mapping[str, str]], **fact
             ids = after
         elif judged:
             ids = model.tokens(chat_text(model, messages))[0]
-            turns.append((0, len(ids)))
+            turns.append((opening(model, messages), len(ids)))
     return _cut(ids, turns, "\n".join(message["content"] for message in messages), **facts)
 
 

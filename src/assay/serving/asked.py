@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from assay.data.chat import ROLES, STOP, chat_text, has_template
+from assay.data.chat import ROLES, STOP, chat_text, has_template, opening
 from assay.errors import UsageError
 from assay.model.model import Model
 from assay.model.stream import Picking, context_length, stop_ids
@@ -36,7 +36,8 @@ KNOWN = ("model", "max_tokens", "max_completion_tokens", "temperature", "top_p",
 class Asked:
     """One request. `prompts` (token ids) times `picks` (one per choice) are the rows that are generated.
 
-    `turns`: (start, stop) of what the assistant said before, in the one prompt of a chat.
+    `turns`: (start, stop) of what the assistant said before, in the one prompt of a chat. `opening`: tokens that its template
+    writes before anybody's first word, and that no monitor judges.
     """
 
     chat: bool
@@ -49,6 +50,7 @@ class Asked:
     scores: bool
     seed: int
     turns: tuple[tuple[int, int], ...] = ()
+    opening: int = 1
 
 
 def read_chat(model: Model, served: str, body: Mapping[str, Any], most: int) -> Asked:
@@ -64,7 +66,7 @@ def read_chat(model: Model, served: str, body: Mapping[str, Any], most: int) -> 
     stops = _stops(body.get("stop"))
     stops = stops if has_template(model) else (*stops, STOP)
     asked = _asked(model, body, most, True, [tokens], [text], stops, None)
-    return replace(asked, turns=_turns(model, messages, len(tokens)))
+    return replace(asked, turns=_turns(model, messages, len(tokens)), opening=opening(model, messages))
 
 
 def read_completion(model: Model, served: str, body: Mapping[str, Any], most: int) -> Asked:

@@ -1,7 +1,7 @@
 """Monitors over one reply while it is made: scores of tokens, units that are complete, alerts.
 
 1. Every token after the first is scored, of the prompt and of the reply. What is judged are the reply (`judge` "reply"), the
-   whole prompt before the reply begins ("prompt"), or both; thresholds are those of the monitor, and promise their rate for
+   prompt from its first word on ("prompt"), or both; thresholds are those of the monitor, and promise their rate for
    what it was calibrated on.
 2. A unit alerts when it is complete: a token at once; a segment with its last token; a reply at its end, a conversation (all
    that the assistant said in it) with it. Where the pooling can only grow (max; segment, once there is a whole one), a reply
@@ -96,9 +96,10 @@ class Watch:
 
     def __init__(
         self, armed: Sequence[Armed], units: Sequence[str], judge: Sequence[str], prompt: int,
-        turns: Sequence[tuple[int, int]] = (),
+        turns: Sequence[tuple[int, int]] = (), opening: int = 1,
     ) -> None:  # fmt: skip
         self.armed, self.units, self.judge, self.prompt, self.turns = armed, units, judge, prompt, turns
+        self.opening = max(1, opening)
         self._parts = [{part: _Part(a.monitor.pooling, Running(a.monitor.pooling)) for part in JUDGED} for a in armed]
         self._talks = [Running(a.monitor.pooling) for a in armed]
         self._sums: list[Any] = [0.0 for _ in armed]
@@ -111,9 +112,9 @@ class Watch:
         for start, stop in self.turns:
             for at in range(max(0, start - 1), min(stop - 1, len(scores))):
                 self._talks[number].push(scores[at], keys[at])
-        if "prompt" not in self.judge or not len(scores):
+        told = list(enumerate(zip(scores.tolist(), keys, strict=True), 1))[self.opening - 1 :]
+        if "prompt" not in self.judge or not told:
             return []
-        told = enumerate(zip(scores.tolist(), keys, strict=True), 1)
         alerts = [alert for at, (score, key) in told for alert in self._token(number, "prompt", score, at, key)]
         return alerts + self._end(number, "prompt", self.prompt - 1)
 

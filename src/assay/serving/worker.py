@@ -136,7 +136,7 @@ class Worker:
                 ticket.tell([Failed(Refused(400, str(error)))])
                 ticket.cancelled = True
                 break
-            watch = Watch(self.readers.armed, self.settings.units, self.settings.judge, len(prompt), asked.turns)
+            watch = Watch(self.readers.armed, self.settings.units, self.settings.judge, len(prompt), asked.turns, asked.opening)
             written = Written(self._decode, asked.stops)
             reply = Reply(ticket, choice, row, len(prompt), written, watch, self.settings.action, self.settings.keep_text)
             if self.settings.modified:
