@@ -49,6 +49,15 @@ def test_span_alone_stops_a_corruption_that_changes_nothing():
     assert behaviour(2 + noise(), 2 + noise(1)) == {"margin", "accuracy"}
 
 
+@pytest.mark.parametrize(("name", "share"), [("background.bare", 0.0), ("background.exchanged", 1.0)])
+def test_a_channel_that_sees_the_background_is_stopped(name, share):
+    """Fires on as many pictures as one that sees the thing does (bare: none; exchanged: all), or the other way round."""
+    fires = f"fires_{name.partition('.')[2]}"
+    sees, stands = judged(name, **{fires: np.full(48, share)}), judged(name, **{fires: np.full(48, 1 - share)})
+    assert (sees.estimate, stands.estimate) == (1, 0) and sees.p_above < 0.01
+    assert stands.p_above > 0.5 and stands.p_below < 0.01
+
+
 @pytest.mark.parametrize("name, good, bad", [("planted.true", 1.0, 0.0), ("planted.false", 0.0, 1.0)])
 def test_a_planted_truth_read_as_false_breaks_the_instrument(name, good, bad):
     """Labels alternate; the planted score follows them (true) or runs against nothing (false)."""

@@ -21,6 +21,7 @@ position.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,6 @@ class Bench:
 
     `means`: of `writer_means`, for mean ablation; from the task's own clean prompts where none are given.
     `reference`: logits of the clean run, where they are not those of the task's own clean prompts.
-    `clean`, `corrupted`, `empty`: the metric (pair,) of the runs, and of the pass with every edge cut.
     """
 
     def __init__(
@@ -70,9 +70,21 @@ class Bench:
         self.class_of = positions_of(task, self.graph.classes) if self.graph.classes else None
         self._reference = reference
         self._base: tuple[list[int], Values] | None = None
-        self.clean, self.corrupted = (self._plain(prompts) for prompts in (task.clean, task.corrupted))
-        none = torch.zeros_like(self.graph.exists)
-        self.empty = self.corrupted if ablation == "resample" else self.scores([none])[0]
+
+    @cached_property
+    def clean(self) -> Float[np.ndarray, " pair"]:
+        """The metric of the clean run."""
+        return self._plain(self.task.clean)
+
+    @cached_property
+    def corrupted(self) -> Float[np.ndarray, " pair"]:
+        """The metric of the corrupted run."""
+        return self._plain(self.task.corrupted)
+
+    @cached_property
+    def empty(self) -> Float[np.ndarray, " pair"]:
+        """The metric with every edge cut."""
+        return self.corrupted if self.ablation == "resample" else self.scores([torch.zeros_like(self.graph.exists)])[0]
 
     def scores(
         self, masks: MASKS, progress: Progress | None = None, together: bool | None = None
@@ -311,14 +323,15 @@ class _Cut:
         cut = self.drop[:, :, readers].transpose(1, 2)  # (row, reader, writer)
         out = stream.float()[:, None].flatten(2)
         if self.change is not None and self.total is not None:
-            exists = self.exists[: self.known, readers].T
-            kept = exists - cut[:, :, : self.known]
-            used = kept.flatten(0, 1).any(0).nonzero()[:, 0]
-            if bool(exists.all()) and 2 * len(used) < self.known:  # all cut, but for a few
+            exists, gone = self.exists[: self.known, readers].T, cut[:, :, : self.known]
+            kept = exists - gone
+            if bool(exists.all()) and 2 * len(few := _writers(kept)) < self.known:  # all cut, but for a few
                 whole = (out + self.total[:, None]).expand(-1, cut.shape[1], -1)
-                out = torch.baddbmm(whole, kept[:, :, used], self.change[:, used], alpha=-1)
+                out = torch.baddbmm(whole, kept[:, :, few], self.change[:, few], alpha=-1)
             else:
-                out = torch.baddbmm(out.expand(-1, cut.shape[1], -1), cut[:, :, : self.known], self.change[:, : self.known])
+                few = _writers(gone)
+                few = few if 2 * len(few) < self.known else slice(self.known)
+                out = torch.baddbmm(out.expand(-1, cut.shape[1], -1), gone[:, :, few], self.change[:, few])
         out = out.expand(-1, cut.shape[1], -1)
         for waiting in self.behind:
             part = cut[:, :, waiting.block.slice]
@@ -348,6 +361,11 @@ class _Cut:
         number = self.graph.reader_number[site]
         read = self._read(self.streams[self.readers.stream(site)], slice(number, number + 1))[:, 0]
         return self.readers.norm(site)(read.to(value.dtype))
+
+
+def _writers(edges: Float[Tensor, "row reader writer"]) -> Int[Tensor, " some"]:
+    """Writers that have any of these edges."""
+    return edges.flatten(0, 1).any(0).nonzero()[:, 0]
 
 
 class _CutAtClasses(_Cut):

@@ -97,15 +97,15 @@ class EdgeInstrument:
 
     def ablated(self, units: Parts, how: str, controls: bool = False) -> Column:
         """Clean prompts with these edges cut."""
-        return self._scores([self.graph.exists & ~self.mask(units)], how, controls, (units, how, "cut"))[0]
+        return self._one(self.graph.exists & ~self.mask(units), how, controls)
 
     def restored(self, units: Parts, controls: bool = False) -> Column:
         """Only these edges kept, the others at their corrupted values."""
-        return self._scores([self.mask(units)], "resample", controls, (units, "restore"))[0]
+        return self._one(self.mask(units), "resample", controls)
 
     def patched(self, units: Parts, how: str) -> Column:
         """One plain run on the control pairs: what `many` must agree with."""
-        return self._scores([self._patched_mask(units, how)], "resample", True, (units, how, "plain"))[0]
+        return self._scores([self._patched_mask(units, how)], "resample", True)[0]
 
     def everything(self) -> Site:
         """All edges."""
@@ -115,14 +115,13 @@ class EdgeInstrument:
         """Every set on the control pairs, many circuits to a pass."""
         todo = [units for units in dict.fromkeys(sets) if ("many", units, how) not in self._kept]
         masks = [self._patched_mask(units, how) for units in todo]
-        for units, column in zip(todo, self._scores(masks, "resample", True, None, together=True), strict=True):
+        for units, column in zip(todo, self._scores(masks, "resample", True, together=True), strict=True):
             self._kept["many", units, how] = column
         return [self._kept["many", units, how] for units in sets]
 
     def alone(self, units: Parts, how: str) -> tuple[Column, Column]:
         """Only these edges kept, and none, with all others at zero or at their means."""
-        kept, nothing = self._scores([self.mask(units), torch.zeros_like(self.graph.exists)], how, False, None)
-        return kept, nothing
+        return self._one(self.mask(units), how), self._one(torch.zeros_like(self.graph.exists), how)
 
     def rivals(self, sets: Sequence[Parts]) -> list[Column]:
         """Each of these circuits alone, on all pairs."""
@@ -156,18 +155,18 @@ class EdgeInstrument:
             self._benches[key] = Bench(self.model, task, self.graph, self.setup.metric, ablation, means)
         return self._benches[key]
 
-    def _scores(
-        self, masks: Sequence[Tensor], ablation: str, controls: bool, key: Any, together: bool = False
-    ) -> list[Column]:
-        if key is not None and (key, controls) in self._kept:
-            return [self._kept[key, controls]]
+    def _one(self, mask: Tensor, ablation: str, controls: bool = False) -> Column:
+        """Of one circuit, once: what cuts a part keeps the rest, so that gates ask for the same in other words."""
+        key = (mask.cpu().numpy().tobytes(), ablation, controls)
+        if key not in self._kept:
+            self._kept[key] = self._scores([mask], ablation, controls)[0]
+        return self._kept[key]
+
+    def _scores(self, masks: Sequence[Tensor], ablation: str, controls: bool, together: bool = False) -> list[Column]:
         if controls and not self._controls or not masks:
             return [[None] * len(self.task) for _ in masks]
         values = self._bench(ablation, controls).scores(masks, together=together or None)
-        out = [self._spread(row) if controls else row.tolist() for row in values]
-        if key is not None:
-            self._kept[key, controls] = out[0]
-        return out
+        return [self._spread(row) if controls else row.tolist() for row in values]
 
     def _spread(self, values: Any) -> Column:
         out: Column = [None] * len(self.task)
