@@ -1,13 +1,18 @@
 """The atlas: one writer and many readers, migrations, tampering, and files that are not an atlas."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 
 import duckdb
 import pytest
 
+from assay.atlas.database import engine
 from assay.atlas.migrations import MIGRATIONS, NEWEST, migrate, version_of
 from assay.atlas.store import FILE, HEAD, Atlas
 from assay.errors import EvidenceError, StoreError, TamperedError
@@ -75,6 +80,22 @@ def test_tampering_with_a_record_shows(atlas, table, kind):
     assert any(f"the stored {kind}" in problem for problem in audit(atlas, "c1"))
 
 
+@pytest.mark.parametrize("damage", ["bytes", "table"])
+def test_a_damaged_database_is_said_in_words(atlas, damage):
+    stored(atlas)
+    path = atlas.path / FILE
+    if damage == "table":
+        with duckdb.connect(str(path)) as db:
+            db.execute("DROP TABLE marks")
+    else:
+        content = bytearray(path.read_bytes())
+        for place in range(12_288, len(content), 4096):  # behind the headers: every block has a checksum
+            content[place + 100] ^= 255
+        path.write_bytes(bytes(content))
+    with pytest.raises((TamperedError, StoreError), match="atlas.duckdb (is damaged|cannot be opened)"):
+        atlas.verify()
+
+
 def test_restoring_an_older_copy_of_the_database_shows(atlas):
     stored(atlas)
     old = (atlas.path / FILE).read_bytes()
@@ -102,6 +123,37 @@ def test_a_failing_write_leaves_nothing(atlas):
         db.execute("DELETE FROM claims")
         raise RuntimeError("stopped in the middle")
     assert [claim.id for claim in atlas.claims()] == ["c1"]
+
+
+LONG = "SELECT count(*) FROM range({}) t(i) WHERE regexp_matches(repeat(i::VARCHAR, 200), '(a|b|[0-9])*c')"
+
+
+@pytest.mark.parametrize("opened", ["reading", "engine"])
+def test_ctrl_c_during_a_long_query_is_seen_at_once(atlas, opened):
+    """Of many threads DuckDB 2.0 may look at none: this query of ten seconds then runs to its end."""
+    stored(atlas)
+    pressed = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), engine() if opened == "engine" else getattr(atlas, opened)() as db:
+        pressed.start()
+        db.execute(LONG.format(4_000_000)).fetchall()
+    assert time.monotonic() - start < 8
+    assert atlas.verdict("c1") is not None and atlas.verify() == []
+
+
+def test_a_ticket_pays_for_one_evidence_and_evidence_without_a_verdict_is_no_tampering(atlas):
+    stored(atlas)
+    ticket = {"claim": "c1", "split": "confirm", "subject": "s", "data": "d"}
+    atlas.append("ticket", {**ticket, "ticket": "c1-1"})
+    again = replace(atlas.evidence("c1"), reads=2)
+    with pytest.raises(EvidenceError, match="c1: it was tested meanwhile with the same ticket"):
+        atlas.record_evidence(again, [])
+    assert atlas.evidence("c1").reads == 1
+    atlas.append("ticket", {**ticket, "ticket": "c1-2"})
+    atlas.record_evidence(again, [])
+    assert atlas.evidence("c1").reads == 2 and atlas.verdict("c1").decision["reads"] == 1
+    assert audit(atlas, "c1") == [] and atlas.verify() == []
+    assert judge(atlas, "c1").decision["reads"] == 2 and audit(atlas, "c1") == []
 
 
 def test_migrations_run_from_the_oldest(tmp_path):

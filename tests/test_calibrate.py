@@ -349,6 +349,31 @@ def test_circuits_and_their_decoys():
     assert found == {"decoy": "refuted", "whole circuit": "supported"}
 
 
+@pytest.mark.parametrize("name, verdict", [("cancelling", "inconclusive"), ("circuit elsewhere", "supported")])
+def test_what_is_claimed_usually_and_the_same_circuit_in_another_order(name, verdict):
+    calibration = CALIBRATIONS.get("mediates")
+    assert try_case(calibration, family(calibration, name), 0).verdict == verdict
+
+
+def test_quick_runs_leave_out_what_is_trained_first(represents):
+    trained = [each for each in represents.families if each.slow]
+    assert {each.name for each in trained} == {"toy feature", "toy unit"}
+    assert [represents.count(each, False, 5) for each in trained] == [0, 0]
+    assert [represents.count(each, True) for each in trained] == [represents.full["false"], represents.full["true"]]
+    feature, unit = (try_case(represents, family(represents, name), 0).verdict for name in ("toy feature", "toy unit"))
+    assert (feature, unit != "supported") == ("supported", True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, verdicts", [
+    ("learned mood", ("supported",)), ("backdoor", ("supported",)), ("clean twin", ("not tested",)),
+    ("random in backdoored", ("refuted", "inconclusive")),
+])  # fmt: skip
+def test_what_training_put_into_a_model_is_found_and_in_its_twin_there_is_nothing(name, verdicts):
+    uses = CALIBRATIONS.get("uses")
+    assert try_case(uses, family(uses, name), 0).verdict in verdicts
+
+
 def test_a_battery_without_its_gate_is_seen(represents, monkeypatch):
     """Calibration is worth something only if it notices: here everything that has to be silent counts as silent."""
     twin = family(represents, "said in words")

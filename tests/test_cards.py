@@ -3,14 +3,16 @@
 import copy
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
+import duckdb
 import pytest
 from click.testing import CliRunner
 
-from assay.atlas.store import Atlas
+from assay.atlas.store import FILE, Atlas
 from assay.cli.main import cli
-from assay.errors import EvidenceError, TamperedError, UsageError
+from assay.errors import EvidenceError, ModelError, ReproduceError, TamperedError, UsageError
 from assay.evidence import card as cards
 from assay.evidence import claims
 from assay.evidence.card import check_card, import_card, make_card, read_card
@@ -270,6 +272,30 @@ def test_ten_worst_counterexamples_are_shown_token_by_token(card):
     assert [(t["text"], t["sign"], t["tint"]) for t in worst[0]["tokens"]] == [("to", "up", "50"), ("ken", "down", "100")]
 
 
+def test_what_searches_say_besides_and_rivals_that_they_list_are_shown(card):
+    methods = card["evidence"]["search"]["methods"]
+    methods["rival sets"] = {"tried": 4, "hits": 0, "complete": True, "notes": {
+        "n_rivals": 2, "rivals": [{"parts": ["z.1.0", "z.1.1"], "drop": 0.5, "restored": 0.25}]}}  # fmt: skip
+    methods["lexical rival"] = {"notes": {"narrower": "fires on the words 'cat'"}}
+    methods["corpus mining"] = {"notes": {"skipped": "no corpus was given"}}
+    methods["strange"] = {"notes": ["of", "others"]}
+    methods["stranger"] = {"notes": {"n_rivals": {}, "rivals": [1, {"x": [2]}]}}
+    view = card_view(card)
+    assert "rival sets: 2 do as well: z.1.0, z.1.1 drop 0.50 restored 0.25." in view["rivals"]
+    assert "lexical rival: fires on the words 'cat'." in view["searched"]
+    assert "corpus mining: looked at nothing: no corpus was given." in view["searched"]
+    page = card_html(card)
+    assert "no corpus was given" in page and "no corpus was given" in card_markdown(card) and "restored 0.25" in page
+
+
+def test_of_a_pair_the_card_says_what_it_stands_against_and_its_shortest_form(card):
+    tokens = [["a", 0.0], ["b", 1.0]]
+    hit = {**card["counterexamples"][0], "corrupted": "the other prompt", "minimal": "short", "tokens": tokens}
+    card["counterexamples"] = [hit]
+    for page in (card_html(card), card_markdown(card)):
+        assert all(part in page for part in ("the other prompt", "shortest form that still fails", "short"))
+
+
 def test_controls_are_drawn_relative_to_the_strongest():
     gate = {"tables": {"per_control": {"a": 0.2, "b": 0.5}, "strongest": "b"}}
     assert null_of(gate) == pytest.approx([-0.3, 0.0])
@@ -332,9 +358,34 @@ def test_the_commands_hand_a_claim_over(atlas, card, tmp_path):
     assert told.value.exit_code == 3 and Atlas(there).tally()["imported"] == 1
 
 
-def test_anchor_list_and_deviate_on_the_command_line(atlas, card, tmp_path):
-    import shutil
+def test_a_claim_whose_records_do_not_hold_is_not_shown(atlas, card, tmp_path):
+    here, name = shutil.copytree(atlas.path, tmp_path / "copy"), card["claim"]["id"]
+    run("claim", "show", name, "--atlas", here)
+    with duckdb.connect(str(here / FILE)) as db:
+        db.execute("UPDATE verdicts SET body = replace(body, '\"refuted\"', '\"supported\"')")
+    with pytest.raises(TamperedError, match="the stored verdict is not the one in the ledger.*assay claim verify"):
+        CliRunner().invoke(cli, ["claim", "show", name, "--atlas", str(here)], catch_exceptions=False)
+    run("claim", "verify", "--atlas", here, code=3)
 
+
+def test_a_model_that_is_not_to_be_had_here_is_exit_code_4(atlas, card, tmp_path, monkeypatch):
+    from assay.cli import claim as commands
+
+    def gone(self, name, dtype, prepend_bos):
+        raise ModelError(f"model {name!r}: not found.")
+
+    monkeypatch.setattr(commands.Common, "load", gone)
+    monkeypatch.setattr(commands, "model_of", lambda stated: "somewhere/else")
+    for command in ("replay", "test"):
+        with pytest.raises(ReproduceError, match="cannot be loaded here. Give it with --model.*somewhere/else") as told:
+            CliRunner().invoke(cli, ["claim", command, card["claim"]["id"], "--atlas", str(atlas.path)], catch_exceptions=False)
+        assert told.value.exit_code == 4
+    with pytest.raises(ModelError, match="'mine': not found"):  # a wrong --model is the user's mistake
+        CliRunner().invoke(cli, ["claim", "replay", card["claim"]["id"], "--model", "mine", "--atlas", str(atlas.path)],
+                           catch_exceptions=False)  # fmt: skip
+
+
+def test_anchor_list_and_deviate_on_the_command_line(atlas, card, tmp_path):
     here, name = shutil.copytree(atlas.path, tmp_path / "copy"), card["claim"]["id"]
     run("claim", "anchor", "--out", tmp_path / "head.json", "--atlas", here)
     run("claim", "deviate", name, "--what", "a bar", "--why", "because", "--sesoi", "sufficiency=0.1", "--atlas", here)

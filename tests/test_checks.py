@@ -1,13 +1,18 @@
 """The public check suite, over every kind that is calibrated: no required gate without a truth it passes and a
 falsehood it stops; and on a gate of one's own."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from assay.calibrate import CALIBRATIONS
 from assay.evidence.features import direction
 from assay.evidence.gates import GATES, Contrast, Gate, gates_for
 from assay.evidence.gates.base import column
+from assay.evidence.kinds import KINDS
 from assay.evidence.run import Settings
+from assay.evidence.search import SEARCHES
 from assay.testing import planted_world
 from assay.testing.checks import Planted, check_gate, check_pure, tried
 
@@ -59,4 +64,17 @@ def test_a_gate_of_ones_own_is_checked_the_same_way():
         with pytest.raises(AssertionError, match="the planted truth does not pass"):
             check_gate("share.above", bad, good)
     finally:
-        GATES._items.pop(gate.name)
+        GATES.remove(gate.name)
+
+
+def test_the_code_on_the_page_of_evidence_runs():
+    """A gate, a kind and a search of one's own, and controls without any claim."""
+    page = (Path(__file__).parent.parent / "docs" / "evidence.md").read_text()
+    known = [registry.names() for registry in (GATES, KINDS, SEARCHES)]
+    try:
+        exec("\n".join(re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)), {"__name__": "page"})
+        assert len(GATES.names()) > len(known[0]) and "longer" in KINDS
+    finally:
+        for registry, names in zip((GATES, KINDS, SEARCHES), known, strict=True):
+            for name in set(registry.names()) - set(names):
+                registry.remove(name)

@@ -10,7 +10,7 @@ import torch
 from assay.atlas.store import Atlas
 from assay.data.prepare import prepare
 from assay.data.tasks import read_task
-from assay.errors import EvidenceError, ReproduceError, UsageError
+from assay.errors import EvidenceError, PlanWarning, ReproduceError, UsageError
 from assay.evidence import claims
 from assay.evidence.claims import audit, record_look
 from assay.evidence.kinds import KINDS
@@ -276,7 +276,8 @@ def test_changed_data_are_refused(model, tmp_path):
 def test_too_few_templates_can_never_be_supported(model, tmp_path):
     source = Source(str(write_task(tmp_path / "few.jsonl", n_templates=12, per_template=8)))
     atlas = Atlas(tmp_path / "atlas")
-    claim, plan = state_claim(atlas, model, source, "z.0.0,z.1.0,z.1.1", settings=SMALL)
+    with pytest.warns(PlanWarning, match="confirm: . templates; fewer than 8 can never be supported, so . more are needed"):
+        claim, plan = state_claim(atlas, model, source, "z.0.0,z.1.0,z.1.1", settings=SMALL)
     assert any("fewer than 8" in warning for warning in claims.warnings_of(plan))
     verdict = test_claim(atlas, claim.id, model)
     assert (verdict.verdict, verdict.reasons) == ("inconclusive", ("underpowered",))
@@ -316,6 +317,10 @@ def test_a_user_can_register_a_kind_and_a_gate(model, source, tmp_path):
         return Contrast([None if x is None else float(x > 0.1) for x in drop])
 
     gate = Gate("share.dropping", "necessity", ("mediates",), 0.5, True, lambda i, g: {}, contrast)
+    GATES.add(gate.name, replace(gate, sesoi=0.6))
+    with pytest.raises(UsageError, match=r"not taken.*remove\('share.dropping'\)"):
+        GATES.add(gate.name, gate)
+    GATES.remove(gate.name)  # a cell of a notebook that is run again
     GATES.add(gate.name, gate)
     try:
         assert gate in gates_for("mediates")
@@ -323,4 +328,6 @@ def test_a_user_can_register_a_kind_and_a_gate(model, source, tmp_path):
         found = {g["name"]: g["estimate"] for g in verdict.gates}
         assert found["share.dropping"] == pytest.approx(1.0)
     finally:
-        GATES._items.pop(gate.name)
+        GATES.remove(gate.name)
+    with pytest.raises(UsageError, match="share.dropping"):
+        GATES.remove(gate.name)

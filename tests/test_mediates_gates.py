@@ -195,6 +195,14 @@ def test_half_of_a_pair_is_neither_complete_nor_equivalent_nor_unique(model):
     assert not decoy["isolation"]["passed"] and not decoy["completeness"]["passed"]
 
 
+def test_random_sets_that_do_as_well_are_listed(model, true_verdict):
+    found = verdict_on(model, "z.1.0").counterexamples["methods"]["rival sets"]
+    assert found["notes"]["rivals"][0]["parts"] == ["z.1.1"] and found["notes"]["n_rivals"] == 1  # its exact copy
+    assert found["notes"]["rivals"][0]["restored"] == pytest.approx(0.5, abs=0.1) and found["hits"] == 0
+    none = true_verdict.counterexamples["methods"]["rival sets"]
+    assert none["notes"]["n_rivals"] == 0 and none["tried"] == 6
+
+
 def test_padding_is_named(model):
     gates = gates_of(verdict_on(model, "z.1.0,z.1.1,z.1.2"))
     assert gates["minimality"]["tables"]["failing"] == ["z.1.2"]

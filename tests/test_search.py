@@ -4,6 +4,7 @@ import json
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ import torch
 from assay.evidence.features import direction
 from assay.evidence.hunting.clusters import silhouette, split_in_two
 from assay.evidence.hunting.gradients import embedding_gradients, score_slope
+from assay.evidence.hunting.pairs import Shown, shown_pair
 from assay.evidence.hunting.reading import Reader, fluency_floor, mean_log_probability, reader_of
 from assay.evidence.hunting.showing import shortest
+from assay.evidence.mediates import both_ways
 from assay.evidence.scored import numbers, projection, thresholds
 from assay.evidence.search import SEARCHES, Found, searches_for
 from assay.evidence.search.circuit_adversary import copies, renamed
@@ -23,6 +26,7 @@ from assay.evidence.search.paraphrases import drawn, rewordings_in, up_to_word
 from assay.evidence.search.proposer import Endpoint, proposals_in
 from assay.evidence.search.rival_units import merits
 from assay.evidence.search.template_grid import variance_share
+from assay.evidence.search.wrong_sign import wrong_sign_pairs
 from assay.records import Example, Pair, canonical
 from assay.testing import planted_world
 from planted_lexicon import ANIMALS, FRAMES, THINGS, TOOLS, TRIGGER, UNIT, examples, find, hunt_on, planted_lexicon
@@ -446,8 +450,46 @@ def test_the_circuit_adversary_finds_the_word_on_which_the_heads_do_harm(circuit
     begun = {pair.template for pair in data.pairs[:3]} - {pair.template for pair in data.pairs[3:]}
     assert any(hit.template in begun for hit in seen.verified)  # renamed by the search, not given
     assert seen.verified and all("w7" in hit.clean.split() and hit.score <= 0 for hit in seen.verified)
+    assert all(len(hit.tokens) == len(hit.clean.split()) for hit in seen.verified) and any(hit.minimal for hit in seen.verified)
     none = find(replace(clean, data=clean.kind.load(clean.model, data.pairs)), "circuit adversary").found
     assert none.n_hits == 0 and none.tried > 20 and none.passes <= 400
+
+
+def test_failing_pairs_are_shown_token_by_token_and_as_short_as_they_fail(circuits):
+    _, harmed = circuits
+    word = harmed.data.pairs[0].answers[0].strip()
+    renamed_pairs = [renamed(pair, word, "w7") for pair in harmed.data.pairs if pair.answers == (f" {word}",)]
+    data = harmed.kind.load(harmed.model, [*harmed.data.pairs[1:6], *renamed_pairs])
+    columns = both_ways(harmed.model, data, range(len(data)), harmed.setup)
+    seen = find(replace(harmed, data=data, columns=columns), "wrong sign")
+    assert seen.verified and all("w7" in hit.clean.split() for hit in seen.verified)
+    for hit in seen.verified:
+        clean, corrupted = hit.clean.split(), hit.corrupted.split()
+        assert [text.strip() for text, _ in hit.tokens] == clean
+        assert [score for _, score in hit.tokens] == [float(a != b) for a, b in zip(clean, corrupted, strict=True)]
+    shortened = [hit for hit in seen.verified if hit.minimal]
+    assert shortened and any(len(hit.minimal.split()) < len(hit.clean.split()) for hit in shortened)
+    for hit in shortened:
+        cut = len(hit.minimal.split())
+        assert hit.clean.split()[-cut:] == hit.minimal.split()
+        short = Pair(hit.minimal, " ".join(hit.corrupted.split()[-cut:]), (" w7",), _foil(data, hit), "t")
+        again = harmed.kind.load(harmed.model, [short])
+        assert wrong_sign_pairs(both_ways(harmed.model, again, [0], harmed.setup))
+    assert seen.found.passes > 4 * len(seen.found.kept)
+
+
+def test_texts_have_tokens_too_and_pictures_have_none():
+    model = SimpleNamespace(text=lambda ids: f"<{ids[0]}>", tokens=lambda texts: [[ord(letter) for letter in texts[0]]])
+    hunt = SimpleNamespace(model=model, setup=None)
+    items = [Example("ab", 1, "t"), Pair("abc", "xb", ("y",), ("n",), "t")]
+    data = SimpleNamespace(tokens=[[97, 98], [97, 98, 99]], items=items)
+    assert shown_pair(hunt, data, 0, None).tokens == (("<97>", 0.0), ("<98>", 0.0))
+    assert shown_pair(hunt, data, 1, None).tokens == (("<97>", 1.0), ("<98>", 0.0), ("<99>", 1.0))
+    assert shown_pair(hunt, SimpleNamespace(pictures=[]), 0, None) == Shown()
+
+
+def _foil(data, hit):
+    return next(pair.foils for pair in data.pairs if (pair.clean, pair.corrupted) == (hit.clean, hit.corrupted))
 
 
 def test_renaming_keeps_a_copying_pair_and_leaves_facts_alone():

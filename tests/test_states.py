@@ -15,11 +15,13 @@ import pytest
 
 from assay.data.prepare import prepare
 from assay.errors import EvidenceError, ReproduceError, TamperedError
-from assay.evidence import verdicts
-from assay.evidence.claims import record_look, rederive
+from assay.evidence import claims, run, verdicts
+from assay.evidence.card import make_card
+from assay.evidence.claims import audit, record_look, rederive
 from assay.evidence.features import direction
 from assay.evidence.gates import GATES, get_gate
 from assay.evidence.memory import MemoryStore
+from assay.evidence.replay import replay_claim
 from assay.evidence.run import Settings, Statement, state_claim, test_claim
 from assay.evidence.search import SEARCHES
 from assay.evidence.source import MemorySource, Source
@@ -176,6 +178,56 @@ def test_reused_split_is_said_and_charged(planted):
         verdicts.append(test_claim(store, claim.id, planted.world, source=planted.source))
     assert [verdict.decision["alpha"] for verdict in verdicts] == [0.05, 0.0125]
     assert "reused split" in verdicts[1].qualifiers
+
+
+# killed and concurrent tests ---------------------------------------------------------------------
+
+
+def stated(planted, store):
+    feature, statement = direction(planted.world.site, planted.concept), Statement("represents")
+    return state_claim(store, planted.world, planted.source, feature, statement=statement, settings=SETTINGS)[0].id
+
+
+def test_a_run_that_is_killed_before_its_verdict_is_judged_and_not_charged(planted, monkeypatch):
+    store = MemoryStore()
+    name = stated(planted, store)
+    for reads in (1, 2):
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(claims, "judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            test_claim(store, name, planted.world, source=planted.source)
+        assert audit(store, name) == []
+        with pytest.raises(EvidenceError, match="measured and not judged"):
+            make_card(store, name)
+        with pytest.raises(EvidenceError, match="not tested yet"):
+            replay_claim(store, name, planted.world, source=planted.source)
+        verdict = test_claim(store, name, planted.world, source=planted.source)
+        assert (verdict.decision["reads"], store.tally()["tickets"]) == (reads, reads) and audit(store, name) == []
+
+
+def test_of_two_tests_with_one_ticket_one_is_kept(planted, monkeypatch):
+    store, record, first = MemoryStore(), run.record_outcome, []
+    name = stated(planted, store)
+
+    def meanwhile(*found):
+        monkeypatch.undo()
+        first.append(test_claim(store, name, planted.world, source=planted.source))
+        return record(*found)
+
+    monkeypatch.setattr(run, "record_outcome", meanwhile)
+    with pytest.raises(EvidenceError, match="tested meanwhile with the same ticket, by another process"):
+        test_claim(store, name, planted.world, source=planted.source)
+    assert store.verdict(name) == first[0] and store.tally()["tickets"] == 1 and audit(store, name) == []
+
+
+def test_a_replay_needs_the_ordinary_texts_that_searches_read(planted):
+    store = MemoryStore()
+    name = stated(planted, store)
+    test_claim(store, name, planted.world, source=planted.source, corpus=["Some text.", "Another."])
+    for corpus in ((), ("Some text.",)):
+        with pytest.raises(ReproduceError, match="read (other )?ordinary texts.*--corpus FILE") as told:
+            replay_claim(store, name, planted.world, source=planted.source, corpus=corpus)
+        assert told.value.exit_code == 4
+    assert replay_claim(store, name, planted.world, source=planted.source, corpus=("Some text.", "Another.")).same
 
 
 # what must be caught -----------------------------------------------------------------------------

@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.errors import EvidenceError
+from assay.evidence.run import failing_share
 from assay.evidence.verdicts import decide, excuse
 from assay.records import Claim, Counterexample, Evidence, GatePlan, GateResult, Plan
+from assay.statistics import clopper_pearson
 
 CLAIM = Claim("c1", 1, None, "mediates", "z.0.0 tends to carry t", "tends",
               {"model": "m", "digest": "d", "sites": ["z.0.0"], "positions": "all"},
@@ -121,6 +123,27 @@ def searched(hits: int, tried: int, hunted: int = 0) -> dict:
     methods = {"drawn": {"tried": tried, "hits": hits, "sampled": True},
                "hunted": {"tried": 60, "hits": hunted, "sampled": False}}  # fmt: skip
     return {"complete": True, "hits": hits, "candidates": tried, "methods": methods}
+
+
+class Items:
+    """240 items of 20 templates."""
+
+    templates, words = [f"t{row // 12}" for row in range(240)], None
+
+    def __len__(self):
+        return len(self.templates)
+
+
+def test_failures_of_one_template_count_as_one_observation():
+    """9 of 240 are under a tenth if they are spread over templates, and may be more if they are all of one."""
+    apart, alike = (failing_share(Items(), failed) for failed in ([20 * number for number in range(9)], list(range(9))))
+    assert apart["high"] < 0.1 < alike["high"]
+    assert failing_share(Items(), [])["high"] == pytest.approx(clopper_pearson(0, 240)[1])
+    for share, verdict in ((apart, "supported"), (alike, "inconclusive")):
+        methods = {"wrong sign": {"sampled": True, "hits": 9, "tried": 240, **share}}
+        found = ruling(claim=replace(CLAIM, quantifier="usually"),
+                       search={"complete": True, "hits": 9, "candidates": 240, "methods": methods})  # fmt: skip
+        assert (found.verdict, found.counterexamples["high"]) == (verdict, share["high"])
 
 
 def test_tends_does_not_survive_that_most_items_fail():

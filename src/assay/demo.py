@@ -34,7 +34,7 @@ from assay.data.tasks import TASKS, load_task
 from assay.errors import CorpusError, TaskError
 from assay.evidence.claims import record_look
 from assay.evidence.mediates import set_effects
-from assay.evidence.run import Settings, Statement, state_claim, test_claim
+from assay.evidence.run import Settings, Statement, drafted, record_draft, test_claim
 from assay.evidence.source import Source
 from assay.features.kept import is_shipped
 from assay.files import write_file
@@ -211,7 +211,8 @@ def claim(run: DemoRun, sites: Sequence[str], name: str) -> Verdict:
     with run.step(step) as report:
         if stated is None:
             words = Statement(text=f"{', '.join(names)} of {run.model.name} tend to carry the task {run.task}")
-            stated, _ = state_claim(store, run.model, source, names, statement=words, settings=replace(PLAN, seed=run.seed))
+            settings = replace(PLAN, seed=run.seed)
+            stated, _ = record_draft(store, drafted(store, run.model, source, names, statement=words, settings=settings))
         return test_claim(store, stated.id, run.model, report)
 
 

@@ -82,6 +82,10 @@ class MissingRecord(StoreError):
     """A record that is not in the atlas."""
 
 
+class PlanWarning(UserWarning):
+    """What a careful person would change in a plan that is being locked."""
+
+
 class NeedsExtra(AssayError):
     """An optional part whose packages are missing."""
 

@@ -29,7 +29,8 @@ class Registry(Generic[T]):
     def add(self, name: str, item: T) -> T:
         """Make an item known. Raises UsageError when its name is taken by another item."""
         if self._items.get(name, item) is not item:
-            raise bad_argument(f"{self.kind} name", name, "a name that is not taken", f"Taken: {', '.join(self._items)}.")
+            hint = f"Taken: {', '.join(self._items)}. Your own from before goes with .remove({name!r})."
+            raise bad_argument(f"{self.kind} name", name, "a name that is not taken", hint)
         self._items[name] = item
         return item
 
@@ -45,6 +46,12 @@ class Registry(Generic[T]):
             hint = f"Did you mean {close[0]!r}?" if close else ""
             raise missing(self.kind, name, ", ".join(self._items) or "none is registered", hint)
         return self._items[name]
+
+    def remove(self, name: str) -> T:
+        """Forget an item, so that a changed one may take its name (a notebook's cell that is run again). Raises as `get`."""
+        item = self.get(name)
+        del self._items[name]
+        return item
 
     def names(self) -> list[str]:
         """All names, in order of registration."""

@@ -24,7 +24,7 @@ from duckdb import DuckDBPyConnection as Connection
 
 from assay.atlas import index
 from assay.atlas.migrations import NEWEST, migrate, version_of
-from assay.errors import StoreError
+from assay.errors import StoreError, TamperedError
 from assay.files import write_file
 from assay.records import canonical
 
@@ -32,7 +32,8 @@ FILE = "atlas.duckdb"
 HEAD = "ledger.head"
 MEMO = 8  # records that a block remembers
 T = TypeVar("T")
-QUIET = "SET enable_progress_bar = false"  # else a query of some seconds draws on standard output
+# A query of some seconds draws on standard output, and with more than one thread does not always see Ctrl-C (DuckDB 2.0).
+QUIET = "SET enable_progress_bar = false; SET threads = 1"
 _IN_PROCESS, _STARTING = threading.RLock(), threading.Lock()
 _HELD: dict[Path, "_Held"] = {}  # databases that a `with atlas:` block of this process keeps open
 
@@ -118,8 +119,8 @@ class Database:
             place = str(self._file).replace("'", "''")
             self._patiently(lambda: db.execute(f"ATTACH '{place}' AS glance (READ_ONLY)"))
             try:
-                db.execute("USE glance")
-                with _interrupts():
+                with self._readable():
+                    db.execute("USE glance")
                     yield db
             finally:
                 db.execute("USE memory")
@@ -157,7 +158,7 @@ class Database:
         if held is None:
             db = self._connect(read_only)
             try:
-                with _interrupts():
+                with self._readable():
                     yield db
             finally:
                 db.close()
@@ -165,8 +166,22 @@ class Database:
         if held.db is None or (held.read_only and not read_only):
             held.close()
             held.db, held.read_only = self._connect(read_only), read_only
-        with _interrupts():
+        with self._readable():
             yield held.db
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        """Raises TamperedError where the file's content is not what this program wrote: blocks whose checksums are wrong,
+        tables that are gone, columns of other types; StoreError where memory or disk are full."""
+        try:
+            with interrupts():
+                yield
+        except duckdb.Error as error:
+            told = _first_line(error)
+            if isinstance(error, duckdb.OutOfMemoryException) or "write" in told:
+                raise StoreError(f"atlas {self.path}: {FILE} cannot be used: {told}") from error
+            raise TamperedError(f"atlas {self.path}: {FILE} is damaged, or was changed by another program ({told})."
+                                " Restore the atlas from a copy.") from error  # fmt: skip
 
     def _once(self, key: Any, read: Callable[[Connection], T]) -> T:
         """What `read` finds; inside a `with atlas:` block that was not written to since, what it found before."""
@@ -194,8 +209,9 @@ class Database:
             held.memo.clear()
 
     def _connect(self, read_only: bool) -> Connection:
-        db = self._patiently(lambda: duckdb.connect(str(self.path / FILE), read_only=read_only))
-        db.execute(QUIET)
+        with interrupts():
+            db = self._patiently(lambda: duckdb.connect(str(self.path / FILE), read_only=read_only))
+            db.execute(QUIET)
         return db
 
     def _patiently(self, connect: Callable[[], T]) -> T:
@@ -240,7 +256,8 @@ def engine() -> Iterator[Connection]:
         db = _engine().cursor()
     try:
         db.execute(QUIET)
-        yield db
+        with interrupts():
+            yield db
     finally:
         db.close()
 
@@ -251,7 +268,7 @@ def _engine() -> Connection:
 
 
 @contextmanager
-def _interrupts() -> Iterator[None]:
+def interrupts() -> Iterator[None]:
     """Ctrl-C during a query reaches Python as DuckDB's own error; here it is KeyboardInterrupt again."""
     try:
         yield

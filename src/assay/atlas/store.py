@@ -21,7 +21,7 @@ from assay.atlas import index
 from assay.atlas.database import FILE, HEAD, Database
 from assay.errors import EvidenceError, MissingRecord, TamperedError
 from assay.evidence.claims import Listed, evidence_digest
-from assay.evidence.ledger import ChainCheck, Entry
+from assay.evidence.ledger import ChainCheck, Entry, check_ticket
 from assay.evidence.ledger import counts as no_counts
 from assay.records import (
     Claim,
@@ -134,9 +134,11 @@ class Atlas(Database):
             self._append(db, "lock", {"claim": claim.id, "digest": plan.lock})
 
     def record_evidence(self, evidence: Evidence, counterexamples: Sequence[Counterexample]) -> None:
-        """Evidence with its gates and counterexamples, and the run that made them."""
+        """Evidence with its gates and counterexamples, and the run that made them. Raises EvidenceError when its ticket was
+        used meanwhile."""
         run = digest([evidence.run, evidence.created])[:16]
         with self.writing() as db:
+            check_ticket(index.entries_of(db, evidence.claim))
             db.execute("INSERT OR IGNORE INTO runs (id, created, command, passport) VALUES (?, ?, ?, ?)",
                        [run, evidence.created, "claim test", canonical(evidence.run)])  # fmt: skip
             row = db.execute(

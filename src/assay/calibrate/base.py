@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from assay.evidence.claims import family_of
 from assay.evidence.memory import MemoryStore
-from assay.evidence.run import Settings, Statement, state_claim, test_claim
+from assay.evidence.run import Settings, Statement, drafted, record_draft, test_claim
 from assay.evidence.verdicts import rule
 from assay.records import Claim, Evidence, Plan
 from assay.registry import Registry
@@ -36,11 +36,13 @@ class Case:
     subject: Any
     truth: Mapping[str, float] = field(default_factory=dict)
     corpus: tuple[str, ...] = ()
+    quantifier: str = "tends"
 
 
 @dataclass(frozen=True)
 class Family:
-    """Claims of one sort. `effect`: of a ladder, in units of the binding gate's smallest effect of interest."""
+    """Claims of one sort. `effect`: of a ladder, in units of the binding gate's smallest effect of interest. `slow`: a model is
+    trained for it first, so that it is left out of quick runs."""
 
     name: str
     truth: Truth
@@ -48,6 +50,7 @@ class Family:
     what: str
     effect: float | None = None
     settings: Settings | None = None
+    slow: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,11 @@ class Calibration:
         """What it is called."""
         return self.name or self.kind
 
-    def count(self, family: Family, full: bool) -> int:
-        """Claims of a family in a run."""
-        return (self.full if full else self.quick).get(family.truth, 0)
+    def count(self, family: Family, full: bool, n: int | None = None) -> int:
+        """Claims of a family in a run; `n`: instead of the usual number."""
+        if family.slow and not full:
+            return 0
+        return (self.full if full else self.quick).get(family.truth, 0) if n is None else n
 
 
 CALIBRATIONS: Registry[Calibration] = Registry("calibration")
@@ -104,8 +109,9 @@ def try_case(calibration: Calibration, family: Family, seed: int) -> Outcome:
     """State, lock, test and judge one claim, in a store of its own."""
     store, case = MemoryStore(), family.make(seed)
     settings = replace(family.settings or calibration.settings, seed=seed)
-    claim, _ = state_claim(store, case.model, case.source, case.subject, statement=Statement(calibration.kind),
-                           settings=settings)  # fmt: skip
+    draft = drafted(store, case.model, case.source, case.subject, statement=Statement(calibration.kind, case.quantifier),
+                    settings=settings)  # fmt: skip
+    claim, _ = record_draft(store, draft)
     verdict = test_claim(store, claim.id, case.model, source=case.source, corpus=case.corpus)
     evidence = store.evidence(claim.id)
     gates = {gate["name"]: (gate["estimate"], gate["low"], gate["high"], gate["p"], gate["passed"], gate["required"])

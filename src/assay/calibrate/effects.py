@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from assay.calibrate import trained
 from assay.calibrate.base import CALIBRATIONS, Calibration, Case, Family, ladder
 from assay.evidence.connects import Link
 from assay.evidence.features import Feature, direction
@@ -111,7 +112,9 @@ def uses_rung(seed: int, effect: float) -> Case:
 
 _add("uses", "erasure.mean", (
     *map(partial(_family, "null"), (random_direction, random_content)),
+    *map(partial(_family, "null", settings=trained.settings(), slow=True), (trained.clean_twin, trained.random_in_backdoored)),
     *map(partial(_family, "false"), (readable_copy, needed_by_all_text)), _family("true", used_part),
+    *map(partial(_family, "true", settings=trained.settings(), slow=True), (trained.learned_mood, trained.backdoor)),
     *ladder(uses_rung, "the used part, a known share of the behaviour", PAIRS),
 ), {"null": 30, "false": 10, "true": 10, "ladder": 20}, "share of the effect that erasing takes away; bar .2")  # fmt: skip
 

@@ -6,12 +6,16 @@ the effect and mean ablation, which takes the answer away but does not write the
 and 2 bars are shares of .2, .4, .6 and .8. How strongly a word is copied varies by half of its mean.
 """
 
+import random
 from functools import cache, partial
 
 from assay.calibrate.base import CALIBRATIONS, Calibration, Case, Family, ladder
 from assay.evidence.run import Settings
 from assay.evidence.source import MemorySource
+from assay.model.load import load_model
 from assay.records import Pair
+from assay.testing import circuit_models
+from assay.testing.gates_models import reverse_heads
 from assay.testing.induction import Induction, planted_induction, repeated_pairs
 from assay.testing.programs import PROGRAMS, Program
 
@@ -20,6 +24,8 @@ TEMPLATES = {"discover": 4, "tune": 6, "confirm": 20, "ood": 14}
 PER_TEMPLATE = 4
 PLAIN = Induction()
 INERT = ("z.0.2", "z.0.3", "z.1.2", "z.1.3")
+HARD = {"dormant_path": ("loud", (1.0, 2.0, 4.0)), "cancelling": ("hurts", (0.3, 0.6, 1.0)),
+        "redundant": ("limit", (0.6, 0.8, 1.0)), "ablation_sensitive": ("constant", (0.6, 0.75, 0.9))}  # fmt: skip
 
 
 def pairs(seed: int) -> MemorySource:
@@ -28,10 +34,32 @@ def pairs(seed: int) -> MemorySource:
     return MemorySource(f"repeated words {seed}", found)
 
 
+def halves(seed: int) -> MemorySource:
+    """Fresh repeated sequences whose answers are words of the first half, and foils of the second."""
+    rng = random.Random(f"halves-{seed}")
+    return MemorySource(f"halves {seed}", {split: circuit_models.repeats(rng, split, n, PER_TEMPLATE, True)
+                                           for split, n in TEMPLATES.items()})  # fmt: skip
+
+
 @cache
 def induction_model(plan: Induction):
     """The model of a plan, made once."""
     return planted_induction(plan)
+
+
+@cache
+def other_order():
+    """The plain model with its heads in reverse order: another basis, the same function."""
+    model = planted_induction(PLAIN)
+    reverse_heads(model.hf)
+    return load_model(model.hf, tokenizer=model.tokenizer)
+
+
+@cache
+def hard_model(name: str, difficulty: int):
+    """One of `circuit_models`, of one of three difficulties."""
+    what, values = HARD[name]
+    return getattr(circuit_models, name)(**{what: values[difficulty]})
 
 
 def inert_head(seed: int) -> Case:
@@ -62,6 +90,36 @@ def one_copy(seed: int) -> Case:
 def smallest_copy(seed: int) -> Case:
     """The weakest of four copies."""
     return Case(induction_model(Induction(copies=(0.1, 0.4, 0.3, 0.2), linear=True)), pairs(seed), "z.1.0")
+
+
+def dormant_path(seed: int) -> Case:
+    """It writes the answer where nothing reads it, beside a path that nothing takes."""
+    return Case(hard_model("dormant_path", seed % 3), pairs(seed), "z.1.2")
+
+
+def cancelling(seed: int) -> Case:
+    """It helps on half of the words and hurts on the others; claimed to do it usually."""
+    return Case(hard_model("cancelling", seed % 3), pairs(seed), "z.1.2", quantifier="usually")
+
+
+def ablation_sensitive(seed: int) -> Case:
+    """Without its values the answer is lost, with zeros in their place it is found."""
+    return Case(hard_model("ablation_sensitive", seed % 3), halves(seed), "z.1.2")
+
+
+def one_is_enough(seed: int) -> Case:
+    """One of two that each do the whole job."""
+    return Case(hard_model("redundant", seed % 3), pairs(seed), f"z.1.{seed % 2}")
+
+
+def decoy_elsewhere(seed: int) -> Case:
+    """The decoy of a model whose heads were put in another order."""
+    return Case(other_order(), pairs(seed), "z.0.2")
+
+
+def circuit_elsewhere(seed: int) -> Case:
+    """The whole circuit of a model whose heads were put in another order."""
+    return Case(other_order(), pairs(seed), "z.0.3,z.1.3,z.1.2")
 
 
 def whole_circuit(seed: int) -> Case:
@@ -118,8 +176,9 @@ def _family(truth, make) -> Family:
 
 FAMILIES = (
     *map(partial(_family, "null"), (inert_head, inert_set, mlp, idle_head_of_a_program)),
-    *map(partial(_family, "false"), (decoy, one_copy, smallest_copy)),
-    *map(partial(_family, "true"), (whole_circuit, both_copies, compiled_circuit)),
+    *map(partial(_family, "false"), (decoy, one_copy, smallest_copy, dormant_path, cancelling, ablation_sensitive)),
+    *map(partial(_family, "false"), (one_is_enough, decoy_elsewhere)),
+    *map(partial(_family, "true"), (whole_circuit, both_copies, compiled_circuit, circuit_elsewhere)),
     *ladder(rung, "one of four copying heads with a known share"),
 )
 

@@ -25,7 +25,7 @@ from assay.evidence.features import Feature, direction
 from assay.evidence.gates import get_gate
 from assay.evidence.hosts import as_host
 from assay.evidence.memory import MemoryStore
-from assay.evidence.run import Settings, Statement, state_claim, test_claim
+from assay.evidence.run import Settings, Statement, drafted, record_draft, test_claim
 from assay.evidence.source import MemorySource
 from assay.passport import one_git_state
 from assay.records import Evidence, Example
@@ -127,8 +127,9 @@ def control(world: World, site: str, items: Sequence[Example], seed: int) -> Con
     name, feature = nothing(world, site, rng, seed)
     sizes = {split: len(found) for split, found in source.splits.items()}
     store = MemoryStore()
-    claim, _ = state_claim(store, world, source, feature, statement=Statement("represents"),
-                           settings=replace(Settings(draws=9, seed=seed), **sizes))  # fmt: skip
+    draft = drafted(store, world, source, feature, statement=Statement("represents"),
+                    settings=replace(Settings(draws=9, seed=seed), **sizes))  # fmt: skip
+    claim, _ = record_draft(store, draft)
     verdict = test_claim(store, claim.id, world, source=source)
     evidence = store.evidence(claim.id)
     p, estimate, error = at_chance(evidence, seed) if evidence is not None else (1.0, 0.5, 0.0)

@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 
+from assay.calibrate import trained
 from assay.calibrate.base import CALIBRATIONS, Calibration, Case, Family, ladder
 from assay.evidence.features import Feature, direction
 from assay.evidence.run import Settings
@@ -165,9 +166,12 @@ FAMILIES = (
     _false("a feature that agrees with the concept on 90% of texts", twin),
     _false("a unit with two unrelated meanings", polysemantic),
     _false("members say in words what they are", said_in_words),
+    _false("a unit of a toy model of superposition, which features share", trained.toy_unit, settings=sizes(12), slow=True),
     _false("one of three exclusive children, claimed of the parent", child_for_parent),
     _false("the parent, claimed of its first child", parent_for_child, settings=sizes(12)),
     _family("true", "the planted direction", planted, settings=sizes(12)),
+    _family("true", "where a feature of a toy model of superposition points", trained.toy_feature, settings=sizes(12),
+            slow=True),
     *ladder(rung, "a planted direction of known recall", sizes(40)),
 )
 

@@ -45,7 +45,7 @@ def calibrate(
 
     def made(calibration: Calibration) -> list[Outcome]:
         plan = [(family, seed + place) for family in calibration.families
-                for place in range(calibration.count(family, full) if n is None else n)]  # fmt: skip
+                for place in range(calibration.count(family, full, n))]  # fmt: skip
         return list(outcomes(calibration, plan, keep, report))
 
     for kind in kinds:

@@ -12,7 +12,7 @@ from assay.cli.claim_cards import CARD_COMMANDS
 from assay.cli.common import Common, common_options, model_options
 from assay.cli.given import number, options_of, pairs, rule_of, settings_of, subject_of
 from assay.cli.opened import open_for, subject_with
-from assay.errors import ReproduceError
+from assay.errors import ModelError, ReproduceError, TamperedError
 from assay.records import Claim, Plan
 
 EXIT_NOT_AS_REQUIRED = 1
@@ -163,9 +163,13 @@ def kinds(common: Common, kind: str | None) -> None:
 @click.argument("claim_id", metavar="CLAIM")
 @common_options
 def show(common: Common, claim_id: str) -> None:
-    """One claim: statement, plan, verdict, gates and counterexamples, and whether it is stale."""
+    """One claim: statement, plan, verdict, gates and counterexamples, and whether it is stale.
+
+    Exit 3, and nothing is shown, when what is stored about it does not hold.
+    """
     from assay.atlas.store import Atlas
-    from assay.evidence.claims import rederive
+    from assay.evidence.claims import audit, rederive
+    from assay.evidence.ledger import unjudged
     from assay.evidence.stale import stale_reasons, with_stale
     from assay.records import plain
     from assay.report.terminal import verdict_panel
@@ -177,7 +181,10 @@ def show(common: Common, claim_id: str) -> None:
                      "replications": card["replications"]}, lambda: verdict_panel(theirs, every=True))  # fmt: skip
         return
     stated, plan = store.claim(claim_id), store.plan(claim_id)
-    verdict = store.verdict(claim_id) or rederive(store, claim_id)
+    if problems := audit(store, claim_id):
+        raise TamperedError("; ".join(problems) + ". See: assay claim verify.")
+    verdict = None if unjudged(store.entries_of(claim_id)) else store.verdict(claim_id)
+    verdict = verdict or rederive(store, claim_id)
     twin = with_stale(verdict.to_json(), stale_reasons(store, stated))
     record = {**twin, "record": plain(stated), "plan": plain(plan), "deviations": plain(store.deviations(claim_id)),
               "replications": plain(store.replications(claim_id))}  # fmt: skip
@@ -213,12 +220,13 @@ def verify(common: Common, claim_id: str | None) -> None:
 @click.option("--model", "name", default=None, metavar="MODEL", help="Where the model is now, if it moved.")
 @click.option("--file", "data", default=None, metavar="FILE", help="Where the claim's own data file is now, if it moved.")
 @click.option("--dictionary", "dictionaries", multiple=True, metavar="PATH", help="Where the claim's dictionary is now.")
+@click.option("--corpus", default=None, metavar="FILE", help="The ordinary texts that the claim was tested with, if any.")
 @click.option("--who", default="", help="Who replicates, for the record.")
 @model_options
 @common_options
 def replay(
-    common: Common, claim_id: str, name: str | None, data: str | None, dictionaries: tuple[str, ...], who: str, dtype: str,
-    prepend_bos: bool | None,
+    common: Common, claim_id: str, name: str | None, data: str | None, dictionaries: tuple[str, ...], corpus: str | None,
+    who: str, dtype: str, prepend_bos: bool | None,
 ) -> None:  # fmt: skip
     """Measure CLAIM again from its plan and compare.
 
@@ -226,15 +234,17 @@ def replay(
     measured here (another model, other data).
     """
     from assay.atlas.store import Atlas
+    from assay.data.vectors import read_corpus
     from assay.evidence.replay import replay_claim
 
     store = Atlas(common.atlas)
     stated = store.claim(claim_id)
+    texts = () if corpus is None else read_corpus(Path(corpus))
     source = data_of(stated, data)
     open_for(stated.subject, dictionaries)
     model = load_claimed(common, stated, name, dtype, prepend_bos)
     with common.progress("replaying") as report:
-        found = replay_claim(store, claim_id, model, report, source=source, who=who)
+        found = replay_claim(store, claim_id, model, report, source=source, who=who, corpus=texts)
     said = "the same verdict and numbers" if found.same else "it differs"
     record = {"claim": claim_id, "same": found.same, "before": found.before, "again": found.again.verdict,
               "moved": list(found.moved)}  # fmt: skip
@@ -276,13 +286,21 @@ def model_of(stated: Claim) -> str:
 
 
 def load_claimed(common: Common, stated: Claim, name: str | None, dtype: str, prepend_bos: bool | None) -> Any:
-    """The model of a claim, from `name` where one is given: an image model for a claim about pictures."""
+    """The model of a claim, from `name` where one is given: an image model for a claim about pictures.
+
+    Raises ReproduceError when the claim's own model is not to be had here.
+    """
     from assay.evidence.sentence import of_pictures
     from assay.model.image_load import load_image_model
 
-    if of_pictures(stated):
-        return load_image_model(name or model_of(stated), common.device)
-    return common.load(name or model_of(stated), dtype, prepend_bos)
+    try:
+        if of_pictures(stated):
+            return load_image_model(name or model_of(stated), common.device)
+        return common.load(name or model_of(stated), dtype, prepend_bos)
+    except ModelError as error:
+        if name is not None:
+            raise
+        raise ReproduceError(f"claim {stated.id}: its model cannot be loaded here. Give it with --model. {error}") from error
 
 
 def data_of(stated: Claim, path: str | None) -> Any:

@@ -27,7 +27,7 @@ from assay.evidence.claims import (
     same_verdict,
 )  # fmt: skip
 from assay.evidence.gates import gates_for
-from assay.evidence.ledger import now
+from assay.evidence.ledger import now, unjudged
 from assay.evidence.schema import fitted, record_from
 from assay.evidence.stale import other_gates, stale_reasons
 from assay.evidence.verdicts import RULE_VERSION
@@ -83,6 +83,8 @@ def make_card(store: ClaimStore, claim_id: str) -> Card:
         raise TamperedError("; ".join(problems) + ". No card is made of records that do not hold.")
     claim, plan, evidence = store.claim(claim_id), store.plan(claim_id), store.evidence(claim_id)
     entries = store.entries_of(claim_id)
+    if unjudged(entries):
+        raise EvidenceError(f"claim {claim_id}: it was measured and not judged, because a run was killed. Test it again.")
     data = [split["digest"] for split in plan.splits.values()]
     data += [entry["body"]["digest"] for entry in entries if entry["kind"] == "data"]
     card = {

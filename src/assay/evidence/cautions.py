@@ -26,7 +26,12 @@ def warnings_of(plan: Plan, source: Population | None = None) -> list[str]:
 
     `source`: where the texts come from, so that those a certificate needs can be counted.
     """
-    found = [*lenient(plan), *([] if source is None else uncertified(plan, source))]
+    return [*lenient(plan), *weak(plan, source)]
+
+
+def weak(plan: Plan, source: Population | None = None) -> list[str]:
+    """Data that are too few: for a certificate, for any support, for effects that are worth finding."""
+    found = [] if source is None else uncertified(plan, source)
     for split in plan.levels:
         k = plan.splits[split]["templates"]
         if k < MIN_CLUSTERS:

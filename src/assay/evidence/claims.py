@@ -10,7 +10,8 @@
 5. What is done otherwise than locked is a *deviation*: recorded, shown, and the result is exploratory. A bar
    changed in a deviation is applied to the stored measurements; the locked plan stays as it is.
 
-A killed run leaves a ticket without evidence; testing the claim again uses that ticket.
+A killed run leaves a ticket without evidence, and testing the claim again uses that ticket; or evidence without a verdict,
+and testing the claim again gives the verdict.
 """
 
 import math
@@ -243,7 +244,8 @@ def _audit(store: ClaimStore, claim_id: str) -> list[str]:
     except TamperedError as error:
         return [f"claim {claim_id}: {error}"]
     problems = []
-    logged = {entry["kind"]: entry["body"] for entry in store.entries_of(claim_id)}
+    entries = store.entries_of(claim_id)
+    logged = {entry["kind"]: entry["body"] for entry in entries}
     expected = {"state": digest(claim), "lock": plan.lock, "evidence": evidence and evidence_digest(
         evidence, store.counterexamples(claim_id)), "verdict": verdict and digest(verdict)}  # fmt: skip
     for kind, value in expected.items():
@@ -253,7 +255,9 @@ def _audit(store: ClaimStore, claim_id: str) -> list[str]:
         fresh = rederive(store, claim_id)
     except EvidenceError as error:
         return [*problems, str(error)]
-    if verdict is None or verdict.rule_version != RULE_VERSION or same_decision(fresh, verdict):
+    if verdict is None or chain.unjudged(entries):
+        return problems
+    if verdict.rule_version != RULE_VERSION or same_decision(fresh, verdict):
         return problems
     then = ruled(claim, plan, evidence, store.counterexamples(claim_id), deviations=store.deviations(claim_id),
                  family=_family_then(store, verdict))  # fmt: skip

@@ -5,10 +5,12 @@
 2. What a rule says at every token comes from tables of its conditions, one for each kind, made once per part when a rule asks
    for it; rules of other types are applied to the text of every prefix.
 3. A claim names the reading by its digest and the name of its folder; `evidence.source` finds it where it was last seen.
+4. Who measures a claim again gives the model: rows are read anew, not taken from the codes that were kept (`host_again`).
 """
 
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import numpy as np
 
 from assay.data.whereabouts import keep_in_mind, last_seen, placeless
 from assay.errors import ReproduceError
-from assay.evidence.corpus_windows import Codes, CorpusHost, CorpusSource, CorpusTexts, PartTexts
+from assay.evidence.corpus_windows import Codes, CorpusHost, CorpusSource, CorpusTexts, Lazy, PartTexts
+from assay.evidence.features import direction
 from assay.evidence.rules import Ruled, rule_of
 from assay.explain.conditions import Kind
 from assay.explain.lexical import table_of
@@ -82,9 +85,53 @@ def corpus_texts(reading: Reading, parts: tuple[str, ...] = PARTS) -> CorpusText
 
 def corpus_host(texts: CorpusTexts, reading: Reading, model: Model) -> CorpusHost:
     """The codes of a reading as a host of features. Parts are opened when they are asked for; twins read when they are."""
-    identity = {"name": model.name, "source": placeless(str(model.source), model.digest), "digest": model.digest,
-                "tokenizer": model.tokenizer_digest, "passport": model.passport()}  # fmt: skip
-    return CorpusHost(texts, Opened(reading), identity, Twins(reading, model), dict(reading.numbers))
+    return CorpusHost(texts, Opened(reading), identity_of(model, model.digest), Twins(reading, model), columns_of(reading))
+
+
+def columns_of(reading: Reading) -> dict[str, int]:
+    """Column of every unit, by its name and by the one that claims have for it: resid_post.3[7] is resid_post.3.7 there, and
+    directions go by the hash of their numbers."""
+    rows, (site, *_) = reading.vectors(), reading.manifest["identity"]["units"].get("sites", [""])
+    if rows is not None:
+        return {**reading.numbers, **{direction(site, row).name: column for column, row in enumerate(rows)}}
+    return {each: column for name, column in reading.numbers.items() for each in (name, name.replace("[", ".").rstrip("]"))}
+
+
+def identity_of(model: Model, digest: str) -> dict[str, Any]:
+    """What a host says of the model that made its codes."""
+    return {"name": model.name, "source": placeless(str(model.source), digest), "digest": digest,
+            "tokenizer": model.tokenizer_digest, "passport": model.passport()}  # fmt: skip
+
+
+def host_again(texts: CorpusTexts, model: Any) -> CorpusHost:
+    """A host whose codes the model makes anew, in a folder that is gone with it: a part, of the model or of an untrained twin,
+    when it is asked for. Raises ReproduceError where the reading is not here, or cannot be made again."""
+    if not isinstance(model, Model):
+        raise ReproduceError(f"{texts.name}: claims on a whole corpus are measured with a language model; got {model.name}.")
+    kept = reading_of(texts.record)
+    anew = Anew(kept, model)
+    identity = identity_of(model, model.fresh_digest())
+    return CorpusHost(texts, Lazy(texts.parts, anew.part), identity, anew.twin, columns_of(kept))
+
+
+class Anew:
+    """A reading that is read again, a part when it is asked for."""
+
+    def __init__(self, kept: Reading, model: Model) -> None:
+        self.kept, self.model = kept, model
+
+    @cached_property
+    def reading(self) -> Reading:
+        """In a folder of its own."""
+        return self.kept.anew(self.model)
+
+    def part(self, name: str) -> Codes:
+        """Codes of the model."""
+        return codes_of(self.reading.read_more(self.model, (name,)).part(name))
+
+    def twin(self, scheme: str, part: str) -> Codes:
+        """Codes of an untrained twin."""
+        return codes_of(self.reading.read_twins(self.model, scheme, (part,), TWIN_SEEDS[scheme]).part(part))
 
 
 class Opened(dict[str, Codes]):
@@ -128,14 +175,21 @@ def source_again(record: Mapping[str, Any]) -> CorpusSource:
     """The source of a claim from its record. Raises ReproduceError where the reading is not here any more."""
     wanted = str(record["reading"])
     if wanted not in _FOUND:
-        places = [last_seen(wanted), Path(str(record["folder"]))]
-        reading = next((found for place in places if place is not None and (found := _reading_at(place, wanted))), None)
-        if reading is None:
-            raise ReproduceError(f"reading {record['folder']}: it is neither where it was last seen nor in this folder"
-                                 f" (digest {wanted[:12]}). Map the model again: assay map MODEL")  # fmt: skip
+        found = corpus_texts(reading_of(record))
         _FOUND.clear()
-        _FOUND[wanted] = corpus_texts(reading)
+        _FOUND[wanted] = found
     return CorpusSource(_FOUND[wanted], record["rule"], tuple(record["near"]))
+
+
+def reading_of(record: Mapping[str, Any]) -> Reading:
+    """The reading that a claim names. Raises ReproduceError where it is not here any more."""
+    wanted = str(record["reading"])
+    places = [last_seen(wanted), Path(str(record["folder"]))]
+    reading = next((found for place in places if place is not None and (found := _reading_at(place, wanted))), None)
+    if reading is None:
+        raise ReproduceError(f"reading {record['folder']}: it is neither where it was last seen nor in this folder"
+                             f" (digest {wanted[:12]}). Map the model again: assay map MODEL")  # fmt: skip
+    return reading
 
 
 def _reading_at(place: Path, wanted: str) -> Reading | None:

@@ -201,6 +201,14 @@ class CorpusSource:
         one, two = ({name: self.texts.parts[each].text_of[name] for name in self.texts.kept[each]} for each in (split, other))
         return _leaks_of(tuple(one.items()), tuple(two.items()))
 
+    def host(self, model: Any) -> "CorpusHost":
+        """What its items are read on: codes that are there, or those that a model makes anew, a part when it is asked for."""
+        if isinstance(model, CorpusHost):
+            return model
+        from assay.evidence.corpus_reading import host_again
+
+        return host_again(self.texts, model)
+
     def _items(self, split: str, n: int, seed: int) -> tuple[list[Ruled], str]:
         if (split, n, seed) not in self._made:
             if split not in self.texts.parts:
@@ -379,7 +387,7 @@ class CorpusHost:
         if self.read_twin is None:
             raise EvidenceError(f"{self.name}: no untrained twin read this corpus.")
         read = self.read_twin
-        return CorpusHost(self.texts, _Lazy(self.texts.parts, lambda part: read(scheme, part)), self.identity, None,
+        return CorpusHost(self.texts, Lazy(self.texts.parts, lambda part: read(scheme, part)), self.identity, None,
                           self.columns, scheme)  # fmt: skip
 
     def column(self, feature: Feature) -> int:
@@ -433,7 +441,7 @@ class CorpusHost:
         return part, token
 
 
-class _Lazy(dict[str, Codes]):
+class Lazy(dict[str, Codes]):
     """Codes by part, read when they are asked for."""
 
     def __init__(self, parts: Mapping[str, Any], read: Callable[[str], Codes]) -> None:

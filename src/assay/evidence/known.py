@@ -10,7 +10,7 @@ from typing import Any
 
 from assay.evidence.claims import ClaimStore, make_plan
 from assay.evidence.kinds import KINDS
-from assay.evidence.run import Settings, Statement, state_claim
+from assay.evidence.run import Settings, Statement, drafted, record_draft
 from assay.evidence.source import Population
 from assay.evidence.stale import tokenizer_of
 from assay.records import Claim, Plan, digest
@@ -41,13 +41,13 @@ def state_once(
     sesoi: Mapping[str, float] | None = None, settings: Settings | None = None,
 ) -> tuple[Claim, Plan, bool]:  # fmt: skip
     """The claim with its plan, and whether it was stated before: then nothing is written. One that narrows another is always
-    new. Raises what `state_claim` raises."""
+    new. Raises what `state_claim` raises, and leaves it to the caller to warn (`cautions.warnings_of`)."""
     asked: dict[str, Any] = {"statement": statement, "sesoi": sesoi, "settings": settings}
     fresh = (statement is not None and statement.parent is not None) or not store.entry_count()
     before = None if fresh else stated_before(store, model, source, subject, **asked)
     if before is not None:
         return before, store.plan(before.id), True
-    return *state_claim(store, model, source, subject, **asked), False
+    return *record_draft(store, drafted(store, model, source, subject, **asked)), False
 
 
 def _newest_first(store: ClaimStore, kind: str) -> Iterator[Claim]:

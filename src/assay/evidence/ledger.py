@@ -265,6 +265,20 @@ def subject_key(kind: str, subject: Mapping[str, Any]) -> str:
     return digest([kind, subject["digest"], sorted(subject["sites"]), subject.get("positions")])
 
 
+def check_ticket(entries: Sequence[Entry]) -> None:
+    """Raises EvidenceError where every ticket among the entries of a claim has its evidence: somebody else was faster."""
+    kinds = Counter(entry["kind"] for entry in entries)
+    if kinds["ticket"] and kinds["evidence"] >= kinds["ticket"]:
+        raise EvidenceError(f"claim {entries[0]['body']['claim']}: it was tested meanwhile with the same ticket, by another"
+                            " process. That evidence stands; this one is not kept. See: assay claim show.")  # fmt: skip
+
+
+def unjudged(entries: Sequence[Entry]) -> bool:
+    """Whether the newest evidence among the entries of a claim has no verdict yet: whoever recorded it was killed then."""
+    kinds = [entry["kind"] for entry in entries if entry["kind"] in ("evidence", "verdict")]
+    return kinds[-1:] == ["evidence"]
+
+
 def tally(entries: Iterable[Entry]) -> dict[str, int]:
     """The counts of some entries."""
     return Index(entries).tally()

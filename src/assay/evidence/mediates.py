@@ -143,15 +143,19 @@ def recheck(
     model: Model, task: PreparedTask, rows: Sequence[int], setup: Setup, columns: Mapping[str, Sequence[float | None]]
 ) -> list[bool]:
     """Measure some pairs again, alone; True where drop and recovery have the sign they had."""
-    again = instrument_of(model, task, rows, setup)
-    new = {"clean": again.clean, "ablated.resample": again.ablated(setup.units, "resample"),
-           "corrupted": again.corrupted, "restored": again.restored(setup.units)}  # fmt: skip
-    same = []
+    new, same = both_ways(model, task, rows, setup), []
     for place, row in enumerate(rows):
         old = {name: columns[name][row] for name in new}
         fresh = {name: values[place] for name, values in new.items()}
         same.append(_signs(old) == _signs(fresh))
     return same
+
+
+def both_ways(model: Any, task: Any, rows: Sequence[int], setup: Setup) -> Columns:
+    """Some pairs as they are, with the units exchanged in the clean run, and restored in the corrupted one."""
+    at = instrument_of(model, task, rows, setup)
+    return {"clean": at.clean, "ablated.resample": at.ablated(setup.units, "resample"),
+            "corrupted": at.corrupted, "restored": at.restored(setup.units)}  # fmt: skip
 
 
 def _signs(scores: dict[str, float | None]) -> tuple[bool, bool]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from assay.errors import EvidenceError, StoreError
 from assay.evidence.claims import Listed, evidence_digest
-from assay.evidence.ledger import MemoryLedger
+from assay.evidence.ledger import MemoryLedger, check_ticket
 from assay.records import Claim, Counterexample, Dataset, Deviation, Evidence, Plan, Replication, Run, Verdict, digest
 
 
@@ -34,6 +34,7 @@ class MemoryStore(MemoryLedger):
         self.append("lock", {"claim": claim.id, "digest": plan.lock})
 
     def record_evidence(self, evidence: Evidence, counterexamples: Sequence[Counterexample]) -> None:
+        check_ticket(self.entries_of(evidence.claim))
         self._evidence[evidence.claim] = (evidence, list(counterexamples))
         self.append("evidence", {"claim": evidence.claim, "digest": evidence_digest(evidence, counterexamples),
                                  "reads": evidence.reads})  # fmt: skip

@@ -1,7 +1,7 @@
 """Replay: measure a tested claim again, and see whether the same verdict comes out.
 
 1. What is stored must hold: locks, hashes, gates from measurements, verdict from gates.
-2. The model and the texts must be those that were locked, by digest.
+2. The model and the texts must be those that were locked, by digest; ordinary texts that searches read, those of the test.
 3. Everything is measured again from the plan: same units, controls, seeds and gates.
 4. The rule is applied with the reads and the family of the first verdict, and both are compared.
 5. What came out is stored as a replication: who, where, the same or not, which gates moved.
@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from assay.errors import EvidenceError, TamperedError
+from assay.errors import EvidenceError, ReproduceError, TamperedError
 from assay.evidence.claims import ClaimStore, audit, ruled
 from assay.evidence.empirical import MISBEHAVES
 from assay.evidence.kinds import Progress
-from assay.evidence.ledger import now
-from assay.evidence.run import Trial, passport_of
+from assay.evidence.ledger import now, unjudged
+from assay.evidence.run import Trial, corpus_record, passport_of
 from assay.evidence.source import Population
 from assay.records import GateResult, Replication, Verdict
 
@@ -46,16 +46,22 @@ def replay_claim(
     *,
     source: Population | None = None,
     who: str = "",
+    corpus: Sequence[str] = (),
 ) -> Replay:
-    """Measure again and compare; what came out is stored. Raises TamperedError for records that do not hold,
-    ReproduceError for another model or other data, EvidenceError for a claim that was never tested."""
+    """Measure again and compare; what came out is stored. `corpus`: the ordinary texts of the first test's searches, if any.
+    Raises TamperedError for records that do not hold, ReproduceError for another model, other data or another corpus,
+    EvidenceError for a claim that was never tested."""
     claim, plan = store.claim(claim_id), store.plan(claim_id)
     evidence, before = store.evidence(claim_id), store.verdict(claim_id)
-    if evidence is None or before is None:
+    if evidence is None or before is None or unjudged(store.entries_of(claim_id)):
         raise EvidenceError(f"claim {claim_id} was not tested yet: there is nothing to replay. Test it first.")
     if problems := audit(store, claim_id):
         raise TamperedError("; ".join(problems))
-    outcome = Trial(claim, plan, model, progress, source=source).run()
+    read = evidence.search.get("corpus")
+    if read is not None and corpus_record(corpus).get("corpus") != read:
+        raise ReproduceError(f"claim {claim_id}: its searches read {'other ' if corpus else ''}ordinary texts, and a hit among"
+                             " them may have decided. Give those that it was tested with: --corpus FILE.")  # fmt: skip
+    outcome = Trial(claim, plan, model, progress, source=source, corpus=() if read is None else corpus).run()
     data = {split: {**found, "looked": evidence.data.get(split, {}).get("looked", [])}
             for split, found in outcome.data.items()}  # fmt: skip
     noted = tuple(flag for flag in evidence.flags if flag.startswith(MISBEHAVES))  # of the model, not of this run

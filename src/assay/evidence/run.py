@@ -12,27 +12,30 @@
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from assay.data.prepare_concept import PreparedConcept
 from assay.data.whereabouts import placeless
-from assay.errors import ReproduceError, UsageError, bad_argument
+from assay.errors import PlanWarning, ReproduceError, UsageError, bad_argument
 from assay.evidence import claims
+from assay.evidence.cautions import weak
 from assay.evidence.claims import QUANTIFIERS, ClaimStore
 from assay.evidence.empirical import instrument_flags
 from assay.evidence.gates import evaluate
 from assay.evidence.gates.base import template_means
 from assay.evidence.kinds import KINDS, ChecksTexts, Columns, Data, Item, Kind, Progress, check_items, check_model
-from assay.evidence.ledger import now, subject_key
+from assay.evidence.ledger import now, subject_key, unjudged
 from assay.evidence.options import check_options
 from assay.evidence.search import SEARCHES, Found, Hunt
-from assay.evidence.source import Population, ReadsMore, clusters, leaks, marks, source_of
+from assay.evidence.shares import share_interval
+from assay.evidence.source import OfCodes, Population, ReadsMore, clusters, leaks, marks, source_of
 from assay.evidence.stale import other_gates, other_tokenizer, tokenizer_of
 from assay.passport import run_passport
 from assay.records import Claim, Counterexample, Dataset, Evidence, GateResult, Plan, Run, Verdict, digest
-from assay.statistics import DRAWS, mde80
+from assay.statistics import DRAWS, cluster_means, mde80
 
 KEPT_HITS = 20
 
@@ -106,14 +109,16 @@ def state_claim(
     sesoi: Mapping[str, float] | None = None,
     settings: Settings | None = None,
 ) -> tuple[Claim, Plan]:
-    """State a claim and lock its plan; `sesoi` by gate or group name. See `cautions.warnings_of(plan)`.
+    """State a claim and lock its plan; `sesoi` by gate or group name. Warns (PlanWarning) of too little power.
 
     `model`: a language model, or a host of features. `subject`: what the kind takes, sites for *mediates*,
     a feature for *represents*. Raises UsageError for a wrong argument, TaskError for data that do not fit.
     """
     draft = drafted(store, model, source, subject, statement=statement, sesoi=sesoi, settings=settings)
-    record_draft(store, draft)
-    return draft.claim, draft.plan
+    claim, plan = record_draft(store, draft)
+    for text in weak(plan, source):
+        warnings.warn(f"claim {claim.id}: {text}", PlanWarning, stacklevel=2)
+    return claim, plan
 
 
 @dataclass(frozen=True)
@@ -157,11 +162,12 @@ def drafted(
     return Draft(claim, plan, model.digest, [*names_of(source, "tune", tune.items), *more], len(tune.items))
 
 
-def record_draft(store: ClaimStore, draft: Draft) -> None:
+def record_draft(store: ClaimStore, draft: Draft) -> tuple[Claim, Plan]:
     """The look at tune data, then claim and plan: from here on they are locked."""
     store.append("look", {"what": "tune items for the smallest detectable effect", "model": draft.model,
                           "clusters": draft.looked, "n": draft.n})  # fmt: skip
     store.record_claim(draft.claim, draft.plan)
+    return draft.claim, draft.plan
 
 
 def names_of(source: Population, split: str, items: Sequence[Item]) -> list[str]:
@@ -178,12 +184,16 @@ def test_claim(
     source: Population | None = None,
     corpus: Sequence[str] = (),
 ) -> Verdict:
-    """Read confirm and ood, once, and decide. Raises ReproduceError when model or data are others.
+    """Read confirm and ood, once, and decide. Raises ReproduceError when model or data are others, EvidenceError when another
+    process tested it meanwhile.
 
-    `source`: the data again, where they were given in memory. `corpus`: ordinary texts for the searches.
+    `source`: the data again, where they were given in memory. `corpus`: ordinary texts for the searches. What was measured and
+    not judged, because a run was killed, is judged and not read again.
     """
     claim, plan = store.claim(claim_id), store.plan(claim_id)
     claims.check_lock(claim, plan)
+    if unjudged(store.entries_of(claim_id)):
+        return claims.judge(store, claim_id)
     source = source_of(claim.task) if source is None else source
 
     def on_read(split: str, items: Sequence[Item]) -> list[str]:
@@ -273,8 +283,9 @@ class Trial:
         source: Population | None = None,
         corpus: Sequence[str] = (),
     ) -> None:
-        self.claim, self.plan, self.model = claim, plan, model
+        self.claim, self.plan = claim, plan
         self.source = source_of(claim.task) if source is None else source
+        self.model = self.source.host(model) if isinstance(self.source, OfCodes) else model
         self.progress, self.on_read, self.corpus = progress, on_read, corpus
         self.kind = KINDS.get(claim.kind)
         self.data: dict[str, dict[str, Any]] = {}
@@ -366,17 +377,33 @@ class Trial:
                         self.plan.settings["seed"], self.corpus)  # fmt: skip
             found = method.find(hunt) if budget > 0 else Found(0, 0, complete=False)  # a search not run is not finished
             kept.extend(found.kept)
-            methods[name] = {**found.record(method.sampled), "required": method.required}
+            share = {} if found.failed is None else failing_share(data, found.failed)
+            methods[name] = {**found.record(method.sampled), "required": method.required, **share}
         sampled = [found for found in methods.values() if found["sampled"]]
         return kept, {
             "complete": bool(methods) and all(found["complete"] for found in methods.values() if found["required"]),
             "methods": methods, "hits": sum(found["hits"] for found in sampled),
-            "candidates": sum(found["tried"] for found in sampled),
+            "candidates": sum(found["tried"] for found in sampled), **corpus_record(self.corpus),
         }  # fmt: skip
 
     def _progress(self, split: str) -> Progress | None:
         report = self.progress
         return None if report is None else lambda label, done, total: report(f"{label} {split}", done, total)
+
+
+def corpus_record(corpus: Sequence[str]) -> dict[str, str]:
+    """{"corpus": digest} of the ordinary texts that searches read; nothing where there were none."""
+    return {"corpus": digest(list(corpus))} if corpus else {}
+
+
+def failing_share(data: Data, failed: Sequence[int]) -> dict[str, float]:
+    """95% bounds of the share of items that fail, by template; where words cross templates the outer of both."""
+    rows = set(failed)
+    values = [float(row in rows) for row in range(len(data))]
+    groupings = [data.templates, *([data.words] if data.words else [])]
+    means = [list(cluster_means(values, names).values()) for names in groupings]
+    bounds = [share_interval(each, len(values)) if len(each) > 1 else (0.0, 1.0) for each in means]
+    return {"low": min(low for low, _ in bounds), "high": max(high for _, high in bounds)}
 
 
 def passport_of(model: Any, plan: Plan) -> dict[str, Any]:

@@ -70,6 +70,15 @@ class ReadsMore(Protocol):
         ...
 
 
+@runtime_checkable
+class OfCodes(Protocol):
+    """A source whose items are read on codes of a whole corpus, not by running a model on each."""
+
+    def host(self, model: Any) -> Any:
+        """What its items are read on. Raises ReproduceError where a model cannot make the codes again."""
+        ...
+
+
 PICTURES = ("scenes", "cars", "pictures", "picture pairs")  # types of sources whose items are pictures
 
 SOURCES: Registry[Callable[[Mapping[str, Any]], Population]] = Registry("source")

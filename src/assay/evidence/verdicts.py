@@ -18,7 +18,7 @@ Rule 2, for a claim with required gates on the splits confirm and ood:
    (intersection-union: no correction inside a claim), on at least 8 clusters each, after Holm over
    the claims that share the confirm split, with a finished counterexample search.
 6. Counterexamples only lower a verdict. "Always" is refuted by one that was verified; "usually" allows a share of
-   failing items, "tends" that not significantly more than half fail, both among items drawn beforehand.
+   failing items (bounded by cluster), "tends" that not significantly more than half fail, both among items drawn beforehand.
 7. *inconclusive* with reason codes: everything else. A wide interval is never a refutation.
 
 A verdict holds for the population, corruption and model of its claim. The rule's own error rates
@@ -248,10 +248,21 @@ def doubts(
         found.append(("search incomplete", "the counterexample search was not finished"))
     if claim.quantifier in ("usually", "always"):
         hits, n = evidence.search.get("hits", 0), evidence.search.get("candidates", 0)
-        if n and clopper_pearson(hits, n)[1] > WRONG_SIGN_SHARE:
+        if n and failing_share(evidence)[1] > WRONG_SIGN_SHARE:
             found.append(("counterexamples", f"{hits} of {n} pairs have the wrong sign; {WRONG_SIGN_SHARE:.0%} allowed"))
     found += [("counterexamples", note) for note in mostly_failing(evidence)]
     return found
+
+
+def failing_share(evidence: Evidence) -> tuple[float, float]:
+    """95% bounds of the share of sampled items that fail: by cluster where a search says so, the outer of several; evidence
+    from before searches did is judged as it was then, as if items were independent."""
+    sampled = [found for found in evidence.search.get("methods", {}).values() if found.get("sampled")]
+    if not any("high" in found for found in sampled):
+        return clopper_pearson(int(evidence.search.get("hits", 0)), int(evidence.search.get("candidates", 0)))
+    bounds = [(found["low"], found["high"]) if "high" in found else clopper_pearson(found["hits"], found["tried"])
+              for found in sampled]  # fmt: skip
+    return min(low for low, _ in bounds), max(high for _, high in bounds)
 
 
 def mostly_failing(evidence: Evidence) -> list[str]:
@@ -317,7 +328,7 @@ def wrong_signs(evidence: Evidence | None, counterexamples: Sequence[Counterexam
     if evidence is None:
         return {}
     hits, n = int(evidence.search.get("hits", 0)), int(evidence.search.get("candidates", 0))
-    low, high = clopper_pearson(hits, n)
+    low, high = failing_share(evidence)
     worst = sorted(counterexamples, key=lambda hit: hit.score)[:10]
     return {"hits": hits, "candidates": n, "methods": plain(evidence.search.get("methods", {})),
             "share": hits / n if n else None, "low": low, "high": high,

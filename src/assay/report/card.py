@@ -19,6 +19,7 @@ from assay.report.html import _template
 from assay.report.markdown import code, safe, table
 
 Card = Mapping[str, Any]
+AGAINST = (("corrupted", "against"), ("minimal", "shortest form that still fails"))
 
 
 def card_html(card: Card) -> str:
@@ -50,8 +51,10 @@ def card_markdown(card: Card) -> str:
     for hit in view["worst"]:
         text = " ".join(f"{token['text']}({token['score']})" for token in hit["tokens"]) or hit["clean"]
         lines.append(f"- score {hit['score']} on {safe(hit['gate'])}, {safe(hit['status'])}: {code(text)}")
+        lines += [f"  - {what} {code(hit[key])}" for key, what in AGAINST if hit[key]]
     lines += [""] + _section("What was searched", ("method", "tried", "hits", "passes", "finished", "bound"),
                              [tuple(row.values()) for row in view["search"]])  # fmt: skip
+    lines += [*(f"- {safe(item)}" for item in view["searched"]), ""] * bool(view["searched"])
     lines += _bullets("Rivals", view["rivals"])
     lines += _section("Splits", ("split", "items", "clusters", "dropped", "seen before", "hash"),
                       [tuple(row.values()) for row in view["splits"]])  # fmt: skip

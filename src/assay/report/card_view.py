@@ -23,8 +23,9 @@ def card_view(card: Card) -> dict[str, Any]:
         **base, "notes": note_rows(base), "tables": gate_tables(base["gates"]), "digest": card["digest"],
         "statement": claim["statement"],
         "qualifiers": [*base["qualifiers"], *(["stale"] if stale else [])], "stale": stale,
-        "scope": scope_rows(claim, plan), "search": search_rows(evidence), "worst": worst_rows(card),
-        "counterexample_words": counterexample_words(verdict), "rivals": rival_rows(claim, verdict),
+        "scope": scope_rows(claim, plan), "search": search_rows(evidence), "searched": searched_rows(evidence),
+        "worst": worst_rows(card), "counterexample_words": counterexample_words(verdict),
+        "rivals": rival_rows(claim, verdict, evidence),
         "splits": split_rows(plan, evidence), "leaks": leak_words(evidence), "family": family_rows(verdict),
         "power": power_rows(plan, verdict), "rates": rate_rows(card["error_rates"]),
         "deviations": deviation_rows(card["deviations"]), "replications": replication_rows(card["replications"]),
@@ -161,15 +162,50 @@ def search_rows(evidence: Mapping[str, Any]) -> list[dict[str, str]]:
             for name, found in methods.items() if isinstance(found, Mapping)]  # fmt: skip
 
 
-def rival_rows(claim: Mapping[str, Any], verdict: Mapping[str, Any]) -> list[str]:
-    """Rivals named in the claim, and gates that compared with rivals."""
+def searched_rows(evidence: Mapping[str, Any]) -> list[str]:
+    """What searches found that is no failure, and why some looked at nothing."""
+    found = []
+    for name, notes in _notes(evidence):
+        if notes.get("skipped"):
+            found.append(f"{name}: looked at nothing: {notes['skipped']}.")
+        if notes.get("failed"):
+            found.append(f"{name}: {notes['failed']}")
+        found += [f"{name}: {notes[key]}." for key in ("narrower", "lexical") if notes.get(key)]
+        if "median_tokens" in notes:
+            found.append(f"{name}: half of the members need no more than {notes['median_tokens']} tokens.")
+        if "attacked" in notes:
+            found.append(f"{name}: {notes.get('got_past')} of {notes['attacked']} attacked texts got past.")
+    return found
+
+
+def _notes(evidence: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The notes of every search that has some; cards of others may have anything there."""
+    methods = (evidence.get("search") or {}).get("methods", {})
+    found = [(name, method.get("notes")) for name, method in methods.items() if isinstance(method, Mapping)]
+    return [(name, notes) for name, notes in found if isinstance(notes, Mapping)]
+
+
+def rival_rows(claim: Mapping[str, Any], verdict: Mapping[str, Any], evidence: Mapping[str, Any]) -> list[str]:
+    """Rivals named in the claim, gates that compared with rivals, and rivals that a search listed."""
     found = [f"{rival}: named in the claim" for rival in claim["rivals"]]
     for gate in verdict["gates"]:
         if gate.get("group") == "rival":
             beaten = "beaten" if gate["passed"] else "not beaten: the claim is not unique"
             found.append(f"{gate['name']}: the claim's lead is {number(gate['estimate'])}"
                          f" ({story.interval(gate.get('low'), gate.get('high'))}); {beaten}")  # fmt: skip
+    for name, notes in _notes(evidence):
+        if "n_rivals" in notes:
+            rivals = [rival for rival in notes.get("rivals") or () if isinstance(rival, Mapping)]
+            shown = "; ".join(map(_rival_words, rivals[:5]))
+            found.append(f"{name}: {notes['n_rivals']} do as well{f': {shown}' if shown else ''}.")
     return found or ["None was named or measured."]
+
+
+def _rival_words(rival: Mapping[str, Any]) -> str:
+    """What a rival is, and its numbers."""
+    said = [_listed(value, 4) if isinstance(value, list) else f"{name} {number(value) if isinstance(value, float) else value}"
+            for name, value in rival.items()]  # fmt: skip
+    return " ".join(said)
 
 
 # decision ----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from assay.evidence.claims import derive_gates, rederive, same_verdict
 from assay.evidence.gates import get_gate
 from assay.evidence.gates.base import clusters_of
 from assay.evidence.memory import MemoryStore
-from assay.evidence.run import Settings, Statement, state_claim, test_claim
+from assay.evidence.run import Settings, Statement, drafted, record_draft, test_claim
 from assay.records import Evidence, GateResult, Plan, Verdict
 
 
@@ -51,8 +51,9 @@ def tried(planted: Planted) -> Tried:
     """State, lock, test and judge a planted claim, in a store of its own. Raises AssertionError when nothing of
     it was measured."""
     store = MemoryStore()
-    claim, plan = state_claim(store, planted.host, planted.source, planted.subject, statement=Statement(planted.kind),
-                              settings=planted.settings)  # fmt: skip
+    draft = drafted(store, planted.host, planted.source, planted.subject, statement=Statement(planted.kind),
+                    settings=planted.settings)  # fmt: skip
+    claim, plan = record_draft(store, draft)
     verdict = test_claim(store, claim.id, planted.host, source=planted.source)
     evidence = store.evidence(claim.id)
     assert evidence is not None and evidence.tables, f"nothing was measured: {verdict.sentence}"

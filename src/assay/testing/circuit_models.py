@@ -12,9 +12,12 @@ to a logit does not depend on what the others add.
     dormant_path()        z.1.2 writes the answer where nothing reads it; logits also read a part that nothing
                           writes: a patch along the sum of both works, though no part of the model uses it
 
-Answers of the first two are words of the first half, foils of the second (`FIRST_HALF`), where it says so.
+How hard it is to see through them is a parameter: how much a head hurts, how large the constant is, what one head alone may
+do, how loud the unread part is. `repeats` makes their texts; where it says so, answers are words of the first half
+(`FIRST_HALF`) and foils of the second.
 """
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 
 from assay.model.load import load_model
 from assay.model.model import Model
+from assay.records import Pair
 from assay.testing.induction import D_HEAD, LONGEST, N_HEADS, WORDS, word_tokenizer
 
 PARTS = ("token", "previous", "unread", "middle", "output", "dormant")
@@ -42,30 +46,32 @@ def at(part: str, number: int = 0) -> int:
     return PARTS.index(part) * WORDS + number
 
 
-def cancelling() -> Model:
-    """z.1.2 adds 4 for words of the first half and takes .3 away for the others; its twins add 1."""
+def cancelling(helps: float = 4.0, hurts: float = 0.3) -> Model:
+    """z.1.2 adds `helps` for words of the first half and takes `hurts` away for the others; its twins add 1."""
     hf = _blank()
     _induction(hf, (0, 1), 0.5)
-    weights = torch.tensor([4.0] * len(FIRST_HALF) + [-0.3] * len(SECOND_HALF))
+    weights = torch.tensor([helps] * len(FIRST_HALF) + [-hurts] * len(SECOND_HALF))
     _copy_head(hf, 2, "output", weights)
     return load_model(hf, tokenizer=word_tokenizer())
 
 
-def ablation_sensitive() -> Model:
-    """z.1.2 adds the answer, and always .75 to second-half words and -.75 to first-half ones."""
+def ablation_sensitive(constant: float = 0.75) -> Model:
+    """z.1.2 adds the answer, and always `constant` to second-half words and as much less to first-half ones. From a half on
+    zeros help."""
     hf = _blank()
     _induction(hf, (0, 1), 0.5)
     _copy_head(hf, 2, "output", torch.ones(WORDS))
     start = 2 * D_MODEL + 2 * D_HEAD
     hf.transformer.h[1].attn.c_attn.bias.data[start : start + WORDS] = torch.tensor(
-        [-0.75] * len(FIRST_HALF) + [0.75] * len(SECOND_HALF)
+        [-constant] * len(FIRST_HALF) + [constant] * len(SECOND_HALF)
     )
     return load_model(hf, tokenizer=word_tokenizer())
 
 
-def redundant(one_sided: bool = False) -> Model:
-    """z.1.0 and z.1.1 write the answer to `middle`; the MLP hands on at most 1 of it. `one_sided`: only words of the first
-    half are copied, so that what the corrupted run says does not stand against what one of them restores."""
+def redundant(one_sided: bool = False, limit: float = 0.8) -> Model:
+    """z.1.0 and z.1.1 each write 1 of the answer to `middle`; the MLP hands on what is between .3 and `limit` of it, times 2.
+    `one_sided`: only words of the first half are copied, so that what the corrupted run says does not stand against what one of
+    them restores."""
     hf = _blank()
     copied = torch.tensor([1.0] * len(FIRST_HALF) + [0.0 if one_sided else 1.0] * len(SECOND_HALF))
     for head in (0, 1):
@@ -75,7 +81,7 @@ def redundant(one_sided: bool = False) -> Model:
         mlp.c_fc.weight.zero_()
         mlp.c_proj.weight.zero_()
         for word in range(WORDS):
-            for place, (start, sign) in enumerate(((0.3, 1.0), (0.8, -1.0))):
+            for place, (start, sign) in enumerate(((0.3, 1.0), (limit, -1.0))):
                 neuron = 2 * word + place
                 mlp.c_fc.weight[at("middle", word), neuron] = steep * FLAT
                 mlp.c_fc.bias[neuron] = -steep * start
@@ -83,11 +89,12 @@ def redundant(one_sided: bool = False) -> Model:
     return load_model(hf, tokenizer=word_tokenizer())
 
 
-def dormant_path() -> Model:
-    """z.1.0 and z.1.1 carry the answer; z.1.2 writes it to `unread`; logits read `output` and `dormant`."""
+def dormant_path(loud: float = 1.0) -> Model:
+    """z.1.0 and z.1.1 carry the answer; z.1.2 writes it `loud` times as strongly to `unread`; logits read `output` and
+    `dormant`."""
     hf = _blank()
     _induction(hf, (0, 1), 0.5)
-    _copy_head(hf, 2, "unread", torch.ones(WORDS))
+    _copy_head(hf, 2, "unread", torch.full((WORDS,), loud))
     with torch.no_grad():
         for word in range(WORDS):
             hf.lm_head.weight[word, at("dormant", word)] = FLAT
@@ -155,6 +162,32 @@ def _slices(head: int) -> tuple[slice, slice, slice]:
     """Columns of a head's queries, keys and values."""
     starts = [part * D_MODEL + head * D_HEAD for part in range(3)]
     return tuple(slice(start, start + D_HEAD) for start in starts)  # type: ignore[return-value]
+
+
+# texts -------------------------------------------------------------------------------------------
+
+
+def repeats(rng: random.Random, name: str, n_templates: int, per_template: int, halves: bool = False) -> list[Pair]:
+    """ "x a b c  a b" -> "c"; corrupted: another word in the place of the first "c". A template is a length, a place and a
+    lead. `halves`: answers are words of the first half, foils of the second."""
+    found = []
+    for number in range(n_templates):
+        length, lead = rng.randrange(5, 9), rng.randrange(1, 4)
+        back = rng.randrange(1, length - 1)
+        for _ in range(per_template):
+            answer = rng.choice(FIRST_HALF if halves else range(WORDS))
+            foil = rng.choice([word for word in (SECOND_HALF if halves else range(WORDS)) if word != answer])
+            rest = rng.sample([word for word in range(WORDS) if word not in (answer, foil)], length + lead - 1)
+            before, first = rest[:lead], rest[lead:]
+            first.insert(back, answer)
+            other = [foil if place == back else word for place, word in enumerate(first)]
+            found.append(Pair(_text(before + first + first[:back]), _text(before + other + first[:back]),
+                              (f" w{answer}",), (f" w{foil}",), f"{name} {number}"))  # fmt: skip
+    return found
+
+
+def _text(words: Sequence[int]) -> str:
+    return " ".join(f"w{word}" for word in words)
 
 
 # rewrites of llama-like models that change no output ---------------------------------------------

@@ -7,7 +7,7 @@ from assay.app.arguments import string
 from assay.app.blocks import LinkItem, claims, column, facts, href, links, table, text
 from assay.app.cards import card_of, whole_card
 from assay.app.documents import Made, page
-from assay.errors import MissingRecord, StoreError, TamperedError, UsageError, missing
+from assay.errors import EvidenceError, MissingRecord, StoreError, TamperedError, UsageError, missing
 
 if TYPE_CHECKING:
     from assay.app.workspace import Workspace
@@ -29,6 +29,8 @@ def claim(workspace: "Workspace", arguments: Mapping[str, Any]) -> Made:
         blocks += _blocks(whole_card(workspace, name))
     except TamperedError as error:
         blocks.insert(0, text("tampered", str(error), title="The records of this claim do not hold"))
+    except EvidenceError as error:
+        blocks.insert(0, text("unjudged", str(error), title="Measured, not judged yet"))
     return Made([*blocks, *_features(workspace, name)], title=f"Claim {name}", intro=card["statement"])
 
 
@@ -49,6 +51,7 @@ def _blocks(view: Mapping[str, Any]) -> list[Any]:
         table("power", [column("gate", "gate"), column("K", "clusters"), column("N", "items"), column("icc", "alike within"),
                         column("planned", "smallest effect it could find"), column("found", "as measured")], view["power"],
               title="What the data could find"),
+        *([text("searched", *view["searched"], title="What the searches say besides")] if view["searched"] else []),
         text("rivals", *view["rivals"], title="Rivals"),
         text("family", *view["family"], title="How it was decided", help="p"),
         text("rates", *view["rates"], title="How often such tests are wrong", help="error rate"),

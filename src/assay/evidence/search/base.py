@@ -40,7 +40,8 @@ class Hunt:
 class Found:
     """What a method found: candidates tried, all hits counted, the worst kept, forward passes (prompts run).
 
-    `independent`: how many of the tries were drawn independently of each other and of what was found before.
+    `independent`: how many of the tries were drawn independently of each other and of what was found before. `failed`: of
+    methods that look through the confirm items, which of them fail, so that their share can be told by cluster.
     """
 
     tried: int
@@ -50,6 +51,7 @@ class Found:
     complete: bool = True
     notes: dict[str, Any] = field(default_factory=dict)
     independent: int = 0
+    failed: tuple[int, ...] | None = None
 
     def record(self, sampled: bool) -> dict[str, Any]:
         """As stored. `bound_if_none`: with no hit among n independent tries, the share is below 3/n (95%)."""

@@ -7,7 +7,8 @@
    and the one with the worst effect is kept. Effect of a pair: the smaller of (clean - ablated) and
    (restored - corrupted).
 3. A hit is a pair on which the model does the task (clean above 0 and above corrupted) and the effect is at or
-   below 0. It is measured again alone before it is called *verified*.
+   below 0. It is measured again alone before it is called *verified*, shown token by token, and shortened as far as it
+   still fails.
 
 The worst pairs by construction: their share says nothing about how often the claim fails.
 """
@@ -17,9 +18,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from assay.data.prepare import NothingLeft, prepare
+from assay.data.prepare import NothingLeft, PreparedTask, prepare
+from assay.evidence.hunting.pairs import MINIMISED, shown_pair
 from assay.evidence.hunting.reading import nothing
-from assay.evidence.mediates import Setup, instrument_of
+from assay.evidence.mediates import Setup, both_ways
 from assay.evidence.search.base import Found, Hunt, SearchMethod, register_search
 from assay.records import Counterexample, Pair
 
@@ -52,15 +54,20 @@ class Measure:
     def __call__(self, pairs: Sequence[Pair]) -> list[Effect]:
         """Effects of those pairs that the model's tokens allow, all in one batch."""
         try:
-            task = prepare(pairs, self.model)
+            return self.of(prepare(pairs, self.model))
         except NothingLeft:
             return []
-        at = instrument_of(self.model, task, range(len(task)), self.setup)
+
+    def fails(self, task: PreparedTask) -> list[bool]:
+        """Which pairs are hits."""
+        return [effect.hit for effect in self.of(task)]
+
+    def of(self, task: PreparedTask) -> list[Effect]:
+        """Effects of pairs that are ready for the model."""
+        columns = both_ways(self.model, task, range(len(task)), self.setup)
         self.passes += PROMPTS * len(task)
         found = []
-        rows = zip(task.pairs, at.clean, at.ablated(self.setup.units, "resample"), at.corrupted,
-                   at.restored(self.setup.units), strict=True)  # fmt: skip
-        for pair, *scores in rows:
+        for pair, *scores in zip(task.pairs, *columns.values(), strict=True):
             clean, ablated, corrupted, restored = (0.0 if score is None else score for score in scores)
             value, gate = min((clean - ablated, "necessity.resample"), (restored - corrupted, "sufficiency"))
             found.append(Effect(pair, value, gate, clean > max(0.0, corrupted)))
@@ -84,7 +91,8 @@ def find(hunt: Hunt) -> Found:
         if worst is not None and worst.hit:
             hits[worst.pair.clean] = worst
     found = sorted(hits.values(), key=lambda effect: effect.value)
-    kept = tuple(shown(hunt, measure, effect) for effect in found[: min(hunt.keep, SHOWN)])
+    kept = tuple(shown(hunt, measure, effect, number < MINIMISED)
+                 for number, effect in enumerate(found[: min(hunt.keep, SHOWN)]))  # fmt: skip
     return Found(tried, len(found), kept, measure.passes)
 
 
@@ -106,12 +114,14 @@ def climb(pair: Pair, pool: Sequence[str], rng: random.Random, measure: Measure,
     return now, tried
 
 
-def shown(hunt: Hunt, measure: Measure, effect: Effect) -> Counterexample:
-    """A hit, measured again alone."""
+def shown(hunt: Hunt, measure: Measure, effect: Effect, shorten: bool) -> Counterexample:
+    """A hit, measured again alone; token by token, and shortened where that is asked for."""
     again = measure([effect.pair])
     same = bool(again) and again[0].hit
+    pair = shown_pair(hunt, prepare([effect.pair], hunt.model), 0, measure.fails if same and shorten else None)
     return Counterexample(hunt.claim.id, effect.pair.clean, effect.pair.corrupted, effect.pair.template, effect.gate,
-                          effect.value, "above 0", "verified" if same else "open", "circuit adversary")  # fmt: skip
+                          effect.value, "above 0", "verified" if same else "open", "circuit adversary", pair.tokens,
+                          pair.minimal)  # fmt: skip
 
 
 # renaming ----------------------------------------------------------------------------------------

@@ -25,15 +25,15 @@ def find(hunt: Hunt) -> Found:
         if score is not None and fails(hunt.setup, example.label, score):
             misfits.append((strict - score if example.label else score - half, row))
     misfits.sort(reverse=True)
-    worst, reader = [row for _, row in misfits[: hunt.keep]], reader_of(hunt)
+    worst, reader, failed = [row for _, row in misfits[: hunt.keep]], reader_of(hunt), tuple(row for _, row in misfits)
     if reader is None:
         kept = [_alone(hunt, row) for row in worst]
-        return Found(len(hunt.data), len(misfits), tuple(kept), len(worst))
+        return Found(len(hunt.data), len(misfits), tuple(kept), len(worst), failed=failed)
     items = hunt.data.items
     found = [Candidate(items[row].text, tuple(hunt.data.tokens[row]), hunt.data.at[row], items[row].label,
                        items[row].template, made=False) for row in worst]  # fmt: skip
     kept, notes = show(hunt, reader, found, "misfits")
-    return Found(len(hunt.data), len(misfits), tuple(kept), reader.passes, notes=notes)
+    return Found(len(hunt.data), len(misfits), tuple(kept), reader.passes, notes=notes, failed=failed)
 
 
 def _alone(hunt: Hunt, row: int) -> Counterexample:

@@ -3,16 +3,20 @@
 1. The effect of an item: drop by exchange (*uses*), slope over the strengths (*steers*), fall of B or effect of the edge
    (*connects*).
    Of an edge that *tends* to drive a reader, items on which nothing depends on it are none: its effect must be clearly below 0.
-2. The worst are measured again, apart from all others; those that fail again are *verified*.
+2. The worst are measured again, apart from all others; those that fail again are *verified*. Pairs of prompts are shown token
+   by token, the first of them shortened as far as they still fail.
 
 A mean can hide items on which the claim is wrong; this shows how many there are, and which.
 """
 
 from collections.abc import Mapping, Sequence
 
+from assay.data.prepare import PreparedTask
 from assay.evidence.edge_link import CLEAR
 from assay.evidence.gates.base import get_gate, mean
 from assay.evidence.gates.steering import slopes
+from assay.evidence.hunting.pairs import MINIMISED, shown_pair
+from assay.evidence.kinds import Data
 from assay.evidence.search.base import Found, Hunt, SearchMethod, register_search
 from assay.records import Counterexample
 
@@ -38,13 +42,20 @@ def find(hunt: Hunt) -> Found:
     wrong = sorted((value, row) for value, row in measured if value <= floor)
     rows = [row for _, row in wrong[: hunt.keep]]
     again = _again(hunt, kind, rows) if rows else []
-    kept = []
+
+    def fails(task: PreparedTask) -> list[bool]:
+        return [effect is not None and effect <= floor for effect in _measured(hunt, kind, task)]
+
+    kept, cuts = [], 0
     for (value, row), fresh in zip(wrong, again, strict=False):
-        item = hunt.data.items[row]
-        status = "verified" if fresh is not None and fresh <= floor else "open"
-        kept.append(Counterexample(hunt.claim.id, item.texts[0], item.texts[1] if len(item.texts) > 1 else "", item.template,
-                                   deciding, value, "above 0", status, "reversals"))  # fmt: skip
-    return Found(len(measured), len(wrong), tuple(kept), 2 * len(rows))
+        item, same = hunt.data.items[row], fresh is not None and fresh <= floor
+        shown = shown_pair(hunt, hunt.data, row, fails if same and len(kept) < MINIMISED else None)
+        cuts += shown.measured
+        kept.append(Counterexample(
+            hunt.claim.id, item.texts[0], item.texts[1] if len(item.texts) > 1 else "", item.template, deciding, value,
+            "above 0", "verified" if same else "open", "reversals", shown.tokens, shown.minimal,
+        ))  # fmt: skip
+    return Found(len(measured), len(wrong), tuple(kept), 2 * (len(rows) + cuts), failed=tuple(row for _, row in wrong))
 
 
 def _deciding(hunt: Hunt) -> str:
@@ -60,9 +71,14 @@ def _floor(hunt: Hunt) -> float:
 
 
 def _again(hunt: Hunt, kind: str, rows: list[int]) -> list[float | None]:
+    return _measured(hunt, kind, hunt.data.select(rows))
+
+
+def _measured(hunt: Hunt, kind: str, data: Data) -> list[float | None]:
+    """The claimed effect on any items."""
     name = _deciding(hunt)
     gates = [gate for gate in hunt.plan.gates if gate.name == name] or [get_gate(name).plan()]
-    return effects(kind, hunt.kind.measure(hunt.model, hunt.data.select(rows), hunt.setup, gates))
+    return effects(kind, hunt.kind.measure(hunt.model, data, hunt.setup, gates))
 
 
 register_search(SearchMethod("reversals", tuple(GATES), find, sampled=True, required=True))

@@ -25,7 +25,7 @@ def find(hunt: Hunt) -> Found:
         status = "verified" if again is not None and again < bar else "open"
         kept.append(Counterexample(hunt.claim.id, example.text, "", example.template, "variance", again or 0.0,
                                    f"above {bar:.2g} explained", status, "unexplained"))  # fmt: skip
-    return Found(len(hunt.data), len(misfits), tuple(kept), len(kept))
+    return Found(len(hunt.data), len(misfits), tuple(kept), len(kept), failed=tuple(row for _, row in misfits))
 
 
 register_search(SearchMethod("unexplained", ("reconstructs",), find, sampled=True, required=True))
