@@ -112,6 +112,12 @@ def estimated(**plan: object) -> Callable[[Model, PreparedTask], tuple[Tensor, b
     return run
 
 
+def relevant(model: Model, task: PreparedTask) -> tuple[Tensor, bool]:
+    """Relevance slopes of edges."""
+    found = relevance(model, task, level="edge")
+    return found.matrix(), bool(found.warnings)
+
+
 def exact(direction: str) -> Callable[[Model, PreparedTask], tuple[Tensor, bool]]:
     """Every edge exchanged alone."""
 
@@ -132,6 +138,7 @@ METHODS: dict[str, Callable[[Model, PreparedTask], tuple[Tensor, bool]]] = {
     "signed": estimated(method="eap-ig"),
     "eap-ig 5 steps": estimated(method="eap-ig", steps=5),
     "grad drop": estimated(method="eap", grad_drop=True),
+    "relevance": relevant,
     "exact noise": exact("noise"),
     "exact denoise": exact("denoise"),
     "flow": lambda model, task: (flow(model, task).matrix(), False),

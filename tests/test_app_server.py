@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+from urllib.parse import parse_qsl
 
 import pytest
 from pydantic import TypeAdapter
@@ -208,6 +209,54 @@ def test_a_feature_shows_what_the_atlas_holds(server, made):
     assert blocks["neighbours"]["rows"][0]["feature"]["href"].startswith("#/feature?")
     claimed = {block["id"]: block for block in server.get("/api/pages/feature?feature=latent.tiny.3").json["blocks"]}
     assert claimed["claims"]["cards"][0]["id"] == made.tested
+
+
+def links_of(value):
+    """All addresses of pages in a document."""
+    if isinstance(value, dict):
+        yield from (value[key] for key in ("href",) if str(value.get(key, "")).startswith("#/"))
+        for item in value.values():
+            yield from links_of(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from links_of(item)
+
+
+def test_no_link_of_any_page_leads_nowhere(server, made):
+    """A few of every kind: the page, and which arguments it is given; of searches, each way."""
+    kinds = {}
+    for name, query in addresses(made):
+        for href in links_of(server.get(f"/api/pages/{name}?{query}").json):
+            page, _, given = href.removeprefix("#/").partition("?")
+            words = dict(parse_qsl(given))
+            kinds.setdefault((page, *sorted(words), words.get("how")), []).append((href, name))
+    assert {"fires", "promoted", "suppressed"} <= {kind[-1] for kind in kinds}
+    for found in kinds.values():
+        for href, name in found[:: max(1, len(found) // 3)]:
+            answer = server.get(f"/api/pages/{href.removeprefix('#/')}")
+            assert answer.status == 200, (name, href, answer.body)
+
+
+def test_a_search_for_a_token_finds_the_feature_whose_page_links_to_it(server, made):
+    blocks = {block["id"]: block for block in server.get("/api/pages/feature?feature=latent.tiny.4").json["blocks"]}
+    for name in ("tokens", "promoted", "suppressed"):
+        for item in blocks[name]["items"]:
+            found = server.get(f"/api/pages/{item['href'].removeprefix('#/')}").json["blocks"]
+            hits = next(block for block in found if block["id"] == "hits")["rows"]
+            assert "latent 4" in [row["feature"]["value"] for row in hits], (name, item)
+
+
+def test_a_search_keeps_to_the_verdict_that_is_asked_for(server, made):
+    from assay.atlas.store import Atlas
+
+    verdict = Atlas(made.path).verdict(made.tested).verdict
+    for asked, wanted in ((verdict, ["latent 3"]), ("not tested", [])):
+        found = server.get(f"/api/pages/search?query=yes&how=promoted&verdict={asked.replace(' ', '%20')}").json["blocks"]
+        hits = next(block for block in found if block["id"] == "hits")
+        assert [row["feature"]["value"] for row in hits["rows"]] == wanted
+        done = server.post("/api/verbs/find_features", {"query": "yes", "how": "promoted", "verdict": asked}).json
+        assert [hit["feature"].rpartition(".")[2] for hit in done["record"]["hits"]] == [name.split()[1] for name in wanted]
+    assert {block["id"] for block in found} >= {"other-ways"}  # nothing was found: how else to look
 
 
 def test_two_sets_of_the_same_units_are_compared_by_name(server, made):

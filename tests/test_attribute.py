@@ -206,6 +206,19 @@ def test_a_name_that_was_said_before_is_refused_at_the_end_and_a_digit_is_not():
             guards.check_task(model, ended, "logit_diff")
 
 
+@pytest.mark.parametrize("begin, end, refused", [([], [2], True), ([], [2, 2], True), ([2, 2], [], True), ([2], [], False),
+                                                 ([], [], False)])  # fmt: skip
+def test_a_pad_token_that_also_ends_texts_is_refused_at_the_end_and_in_a_row(begin, end, refused):
+    model, task, _ = setting("llama")
+    model.tokenizer = type("Shared", (Tokenizer,), {"pad_token_id": 2})()
+    prompts = [[[30, *begin, *row, *end] for row in side] for side in (task.clean, task.corrupted)]
+    given = replace(task, clean=prompts[0], corrupted=prompts[1])
+    if not refused:
+        return guards.check_task(model, given, "logit_diff")
+    with pytest.raises(guards.PadInPrompt, match="3 pairs"):
+        guards.check_task(model, given, "logit_diff")
+
+
 @pytest.mark.parametrize("name", ["AnswerInPrompt", "AnswerInPrompt, corrupted", "PadInPrompt", "LengthMismatch",
                                   "DoubledBos", "SeveralTokens", "NoDifference", "InvertedSign"])  # fmt: skip
 def test_every_guard_refuses_its_fault_and_nothing_else(name):

@@ -2,14 +2,17 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from assay.atlas.attributions import KeptScores
 from assay.circuits.exact import exact_edges
-from assay.circuits.find import FindPlan, find_circuit
+from assay.circuits.faithfulness import faithfulness_of
+from assay.circuits.find import EDGE_GRID, FindPlan, _smallest, find_circuit, level_of, scored
 from assay.circuits.graph import graph_of
 from assay.circuits.guards import DoubledBos, InvertedSign
+from assay.circuits.select import GRID
 from assay.data.prepare import prepare
 from assay.errors import UsageError
 from assay.evidence.edges_instrument import EdgeInstrument, is_circuit, mask_of, other_circuits, parts_of
@@ -124,8 +127,10 @@ def test_the_search_finds_the_planted_circuit(model, source):
     assert set(TRUE) <= set(found.parts) and found.curves["resample"].points[found.chosen].f.value >= 0.85
     assert not set(found.parts) & set(found.rival) and steps
     assert set(found.curves) == {"resample", "mean", "zero"} and found.verified is not None
-    exact = find_circuit(model, data["discover"], data["tune"], FindPlan("exact", verify=0))
-    assert set(TRUE) <= set(exact.parts)
+    exact = find_circuit(model, data["discover"], data["tune"], FindPlan("exact", verify=4))
+    assert set(TRUE) <= set(exact.parts) and exact.verified is not None
+    assert exact.verified.noise == pytest.approx(exact_edges(model, data["discover"].select(range(8)), exact.verified.parts)
+                                                 .double().mean(0).tolist())  # fmt: skip
     nodes = find_circuit(model, data["discover"], data["tune"], FindPlan("atp", "node"))
     assert {"z.1.0", "z.1.1"} <= set(nodes.parts)
     assert nodes.verified is not None and set(nodes.verified.parts) <= set(map(str, nodes.graph.writers))
@@ -134,6 +139,48 @@ def test_the_search_finds_the_planted_circuit(model, source):
     swapped = replace(data["discover"], answers=data["discover"].foils, foils=data["discover"].answers)
     with pytest.raises(InvertedSign):
         find_circuit(model, swapped, data["tune"], FindPlan("information-flow"))
+
+
+def test_gates_and_pairs_left_out_are_said_by_name():
+    truth = TRUTHS.get("and_gate")
+    planted = truth.model()
+    discover, tune = truth.task(planted, 2, 1), truth.task(planted, 3, 2, seed=1)
+    tune = replace(tune, dropped={"empty prompt": 2, "clean and corrupted are the same": 1})
+    found = find_circuit(planted, discover, tune, FindPlan("exact", controls=2))
+    assert found.verified is not None and set(found.verified.disagree.values()) == {"and"}
+    (said,) = [warning for warning in found.warnings if "in one direction only" in warning]
+    assert "embed->v.0.3 (AND)" in said
+    assert "3 of 9 pairs of tune were left out: empty prompt (2); clean and corrupted are the same (1)" in found.warnings
+
+
+def test_exact_scores_need_no_gradient():
+    truth = TRUTHS.get("previous")
+    planted = truth.model()
+    task = truth.task(planted, 3, 2)
+    found = scored(planted, task, FindPlan("exact", metric="rank"), lambda *_: None)
+    edges = [found.graph.name(cell) for cell in found.graph.cells.tolist()]
+    assert torch.equal(found.values, exact_edges(planted, task, edges, metric="rank").float()) and not found.warnings
+    assert found.clean.max() == 0 < found.corrupted.min() and found.scores.min() < 0  # more are above when it is cut
+
+
+def test_relevance_finds_edges_where_nothing_acts_through_queries():
+    truth = TRUTHS.get("previous")
+    planted = truth.model()
+    data = [truth.task(planted, 4, 2, seed=seed) for seed in (0, 1)]
+    found = find_circuit(planted, *data, FindPlan("relevance", controls=2, verify=0))
+    assert set(truth.edges) <= set(found.parts) and found.plan.level == "edge"
+    assert level_of("relevance") == level_of("atp") == "node" and level_of("relevance", "edge") == level_of("eap") == "edge"
+
+
+def test_of_a_large_graph_no_circuit_is_chosen_that_is_more_than_a_fifth():
+    pairs = [f"t{n}" for n in range(8)]
+    clean, shares = np.ones(8), (0.1, 0.2, 0.5)
+    curve = faithfulness_of(np.outer([0.3, 0.5, 0.9], clean), clean, np.zeros(8), pairs, n_edges=[100, 200, 500], n_all=1000,
+                            selection="abs", nominal=shares)  # fmt: skip
+    assert _smallest(curve, 0.4, 0.2) == (1, []) and _smallest(curve, 0.85, 1.0) == (2, [])
+    chosen, (said,) = _smallest(curve, 0.85, 0.2)
+    assert chosen == 1 and said.startswith("no circuit of up to 20% of all edges reaches 85%")
+    assert set(GRID[:-1]) < set(EDGE_GRID)
 
 
 @pytest.mark.parametrize("plan, message", [

@@ -65,8 +65,9 @@ def curves(templates=12):
     f = np.array([0.1, 0.5, 1.1])
     scores = empty + f[:, None] * (clean - empty)
     names = [f"t{i % templates}" for i in range(24)]
+    beside = ({"kl": np.outer([2.5, 1, 0.25], np.ones(24)), "agree": np.outer([0, 0.5, 1], np.ones(24))}, {})
     return [faithfulness_of(scores, clean, empty, names, n_edges=[1, 10, 100], n_all=1000, selection="by |score|",
-                            ablation=ablation) for ablation in ("resample", "zero")]  # fmt: skip
+                            ablation=ablation, **more) for ablation, more in zip(("resample", "zero"), beside, strict=True)]
 
 
 # the graph ---------------------------------------------------------------------------------------
@@ -232,6 +233,8 @@ def test_the_tables_are_the_numbers_of_the_picture():
     out = [link.score for link in plan.links if link.source == "embed"]
     assert by_node["embed"]["n_out"] == len(out) and value(by_node["embed"]["sum_out"]) == pytest.approx(sum(out), rel=1e-3)
     assert [row[3] for row in cells(page, "faithfulness")] == ["0.100", "0.500", "1.100"] * 2
+    beside = [tuple(row[5:]) for row in cells(page, "faithfulness")]
+    assert beside == [("2.500", "0%"), ("1.000", "50%"), ("0.250", "100%"), *[("–", "–")] * 3]
 
 
 def test_a_hostile_name_stays_text():

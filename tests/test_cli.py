@@ -121,6 +121,39 @@ def test_a_claim_from_statement_to_verification(folder):
     assert run("claim", "replay", wrong["claim"], "--atlas", "atlas", cwd=folder).returncode == 3
 
 
+IMPORTING = """
+import os, signal, sys, time
+from assay.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main.NOUNS["slow"] = ("slow:command", "A module that is interrupted while it is imported.")
+main.main()
+"""
+SLOW = """
+import os, signal, time, click
+for _ in range(int(os.environ["PRESSED"])):
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.2)
+print("imported whole", flush=True)
+
+@click.command()
+def command():
+    try:
+        time.sleep(30)
+    except KeyboardInterrupt:
+        raise RecursionError("what a library says that was cut off")
+"""
+
+
+@pytest.mark.parametrize("pressed, said", [(1, "imported whole"), (2, "")])
+def test_ctrl_c_during_an_import_waits_for_its_end_unless_pressed_again(tmp_path, pressed, said):
+    (tmp_path / "slow.py").write_text(SLOW)
+    done = subprocess.run([sys.executable, "-c", IMPORTING, "slow"], capture_output=True, text=True, cwd=tmp_path, timeout=25,
+                          env={**os.environ, "PRESSED": str(pressed)})  # fmt: skip
+    assert (done.returncode, done.stdout.strip()) == (130, said), done.stderr
+    assert "Ctrl-C again stops at once" in done.stderr
+    assert "the same command goes on" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_an_interrupted_sweep_goes_on_where_it_was(folder, tmp_path):
     words = ["patch", "model", "--file", "task.jsonl", "--site", "z", "--atlas", str(tmp_path), "--json", "-"]
     whole = json.loads(run(*words, cwd=folder).stdout)

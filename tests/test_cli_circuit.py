@@ -57,6 +57,18 @@ def test_the_claim_about_it_is_tested_once_and_shown(folder, found):
     assert "z.1.0->logits" in shown.stdout and "edges" in shown.stdout
 
 
+def test_a_kept_circuit_is_named_by_its_task_or_its_name(folder, found):
+    from assay.atlas.circuits import kept_circuit
+    from assay.atlas.store import Atlas
+    from assay.errors import UsageError
+
+    atlas, path = Atlas(folder / "atlas"), folder / found["files"][0]
+    assert kept_circuit(atlas, "model", "task.jsonl").samefile(path) and kept_circuit(atlas, "model", path.stem).samefile(path)
+    for model, named in (("other", "task"), ("model", "tas")):
+        with pytest.raises(UsageError, match=f"got '{named}'.*one of the circuits of this atlas: .*{path.stem}"):
+            kept_circuit(atlas, model, named)
+
+
 def test_the_same_search_again_states_no_second_claim(folder, found):
     sizes = ("--n", "16", "--tune", "16", "--confirm", "48", "--ood", "36", "--draws", "4")
     again = run("circuit", "find", "model", "--file", "task.jsonl", *sizes, *COMMON, cwd=folder)

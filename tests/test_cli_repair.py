@@ -12,6 +12,8 @@ from assay.atlas.store import Atlas
 from assay.cli.repair import repair
 from assay.errors import SiteError, StoreError, TaskError, UsageError
 from assay.model.load import load_model
+from assay.steer import rank_one, repair_checks
+from assay.steer import repair as repair_module
 from assay.steer.directions import from_vector
 from assay.steer.files import save_direction
 from assay.testing.compiler import tokenizer_of
@@ -97,7 +99,7 @@ def test_a_planted_fault_is_repaired_and_exported(tmp_path):
     assert record["settings"] == {"factor": 0.0}
     assert "REPAIRED" in done.stdout and "checkpoint: fixed" in done.stdout
     told = {(check["name"], check["about"]): check for check in record["checks"]}
-    for split in ("confirm", "ood"):
+    for split in ("confirm", "ood", "paraphrases"):
         gain, kept = told[f"fault, {split}", "gain"], told[f"fault, {split}, other prompt", "same"]
         assert (gain["before"], gain["after"], gain["passed"]) == (0.0, 1.0, True) and gain["templates"] >= 8
         assert (kept["before"], kept["after"], kept["passed"]) == (1.0, 1.0, True)
@@ -165,6 +167,21 @@ def test_every_method_runs(method, more):
         assert record["settings"]["layer"] == 0
     if method == "mean-ablate-neurons":  # the neuron is silent in ordinary text
         assert record["verdict"] == "repaired"
+
+
+def test_an_interrupted_run_goes_on_from_what_was_finished():
+    words = (*BASE, "--method", "rank-one", "--layer", "0,1", "--steps", "2", "--json", "-")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repair_checks, "_text_check", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run(*words).exit_code != 0
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((rank_one, "find_values"), (repair_checks, "_part"), (repair_module, "_tried")):
+            patch.setattr(module, name, lambda *_, **__: pytest.fail("done again"))
+        again = run(*words)
+        assert again.exit_code == 0, repr(again.exception)
+    record, whole = json.loads(again.stdout), json.loads(run(*words, "--atlas", "other").stdout)
+    for name in ("checks", "trials", "settings", "weights", "verdict", "digest_after"):
+        assert record[name] == whole[name], name
 
 
 def test_rights_are_asked_before_anything(tmp_path, monkeypatch):

@@ -95,6 +95,13 @@ def test_a_planted_direction_steers_and_the_claim_is_tested(folder, steered):
     assert again.digest == load_direction(folder / "mood.safetensors").digest
 
 
+def test_the_claim_measures_damage_on_texts_that_nothing_was_chosen_on(folder, steered):
+    from assay.atlas.store import Atlas
+
+    told = list(dict.fromkeys((folder / "texts.txt").read_text().splitlines()))
+    assert Atlas(folder / "atlas").plan(steered["claim"]["claim"]).settings["options"]["neutral"] == told[1::2]
+
+
 def test_the_numbers_of_confirm_are_read_after_the_claim(folder, steered):
     from assay.atlas.store import Atlas
 
@@ -153,6 +160,41 @@ def test_other_ways_to_apply_it_run_and_say_why_there_is_no_claim(folder, mode, 
     assert mode != "add" or found["effect"]["mean"] > 0.2
 
 
+TEXT = ("--texts", "texts.txt", "--judge", "words", "--max-new-tokens", "8", "--prompt", "f1 f2 f3", "--quiet")
+
+
+def test_without_a_behaviour_text_alone_is_looked_at(folder):
+    """The dose curve of the same direction has the same text and damage; no effect, no claim."""
+    grid = ("--strength", ".1", "--strength", ".3")
+    found = record_of(folder, "model", "--direction", "mood.safetensors", *TEXT, *grid, "--atlas", "text", "--save",
+                      "again.safetensors")  # fmt: skip
+    assert found["behaviour"] is None and found["effect"] is None and found["claim"]["verdict"] == "not stated"
+    assert found["strength"] == 0.3 and [point["strength"] for point in found["points"]] == [-0.3, -0.1, 0, 0.1, 0.3]
+    whole = record_of(folder, "model", "--direction", "mood.safetensors", "--file", "mood.jsonl", *TEXT, *grid, "--draws", "5",
+                      "--no-claim", "--atlas", "text2")  # fmt: skip
+    for one, other in zip(found["points"], whole["confirm"]["points"], strict=True):
+        assert [one[name] for name in ("perplexity", "distinct", "kl")] == pytest.approx(
+            [other[name] for name in ("perplexity", "distinct", "kl")], rel=1e-4, abs=1e-6)  # fmt: skip
+    sample = found["samples"][0]
+    assert sample["prompt"] == "f1 f2 f3" and {"unsteered", "steered", "random"} <= set(sample)
+    assert {path.rpartition(".")[2] for path in found["files"]} == {"html", "png", "svg"}
+    assert load_direction(folder / "again.safetensors").digest == load_direction(folder / "mood.safetensors").digest
+    said = run(folder, "model", "--concept", "texts.jsonl", *TEXT, "--no-side-effects", "--atlas", "text").output
+    for words in ("in one sentence", "steered, +", "random direction, +", "no claim: no behaviour is named"):
+        assert words in said
+
+
+def test_a_direction_brings_the_behaviour_of_its_concept(folder):
+    from dataclasses import replace
+
+    from assay.cli.steer_given import _concept_of
+
+    made = load_direction(folder / "mood.safetensors")
+    save_direction(replace(made, source={"kind": "concept", "concept": "sentiment"}), folder / "named.safetensors")
+    assert _concept_of(str(folder / "named.safetensors")) == "sentiment"
+    assert _concept_of(str(folder / "mood.safetensors")) is None
+
+
 def test_what_is_printed(folder):
     done = run(folder, "model", "--direction", "mood.safetensors", *SMALL, "--atlas", "atlas")
     for words in ("in one sentence", "unsteered", "steered, +", "random direction, +", "strength", "supported", "picture:"):
@@ -169,8 +211,10 @@ def test_refusal_that_cannot_be_asked_is_said(folder, steered):
 
 @pytest.mark.parametrize("given, says", [
     (("--direction", "none.safetensors", "--behaviour", "opinion"), "--direction: got 'none.safetensors'"),
-    (("--direction", "mood.safetensors"), "--behaviour: a direction does not say which behaviour"),
-    (("--concept", "animals"), "the concept 'animals' does not say which behaviour it should change"),
+    ((), "--behaviour: got None"),
+    (("--concept", "texts.jsonl", "--method", "learned"), "--behaviour: got None"),
+    (("--direction", "mood.safetensors", "--require", "supported"), "--require: got 'without a behaviour'"),
+    (("--direction", "mood.safetensors", "--selective"), "--selective: got 'without a behaviour'"),
     (("--concept", "texts.jsonl", "--direction", "mood.safetensors"), "got '--direction and --concept'"),
     (("--direction", "mood.safetensors", "--behaviour", "opinions"), "Did you mean 'opinion'?"),
     (("--behaviour", "opinion", "--file", "mood.jsonl"), "--behaviour, --file: got 'both'"),
@@ -236,12 +280,17 @@ def test_a_unit_can_be_pushed(folder):
 
 
 def test_behaviours_of_concepts_are_bundled_tasks():
-    from assay.cli.steer_given import BEHAVIOURS, behaviour_name
+    from assay.cli.steer_given import BEHAVIOURS, Asked, behaviour_name
     from assay.data.concepts import CONCEPTS
     from assay.data.tasks import TASKS
 
+    def asked(**more):
+        return Asked(**{**dict.fromkeys(("file", "feature", "concept", "method", "site", "dictionary")), "at": "marked",
+                        "allow": (), **more})  # fmt: skip
+
     for concept, task in BEHAVIOURS.items():
-        assert concept in CONCEPTS and task in TASKS and behaviour_name(concept, None, None) == task
-        assert behaviour_name(None, concept, None) == task
+        assert concept in CONCEPTS and task in TASKS and behaviour_name(asked(concept=concept), None, None) == task
+        assert behaviour_name(asked(), concept, None) == task
+    assert behaviour_name(asked(concept="animals"), None, None) is None
     with pytest.raises(UsageError, match="Concepts with a behaviour of their own"):
-        behaviour_name("animals", None, None)
+        behaviour_name(asked(), None, None)

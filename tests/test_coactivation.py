@@ -10,8 +10,11 @@ import torch
 from click.testing import CliRunner
 
 from assay.circuits import coactivation as co
+from assay.circuits.firing import site_firing
 from assay.cli.coactive import coactive
 from assay.errors import SiteError, TaskError, UsageError
+from assay.features.dictionary import Spec, make_dictionary
+from assay.features.opened import close_latents, open_latents
 from assay.testing.compiler import Compiler
 from conftest import tiny
 
@@ -143,6 +146,16 @@ def test_communities_are_found_and_the_null_has_none_of_them():
     assert sum(found.communities.null_listed) <= 9  # of 9 x 66
 
 
+def test_a_group_without_a_path_inside_of_it_is_taken_apart(monkeypatch):
+    firing = grouped(0)
+    counted = co.pairs_of(co.count(firing, firing.texts, co.CoactivationPlan()))
+    listed = counted.listed(0.05)
+    groups, modularity = co.communities_of(counted, listed)
+    joined = [{0, 1, 2, 3, 8, 9, 10, 11}, {4, 5, 6, 7}]
+    monkeypatch.setattr(co.nx.community, "louvain_communities", lambda *_, **__: joined)
+    assert co.communities_of(counted, listed) == (groups, modularity) and len(groups) == 3
+
+
 def test_independent_features_are_not_listed():
     firing = random_firing(np.random.default_rng(5), n_texts=60, width=20, rate=0.1, lengths=(20, 40))
     found = co.coactivation(firing, firing.texts, co.CoactivationPlan(nulls=0))
@@ -179,7 +192,7 @@ def corpus():
 
 def test_a_driver_is_connected_and_a_witness_only_correlated(planted, corpus):
     texts = planted.tokens(corpus)
-    firing = co.site_firing(planted, "mlp_act.1,mlp_act.0", texts[:20], threshold=0.5)
+    firing = site_firing(planted, "mlp_act.1,mlp_act.0", texts[:20], threshold=0.5)
     assert firing.features[:2] == ("mlp_act.0.0", "mlp_act.0.1") and firing.place(10) == (co.Site("mlp_act", 1), 0)
     found = co.coactivation(firing, texts[20:], co.CoactivationPlan(nulls=0))
     listed = {(int(found.pairs.first[row]), int(found.pairs.second[row])) for row in found.listed}
@@ -194,9 +207,42 @@ def test_a_driver_is_connected_and_a_witness_only_correlated(planted, corpus):
         co.check_pairs(firing, texts[20:], [(0, 1)])
 
 
+@pytest.fixture
+def latents(planted):
+    """A dictionary of each MLP whose latents are its neurons."""
+    size, sites = planted.dims.d_mlp, []
+    for layer in (0, 1):
+        spec = Spec("relu", size, size, size, inputs=(f"mlp_act.{layer}",), outputs=(f"mlp_act.{layer}",), centred=False)
+        made = make_dictionary(spec, f"same{layer}")
+        for name, value in (("W_enc", torch.eye(size)), ("W_dec", torch.eye(size)), ("b_enc", 0.0), ("b_dec", 0.0)):
+            getattr(made, name).data[:] = value
+        sites.append(open_latents(made))
+    yield sites
+    for site in sites:
+        close_latents(site.removeprefix("latent."))
+
+
+def test_latents_that_are_neurons_are_counted_and_switched_off_like_them(planted, corpus, latents):
+    texts = planted.tokens(corpus)
+    neurons, others = (site_firing(planted, sites, texts[:20], threshold=0.5) for sites in ("mlp_act.0,mlp_act.1", latents))
+    assert others.features == tuple(f"latent.same{name.removeprefix('mlp_act.')}" for name in neurons.features)
+    differ = (neurons(texts[20:40]).toarray() != others(texts[20:40]).toarray()).any(1).nonzero()[0]
+    assert set(differ) <= set(np.cumsum([0, *map(len, texts[20:39])]))  # first tokens are not the dictionary's
+    mixed = site_firing(planted, [latents[0], "mlp_act.1"], texts[:20], threshold=0.5)
+    for pair in ((0, 10), (1, 10)):
+        want, *got = (co.check_pairs(firing, texts[20:50], [pair])[0] for firing in (neurons, others, mixed))
+        for checked in got:
+            assert (checked.label, checked.documents) == (want.label, want.documents)
+            assert checked.difference == pytest.approx(want.difference, abs=1e-5)
+    with pytest.raises(SiteError, match="whole sites"):
+        site_firing(planted, f"{latents[0]}.3", texts[:20])
+    with pytest.raises(SiteError, match="no dictionary 'none' is open"):
+        site_firing(planted, "latent.none", texts[:20])
+
+
 def test_the_fall_equals_raw_hooks(planted, corpus):
     texts = planted.tokens(corpus)
-    firing = co.site_firing(planted, ["mlp_act.0", "mlp_act.1"], texts[:20], threshold=0.5)
+    firing = site_firing(planted, ["mlp_act.0", "mlp_act.1"], texts[:20], threshold=0.5)
     (checked,) = co.check_pairs(firing, texts[20:50], [(0, 10)])
     off, spread = firing.levels[co.Site("mlp_act", 0)].off[0], firing.levels[co.Site("mlp_act", 1)].spread[0]
     blocks, falls = planted.hf.transformer.h, []
@@ -227,7 +273,7 @@ def test_the_fall_equals_raw_hooks(planted, corpus):
 def test_firing_equals_quantiles_of_raw_values():
     model = tiny("llama")
     texts = [[random.Random(n).randrange(3, 199) for _ in range(9 + n % 4)] for n in range(12)]
-    firing = co.site_firing(model, "mlp_act.1", texts[:6], quantile=0.8, skip=2)
+    firing = site_firing(model, "mlp_act.1", texts[:6], quantile=0.8, skip=2)
     values = torch.cat([model.capture([ids], "mlp_act.1")["mlp_act.1"][0, 2:] for ids in texts[:6]])
     levels = firing.levels[co.Site("mlp_act", 1)]
     assert np.allclose(levels.threshold, np.quantile(values.numpy(), 0.8, axis=0), atol=1e-6)
@@ -247,9 +293,9 @@ def test_labels(low, high, documents, label):
 def test_mistakes_are_told():
     model = tiny("llama")
     with pytest.raises(UsageError, match="quantile"):
-        co.site_firing(model, "mlp_act.1", [[1, 2, 3]], quantile=1.5)
+        site_firing(model, "mlp_act.1", [[1, 2, 3]], quantile=1.5)
     with pytest.raises(SiteError, match="whole sites"):
-        co.site_firing(model, "z.1", [[1, 2, 3]])
+        site_firing(model, "z.1", [[1, 2, 3]])
     with pytest.raises(UsageError, match="blocks"):
         co.CoactivationPlan(blocks=1)
     firing = random_firing(np.random.default_rng(0))
@@ -260,7 +306,7 @@ def test_mistakes_are_told():
 
 
 @pytest.mark.whole
-def test_the_command(planted, corpus, tmp_path):
+def test_the_command(planted, corpus, latents, tmp_path):
     planted.hf.save_pretrained(tmp_path / "model")
     planted.tokenizer.save_pretrained(tmp_path / "model")
     (tmp_path / "corpus.txt").write_text("\n".join(corpus))
@@ -275,6 +321,15 @@ def test_the_command(planted, corpus, tmp_path):
     assert "mlp_act.1.0" in shown.stdout and "pairs screened" in shown.stdout and "correlated only" in shown.stdout
 
     from assay.atlas.store import Atlas
+    from assay.features.kept import save
+    from assay.features.opened import dictionary_at
+
+    kept = save(dictionary_at(latents[0]), tmp_path / "same0")
+    close_latents("same0")
+    words[3] = latents[0]
+    both = CliRunner().invoke(coactive, [*words, "--dictionary", str(kept), "--json", "-"], catch_exceptions=False)
+    found = {(row["first"], row["second"]): row["label"] for row in json.loads(both.stdout)["checked"]}
+    assert found == {("latent.same0.0", "mlp_act.1.0"): "connected", ("latent.same0.1", "mlp_act.1.0"): "correlated only"}
 
     looks = [entry for entry in Atlas(tmp_path / "atlas").entries() if entry["kind"] == "look"]
-    assert len(looks) == 2 and looks[0]["body"]["what"].startswith("coactive") and looks[0]["body"]["n"] == 80
+    assert len(looks) == 3 and looks[0]["body"]["what"].startswith("coactive") and looks[0]["body"]["n"] == 80

@@ -41,6 +41,7 @@ from assay.steer.fluency import Continuation, continuations, distinct, openings,
 from assay.steer.judge import train_judge
 from assay.steer.run import Behaviour, SteerPlan, choose_direction, confirm, steer
 from assay.steer.side_effects import BOUND, other_tasks, refusal_overlap
+from assay.steer.turns import over_turns
 from assay.testing.effect_models import (
     FILLERS,
     TOPICS,
@@ -204,6 +205,62 @@ def test_distinct_and_openings():
     assert openings(["a b c d e", "a b c d f", "", "x"]) == ["a b c d", "x"]
 
 
+def written_by_hand(model, ids, n, vector, start):
+    """n likeliest tokens after a prompt, each from a whole pass; a raw hook on block 0 adds a vector from `start` on."""
+
+    def hook(module, args, output):
+        hidden = (output[0] if isinstance(output, tuple) else output).clone()
+        hidden[:, start:] += vector
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    handle, ids = model.hf.transformer.h[0].register_forward_hook(hook), list(ids)
+    try:
+        with torch.no_grad():
+            for _ in range(n):
+                ids.append(int(model.hf(torch.tensor([ids])).logits[0, -1].argmax()))
+    finally:
+        handle.remove()
+    return ids
+
+
+def talk_by_hand(model, texts, vector, fresh):
+    """Mean surprisal per turn of three turns of five tokens, one opening after another."""
+    spoken = [list(model.tokens(text)[0]) for text in texts]
+    found = []
+    for turn in range(3):
+        lost = []
+        for row, ids in enumerate(spoken):
+            if turn:
+                ids = [*ids, *model.tokens(texts[(row + turn) % len(texts)])[0]]
+            spoken[row] = written_by_hand(model, ids, 5, vector, len(ids) - 1 if fresh else 0)
+            with torch.no_grad():
+                log_p = model.hf(torch.tensor([spoken[row]])).logits[0].log_softmax(-1)
+            places = range(len(ids) - 1, len(spoken[row]) - 1)
+            lost.append(-np.mean([float(log_p[place, spoken[row][place + 1]]) for place in places]))
+        found.append(float(np.mean(lost)))
+    return found
+
+
+def test_turns_are_those_of_a_conversation_by_raw_hooks(toy):
+    direction, texts = from_vector(toy, part_direction("mood"), "resid_post.0"), ["f1 f2 f3", "f9 f8 f7"]
+    bench = Bench(prepare(mood_source().items("tune", 8, 0), toy), neutral_texts(4), texts, max_new_tokens=5, temperature=0.0)
+    points = [point(strength, 0) for strength in (-0.2, 0.0, 0.1, 0.2, 0.3, 0.6)]
+    found = over_turns(toy, Push(direction, 0.3), How(30.0), points, bench, Bars())
+    assert [(each.strength, each.fresh, each.turn) for each in found] == [
+        (strength, fresh, turn) for strength, fresh in ((0.3, False), (0.2, False), (0.1, False), (0.3, True))
+        for turn in (1, 2, 3)]  # fmt: skip
+    vectors = {strength: strength * 30 * direction.vector for strength in (0.0, 0.1, 0.2, 0.3)}
+    plain = talk_by_hand(toy, texts, vectors[0.0], False)
+    hands = {(s, fresh): talk_by_hand(toy, texts, vectors[s], fresh) for s, fresh in ((0.3, False), (0.1, False), (0.3, True))}
+    for each in (each for each in found if each.strength != 0.2):
+        expected = math.exp(hands[each.strength, each.fresh][each.turn - 1] - plain[each.turn - 1])
+        assert each.perplexity == pytest.approx(expected, rel=1e-3)
+        assert bool(each.broken) == bool(broken(each.perplexity, each.distinct, 0.0))
+    later = How(30.0, phase="generated")
+    assert not any(each.fresh for each in over_turns(toy, Push(direction, 0.3), later, points, bench, Bars()))
+    assert over_turns(toy, Push(direction, 0.3), How(30.0), points, dataclasses.replace(bench, max_new_tokens=20), Bars()) == ()
+
+
 # the curve ---------------------------------------------------------------------------------------
 
 
@@ -318,6 +375,16 @@ def test_the_layer_is_chosen_on_tune_and_confirm_is_not_read_for_it(toy, mood, p
         confirm(toy, chosen, sealed, plan)
     report = confirm(toy, chosen, mood, plan)
     assert report.strength == chosen.choice.strength and report.confirm.n_items == 40 and report.tune.n_items == 32
+
+
+def test_ordinary_texts_of_tune_are_not_those_of_confirm_and_claims():
+    from assay.evidence.neutral import TEXTS
+
+    ordinary = SteerPlan()
+    assert ordinary.unseen == TEXTS and not set(ordinary.texts[0::2]) & set(TEXTS)
+    benches = [ordinary.bench(None, None, half) for half in (0, 1)]
+    assert not set(benches[0].texts) & set(TEXTS) and set(benches[1].texts) <= set(TEXTS)
+    assert not set(benches[0].prompts) & set(benches[1].prompts)
 
 
 def test_kept_measurements_are_not_made_again(toy, mood, plan, tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ from test_cli_repair import NEURON, WORDS, pairs, planted, tokenizer_of, write
 
 TEXT = "w3 w7 w1 w9 w3 w7"
 REASON = "w8 must be followed by w90"
-NOT_EDITED = {"claim_state", "claim_test", "claim_replay", "circuit_test"}  # verdicts and locked plans, not a model's output
+NOT_EDITED = {"claim_state", "claim_test", "claim_replay", "circuit_test", "map"}  # verdicts and plans, not a model's output
 
 
 class NotWritten(StoreError):

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -15,28 +16,41 @@ import torch
 from click.testing import CliRunner
 
 import map_world
+from assay.app.verbs import Cancelled, Report, run_verb
+from assay.app.workspace import Workspace
 from assay.atlas import mapped as atlas_mapped
 from assay.atlas.mapped import Mapped
 from assay.atlas.store import Atlas
 from assay.cli.main import cli
 from assay.data.corpora import open_corpus
-from assay.errors import ReproduceError, StoreError, UsageError
+from assay.errors import MissingError, ReproduceError, SiteError, StoreError, UsageError
+from assay.evidence.bulk import Wanted, state_many
 from assay.evidence.claims import audit
 from assay.evidence.corpus_reading import source_again
+from assay.evidence.corpus_windows import CorpusSource
+from assay.evidence.replay import replay_claim
+from assay.evidence.run import Statement
+from assay.evidence.run import test_claim as tested_again
+from assay.evidence.source import source_of
 from assay.explain.endpoint import Asker, Endpoint, EndpointError, Journal
-from assay.explain.reading import open_reading
+from assay.explain.reading import Reading, ReadPlan, open_reading, read_features
 from assay.explain.records import Explanation
+from assay.explain.units import of_dictionary, of_directions, of_heads, of_neurons
 from assay.features import sentences
 from assay.features.dictionary import Spec, make_dictionary
 from assay.features.kept import save
+from assay.features.opened import close_latents
 from assay.mapping import run as work
-from assay.mapping.claims import NO_RULE, WORDS
+from assay.mapping.claims import NO_RULE, WORDS, settings_for
 from assay.mapping.compare import compare
+from assay.mapping.concepts import aurocs, names_of
 from assay.mapping.run import MapPlan, MapRun, _read, run_map
 from assay.mapping.shares import explained_variance, shares_of, token_shares
 from assay.mapping.some import explain_some, score_some
 from assay.mapping.stages import Stages
 from assay.mapping.units import MapUnits, find_dictionary, find_units
+from assay.model.untrained import untrained_model
+from assay.testing.word_latents import Given
 from judge_server import completion, judge
 
 HERE = Path(__file__).parent
@@ -246,7 +260,7 @@ def test_a_killed_map_ends_the_same(tmp_path):
 # other units and explainers ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("given", [{"site": "mlp_act.1"}, {"heads": "1"}])
+@pytest.mark.parametrize("given", [{"site": "mlp_act.1"}, {"site": "resid_post.1"}, {"heads": "1"}])
 def test_neurons_and_heads(model, tmp_path, given):
     run = MapRun(model, find_units(model, **given), Atlas(tmp_path), plan(tokens=6000, features=6, baseline=0))
     found = run_map(run)
@@ -255,7 +269,8 @@ def test_neurons_and_heads(model, tmp_path, given):
     pages = [Mapped(run.atlas).page(found["set"], name).record for name in run.names]
     assert [page.name for page in pages] == run.names
     assert all(page.promoted and page.suppressed for page in pages if page.contexts)  # heads too: by what they add when on
-    assert any(page.promoted for page in pages)
+    assert any(page.promoted for page in pages) or given == {"site": "resid_post.1"}  # a coordinate writes nothing
+    assert [run.host.column(run.units.feature(name)) for name in run.names] == [run.reading.column(name) for name in run.names]
 
 
 def test_explanations_are_kept_so_that_no_later_stage_asks_again(model, dictionary, tmp_path, monkeypatch):
@@ -458,6 +473,24 @@ def test_directions_from_a_file(model, tmp_path):
     assert found["features"]["claimed"] + sum(found["not_claimed"].values()) == 2
 
 
+def test_a_direction_that_reads_a_word_is_claimed_and_comes_out_again(model, tmp_path):
+    """Words as frequent as a direction is on: their rules pass the screen, and claims name the directions."""
+    table = model.hf.get_input_embeddings().weight.detach()
+    np.save(tmp_path / "rows.npy", table[[model.tokens([f"w{word}"])[0][-1] for word in range(20, 26)]].numpy())
+    corpora = []
+    for seed, n in ((0, 500), (1, 100)):
+        words = np.random.default_rng(seed).choice(map_world.WORDS[13:113], (n, 30))
+        corpora.append(Given([" ".join(row) for row in words], f"even {seed}"))
+    units = find_units(model, directions=str(tmp_path / "rows.npy"), at="embed")
+    run = MapRun(model, units, Atlas(tmp_path / "atlas"), plan(corpus=corpora[0], ood=corpora[1], baseline=0))
+    found = run_map(run)
+    assert found["features"]["claimed"] > 0
+    claim = run.atlas.claims()[0]
+    page = next(page for name in run.names if (page := Mapped(run.atlas).page(found["set"], name)).claims)
+    assert claim.subject["sites"][0].startswith("embed#") and page.claims[0].statement.startswith("embed#")
+    assert replay_claim(run.atlas, claim.id, model, source=source_of(claim.task)).same
+
+
 def test_interventions_are_scored_where_units_can_be_clamped(model, dictionary, tmp_path, monkeypatch):
     monkeypatch.setitem(sentences.ENCODERS, "minilm", sentences.TfIdf)
     some = plan(tokens=8000, features=6, baseline=0, scorers=("detection", "intervention"))
@@ -593,3 +626,172 @@ def test_a_dry_run_asks_nothing(typed, tmp_path):
     found = json.loads(result.output)
     assert found["at_most"]["calls"] >= 3 and found["at_most"]["money"] > 0
     assert Atlas(tmp_path / "atlas").tally()["stated"] == 0
+
+
+# measured again ----------------------------------------------------------------------------------
+
+
+def test_a_claim_of_a_map_comes_out_again_when_the_model_reads_the_corpus_anew(mapped, model):
+    run, _, _ = mapped
+    claim = next(each for each in run.atlas.claims() if run.atlas.verdict(each.id).verdict == "supported")
+    before, files = run.atlas.evidence(claim.id), {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.safetensors")}
+    found = replay_claim(run.atlas, claim.id, model, source=source_of(claim.task))
+    assert found.same and not found.moved and found.before == found.again.verdict == "supported"
+    assert len(before.gates) == len(found.again.gates) and "corpus.precision" in str(found.again.gates)
+    assert {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.safetensors")} == files  # what is kept stays
+
+
+def test_codes_that_were_kept_take_no_part_when_it_is_measured_again(mapped, model, tmp_path):
+    """Kept codes are spoilt, rows and units are not: a replay reads the model and comes out as before."""
+    run, _, _ = mapped
+    kept = {path: path.read_bytes() for path in (run.folder / "reading").rglob("codes-*.safetensors")}
+    claim = run.atlas.claims()[0]
+    try:
+        for path in kept:
+            path.write_bytes(b"spoilt")
+        assert replay_claim(run.atlas, claim.id, model, source=source_of(claim.task)).same
+    finally:
+        for path, content in kept.items():
+            path.write_bytes(content)
+    with pytest.raises(ReproduceError, match="digest"):
+        replay_claim(run.atlas, claim.id, untrained_model(model, "all", 3), source=source_of(claim.task))
+
+
+def test_a_test_of_a_locked_claim_spends_its_ticket_before_sealed_text_is_read(mapped, model, monkeypatch):
+    """`assay claim test` on a claim of a corpus that was stated and locked: the same road, on whole documents."""
+    run, _, _ = mapped
+    rule = {"type": "prefix", "any": [[{"is": "token", "of": [" w3", " w70"]}]]}
+    source = CorpusSource(run.texts, rule)
+    wanted = Wanted({"feature": run.units.feature(run.reading.units[3]), "rule": rule}, source, Statement("explains"))
+    (claim,) = state_many(run.atlas, run.host, [wanted], settings_for(1, 0.05, 0))
+    seen, real = {}, Reading.read_more
+
+    def read(self, model, parts, *given):
+        tickets = [entry["kind"] for entry in run.atlas.entries_of(claim)].count("ticket")
+        seen.update(dict.fromkeys(parts, tickets))
+        return real(self, model, parts, *given)
+
+    monkeypatch.setattr(Reading, "read_more", read)
+    verdict = tested_again(run.atlas, claim, model)
+    assert seen == {"tune": 0, "confirm": 1, "ood": 1}
+    assert "corpus.precision" in {gate["name"] for gate in verdict.gates}
+    assert verdict.verdict != "supported"  # it is off at w70
+
+
+def test_units_are_made_again_from_what_a_reading_keeps(model, tmp_path):
+    rows = torch.randn(3, model.dims.d_model, generator=torch.Generator().manual_seed(0))
+    dictionary = map_world.dictionary(model)
+    find_units(model, dictionary=dictionary)
+    kinds = {"latent": of_dictionary(dictionary, [1, 5]), "neuron": of_neurons(model, "mlp_act.1", [3, 7], -1),
+             "two sites": of_neurons(model, "mlp_act.0,mlp_act.2"), "stream": of_neurons(model, "resid_post.1", [2, 9]),
+             "head": of_heads(model, "attn_out.1"), "direction": of_directions(model, "resid_post.0", rows)}  # fmt: skip
+    for name, units in kinds.items():
+        plan = ReadPlan(tokens=3000, context=32, parts=("shown",))
+        read = read_features(model, units, map_world.corpus(), tmp_path / name, plan)
+        again = open_reading(read.folder).anew(model)
+        assert again.folder != read.folder and again.digest == read.digest and again.units == read.units, name
+        one, two = read.part("shown"), again.read_more(model, ("shown",)).part("shown")
+        assert (one.codes != two.codes).nnz == 0 and one.codes.nnz > 0, name
+    place = again.folder
+    del again, two
+    assert not place.exists()  # gone with the reading
+    close_latents(dictionary.name)
+    with pytest.raises(SiteError, match="no dictionary"):
+        open_reading(tmp_path / "latent").anew(model)
+    find_units(model, dictionary=dictionary)
+
+
+# concepts ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def concepts(tmp_path_factory):
+    """Texts of random words: one concept is that the last is w5 (w6 is its near miss), the other has labels by lot."""
+    draw, folder, rows = random.Random(0), tmp_path_factory.mktemp("concepts"), []
+    for group in range(48):
+        for label, last in ((1, "w5"), (1, "w5"), (0, "w6"), (0, f"w{draw.randrange(20, 140)}")):
+            words = [f"w{draw.randrange(12, 150)}" for _ in range(14)]
+            rows.append({"text": " ".join([*words, last]), "label": label, "group": f"g{group}", "near_miss": last == "w6"})
+    (folder / "five.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    lots = [{**row, "label": draw.randrange(2), "near_miss": False} for row in rows]
+    (folder / "lots.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lots))
+    return str(folder / "five.jsonl"), str(folder / "lots.jsonl")
+
+
+def test_the_unit_that_tells_a_concept_is_claimed_to_represent_it_and_no_other(mapped, model, concepts):
+    run, _, _ = mapped
+    again = MapRun(model, run.units, run.atlas, run.plan, concepts=concepts)
+    first = run_map(again)
+    told, lots = first["concepts"]
+    assert told["feature"] == run.reading.units[5] and told["auroc"] == 1.0 and not told["why_not"]
+    assert lots["claim"] == "" and lots["auroc"] < 0.75 and "0.75" in lots["why_not"]
+    claim, verdict = run.atlas.claim(told["claim"]), run.atlas.verdict(told["claim"])
+    assert claim.kind == "represents" and claim.subject["sites"] == [told["feature"]]
+    assert verdict.verdict == told["verdict"] and "exploratory" not in verdict.qualifiers
+    gates = {gate["name"]: gate for gate in verdict.gates}
+    assert gates["detection"]["passed"] and gates["near_miss"]["passed"]
+    assert claim.id in {each.id for each in Mapped(run.atlas).page(first["set"], told["feature"]).claims}
+    entries = run.atlas.entry_count()
+    assert run_map(MapRun(model, run.units, run.atlas, run.plan, concepts=concepts)) == first
+    assert run.atlas.entry_count() == entries  # nothing is stated or tested twice
+
+
+def test_area_under_the_curve_is_that_of_scikit_learn():
+    from sklearn.metrics import roc_auc_score
+
+    draw = np.random.default_rng(0)
+    values, labels = draw.integers(0, 4, (60, 7)).astype(np.float32), draw.integers(0, 2, 60)
+    wanted = [roc_auc_score(labels, column) for column in values.T]
+    assert np.allclose(aurocs(torch.from_numpy(values), torch.from_numpy(labels)), wanted)
+    assert aurocs(torch.ones(3, 2), torch.ones(3)).tolist() == [0.5, 0.5]
+
+
+def test_topics_are_looked_for_where_they_are_asked_for_and_name_another_map():
+    plain, more = (MapPlan(map_world.corpus(), None, topics=topics) for topics in (False, True))
+    assert {kind.name for kind in more.lexical.chosen} - {kind.name for kind in plain.lexical.chosen} == {"topic"}
+    assert "topics" not in plain.record() and more.record() == {**plain.record(), "topics": True}
+
+
+def test_concepts_that_cannot_be_claimed_are_named(mapped, model, tmp_path):
+    run, _, _ = mapped
+    heads = MapRun(model, find_units(model, heads="1"), Atlas(tmp_path), run.plan, concepts=("animals",))
+    with pytest.raises(UsageError, match="heads"):
+        run_map(heads)
+    (record,) = run_map(MapRun(model, run.units, run.atlas, run.plan, concepts=("animals",)))["concepts"]
+    assert not record["claim"] and record["why_not"]  # this tokenizer has none of its words
+    assert names_of("bundled, my.jsonl,animals") == ("animals", "people", "plurals", "tense", "my.jsonl")
+
+
+# as a verb ---------------------------------------------------------------------------------------
+
+
+class Stopped(Report):
+    """Asked to stop at the first step of a kind."""
+
+    def __init__(self, at):
+        self.at, self.told = at, []
+
+    def __call__(self, step, done=0, of=0):
+        self.told.append(step)
+        if step == self.at:
+            raise Cancelled
+
+
+def test_the_map_is_a_verb_that_goes_on_where_it_was_stopped(model, tmp_path, monkeypatch):
+    corpora = {"corpus": map_world.corpus(), "ood": map_world.corpus(1, 80, name="other")}
+    workspace = Workspace(tmp_path / "atlas", role="intervene", loaded=model)
+    with pytest.raises(MissingError, match="mixed"):
+        run_verb(workspace, "map", {"site": "mlp_act.1", "corpus": "/etc"})
+    monkeypatch.setattr("assay.app.verbs.map._corpus", lambda argument, name: corpora[argument])
+    given = {"site": "mlp_act.1", "tokens": 4000, "features": 4, "baseline": 0}
+    with pytest.raises(Cancelled):
+        run_verb(workspace, "map", given, Stopped("scoring"))
+    assert workspace.mapped.sets() == []
+    rest = Stopped("never")
+    done = run_verb(workspace, "map", given, rest)
+    assert "reading shown" not in rest.told and "scoring" in rest.told
+    (made,) = workspace.mapped.sets()
+    assert done["record"]["set"] == made.id and done["record"]["features"]["mapped"] == made.features == 4
+    shown = {block["id"]: block for block in done["blocks"]}
+    shares = {item["share"] for item in shown["map-unexplained"]["items"]}
+    assert shares == {share for share in done["record"]["unexplained"].values() if share is not None}

@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 
 import click
 import duckdb
@@ -297,6 +298,40 @@ def test_tasks_and_circuits_find_their_features_largest_effect_first(filled):
     assert {hit.feature for hit in filled.by_circuit("g1")} == {name(3), name(7)}
     with pytest.raises(UsageError, match="allowed: capitals"):
         filled.by_task("capital")
+
+
+@pytest.mark.parametrize("verdict", ["not tested", "refuted"])
+def test_every_search_keeps_features_with_a_claim_of_a_verdict(atlas, verdict):
+    """Whatever the way to search: what is found without the verdict, less what has no such claim, however few are asked for."""
+    write(atlas, [record(row, **({"claims": ("c1",)} if row in (3, 5, 9) else {}), circuits=("g1",),
+                         effects=(Effect("capitals", row / 10, "x"),)) for row in range(20)])  # fmt: skip
+    stored(atlas)
+    mapped = Mapped(atlas)
+    mapped.index_meaning("", turned, "turned")
+    ways = {"words": partial(mapped.find_text, "fires"), "token": partial(mapped.by_token, "the"),
+            "task": partial(mapped.by_task, "capitals"), "circuit": partial(mapped.by_circuit, "g1"),
+            "meaning": partial(mapped.find_similar, "cats", encode=turned)}  # fmt: skip
+    claimed = {name(row) for row in (3, 5, 9)} if verdict == "not tested" else set()
+    for way, find in ways.items():
+        whole = [hit.feature for hit in find(limit=99)]
+        assert [hit.feature for hit in find(limit=99, verdict=verdict)] == [each for each in whole if each in claimed], way
+        assert [hit.feature for hit in find(limit=1, verdict=verdict)] == [each for each in whole if each in claimed][:1], way
+
+
+def test_meanings_lie_on_their_principal_plane(atlas):
+    write(atlas, [record(row, **({"explanations": (), "scores": ()} if row % 7 == 0 else {})) for row in range(60)])
+    stored(atlas)
+    mapped = Mapped(atlas)
+    with pytest.raises(UsageError, match="assay atlas index"):
+        mapped.plane()
+    mapped.index_meaning("", turned, "turned")
+    texts = {each.name: each.explanations[0].text for each in mapped.records(contexts=False) if each.explanations}
+    vectors = turned(list(texts.values()))
+    _, _, axes = np.linalg.svd(vectors - vectors.mean(0), full_matrices=False)
+    wanted, found = (vectors - vectors.mean(0)) @ axes[:2].T, mapped.plane()
+    assert [hit.feature for hit, _, _ in found] == list(texts)
+    assert np.allclose(np.abs([[x, y] for _, x, y in found]), np.abs(wanted), atol=2e-2)
+    assert len(mapped.plane(most=12)) <= 12
 
 
 def test_the_summary_counts_features_not_claims(filled):
@@ -662,7 +697,7 @@ def test_the_command_finds_shows_and_compares(filled):
 @pytest.mark.parametrize("words, said", [
     (["show", "latent.topk.400"], "latent.topk.5"), (["show", "400"], "numbers of units"),
     (["find", "--sort", "size"], "density"),
-    (["find", "cat", "--token", "x"], "one way"), (["find", "--token", "x", "--verdict", "refuted"], "WORDS"),
+    (["find", "cat", "--token", "x"], "one way"), (["find", "--token", "x", "--unclaimed"], "WORDS"),
     (["find", "--similar", "x"], "assay atlas index"), (["show", "1", "--set", "none"], ABOUT.id),
     (["diff", "tiny", "tiny", "--how", "given"], "name, tokens"),
 ])  # fmt: skip

@@ -231,6 +231,40 @@ def test_confirm_numbers_are_those_of_the_one_probe_fitted_before(world, splits,
     assert cosine / np.linalg.norm(report.reading.direction) / np.linalg.norm(fitted.coef_[0] / scaler.scale_) > 0.999
 
 
+def test_the_path_and_the_difference_of_means_are_those_of_scikit_learn(world, splits, report):
+    from sklearn.metrics import roc_auc_score
+
+    seen = prepare_concept([*splits["discover"], *splits["tune"]], world.model)
+    held = prepare_concept(splits["confirm"], world.model)
+    x, y = (read_all(world.model, part, [report.best], ("last",)).X[report.best]["last"].astype(float) for part in (seen, held))
+    member = np.array(seen.labels) == 1
+    between = x[member].mean(0) - x[~member].mean(0)
+    found = report.agreement
+    assert found.mean_difference.value == pytest.approx(roc_auc_score(held.labels, y @ between), abs=1e-6)
+    towards = report.reading.direction
+    assert found.cosine == pytest.approx(between @ towards / np.linalg.norm(between) / np.linalg.norm(towards), abs=1e-6)
+    assert 0.2 < found.stability < 1 and len(report.path) == len(PLAN.Cs)
+    best = min(report.path, key=lambda one: one.log_loss)
+    assert best.C == report.chosen.C and best.auroc == pytest.approx(report.chosen.tune.value, abs=1e-9)
+    record = report.json()
+    assert record["path"][0].keys() == {"C", "log_loss", "auroc"} and record["agreement"]["stability"] == found.stability
+
+
+def test_directions_of_halves_agree_where_there_is_one_and_not_in_noise():
+    from assay.probe.agreement import agreement
+    from assay.probe.estimators import PROBES
+
+    rng = np.random.default_rng(0)
+    y, groups = np.arange(400) % 2, [f"g{row // 2}" for row in range(400)]
+    signal = rng.standard_normal((400, 40)) + 3 * y[:, None] * np.eye(40)[0]
+    noise = rng.standard_normal((400, 40))
+    for x, low, high in ((signal, 0.8, 1.0), (noise, -0.4, 0.4)):
+        fitted = PROBES.get("lda")().fit(x[:200], y[:200])
+        found = agreement(PROBES.get("lda"), fitted.direction_, x[:200], y[:200], groups[:200], x[200:], y[200:], groups[200:])
+        assert low <= found.stability <= high
+    assert agreement(PROBES.get("lda"), fitted.direction_, x, y, y.astype(str).tolist(), x, y, groups).stability is None
+
+
 def test_confirm_has_no_say_in_what_is_chosen(world, splits, report):
     """With the labels of confirm dealt out anew everything chosen stays, and only confirm goes to chance."""
     rng = random.Random(3)

@@ -355,6 +355,15 @@ def test_text_change_is_kl_and_loss_of_plain_runs():
     assert max(repair_checks.text_change(model, model, IDS)[0]) == 0.0
 
 
+def test_paraphrases_are_the_same_pairs_behind_other_text():
+    pairs = [Pair(f"w1 w2{n} w8", f"w1 w3{n} w8", (" w4",), (" w5",), f"t{n}", {"subject": (3, 3)}) for n in range(3)]
+    found = repair_checks.paraphrased(pairs, ("w50 w51.", "w60."))
+    assert [pair.clean for pair in found] == ["w50 w51. w1 w20 w8", "w60. w1 w21 w8", "w50 w51. w1 w22 w8"]
+    for pair, was in zip(found, pairs, strict=True):
+        assert [text[place:] for text, place in zip(pair.texts, pair.labels["subject"])] == [text[3:] for text in was.texts]
+        assert (pair.template, pair.answers, pair.foils) == (was.template, was.answers, was.foils)
+
+
 def test_an_answer_is_said_when_generation_says_it():
     model = load_model(randomised("llama").hf, tokenizer=tokenizer_of(WORDS))
     pairs, wanted = [], []

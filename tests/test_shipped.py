@@ -1,10 +1,15 @@
 """The dictionaries that come along for the default model: whole, small enough, and better than nothing on other text."""
 
+import json
+
 import pytest
 import torch
 
+from assay.cli import opened
+from assay.errors import UsageError
+from assay.evidence import dictionaries
 from assay.evidence.neutral import TEXTS
-from assay.features.kept import SHIPPED, is_shipped, shipped
+from assay.features.kept import JSON, SHIPPED, is_shipped, shipped, shipped_folder
 
 MODEL = "smollm2-135m"
 
@@ -35,3 +40,18 @@ def test_they_reconstruct_what_they_were_not_trained_on(smollm2):
         left = float((y - one.reconstruct(x)).square().sum() / (y - y.mean(0)).square().sum())
         assert left < most, output
         assert 0.4 * one.spec.k < float(one.codes(x).l0.mean()) < 2.5 * one.spec.k
+
+
+def test_a_shipped_dictionary_goes_by_its_name_and_a_claim_finds_it_by_its_digest(tmp_path, monkeypatch):
+    """`--dictionary topk-4096` needs no path into this package, nor does the replay of a claim that a map made."""
+    monkeypatch.setenv("ASSAY_CACHE", str(tmp_path))  # where nothing was seen before
+    records = {path.parent: json.loads(path.read_text()) for path in SHIPPED.glob(f"**/{JSON}")}
+    for folder, record in records.items():
+        assert shipped_folder(record["name"]) == shipped_folder(record["digest"]) == folder
+    assert shipped_folder("nothing") is None
+    record = min(records.values(), key=lambda each: each["spec"]["width"])
+    monkeypatch.setattr(dictionaries, "_OPEN", {})
+    opened.open_all({record["digest"]: record["name"]}, [])
+    assert dictionaries.is_open(record["digest"]) and opened.open_dictionary(record["name"]).digest == record["digest"]
+    with pytest.raises(UsageError, match="nothing"):
+        opened.open_dictionary("nothing")

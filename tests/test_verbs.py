@@ -94,7 +94,7 @@ def test_sealed_data_are_refused_and_the_request_is_logged(fresh, verb, split):
 def test_every_verb_that_explores_has_no_other_way_to_name_a_split():
     named = {found.name for found in verbs() if "split" in found.parameters["properties"]}
     assert named == {"measure_task", "patch"}
-    assert {found.name for found in verbs() if found.spends} == {"claim_test", "circuit_test", "repair"}
+    assert {found.name for found in verbs() if found.spends} == {"claim_test", "circuit_test", "map", "repair"}
 
 
 def test_what_edits_needs_intervene_and_refusals_are_logged(tmp_path, model, place, monkeypatch):

@@ -15,15 +15,21 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+import numpy as np
 import pytest
 import uvicorn
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import assay.app
+from app_atlas import shared_app_atlas
 from assay.app.blocks import TYPES
 from assay.app.documents import pages
+from assay.app.monitors import MONITORS
 from assay.app.server import STATIC, make_app
 from assay.app.workspace import Workspace
+from assay.atlas.mapped import Mapped
+from assay.monitor.files import save_monitor
+from test_governance import monitor_of
 from web_pages import register
 
 pytestmark = pytest.mark.whole
@@ -35,13 +41,12 @@ LOOPBACK = re.compile(r"(http://127\.0\.0\.1:\d+/|data:|blob:|file:)")
 
 
 class Site:
-    """A server with the tests' pages on an atlas, in a thread."""
+    """A server with the tests' pages on an atlas, in a thread; with a model, where one is given."""
 
-    def __init__(self, atlas: Path) -> None:
+    def __init__(self, atlas: Path, model: Any = None) -> None:
         register()
-        config = uvicorn.Config(
-            make_app(Workspace(atlas, role="intervene"), TOKEN), host="127.0.0.1", port=0, log_level="error"
-        )
+        app = make_app(Workspace(atlas, role="intervene", loaded=model), TOKEN)
+        config = uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error")
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         self.thread.start()
@@ -52,6 +57,11 @@ class Site:
     def get(self, path: str) -> Any:
         request = Request(self.address + path, headers={"Authorization": f"Bearer {TOKEN}"})
         with urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())
+
+    def post(self, path: str, body: Any) -> Any:
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        with urlopen(Request(self.address + path, json.dumps(body).encode(), headers), timeout=60) as answer:
             return json.loads(answer.read())
 
     def close(self) -> None:
@@ -83,6 +93,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     made = Site(tmp_path_factory.mktemp("site") / "atlas")
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A server on an atlas with maps, claims and a monitor, with the model they are about."""
+    made, place = shared_app_atlas(tmp_path_factory), tmp_path_factory.mktemp("filled") / "atlas"
+    shutil.copytree(made.path, place)
+    save_monitor(monitor_of(made.model, -100.0), place / MONITORS / "repeats.safetensors")
+    Mapped(place).index_meaning(made.set, lambda texts: np.array([[len(text), text.count("1"), 3.0] for text in texts]), "made")
+    site = Site(place, made.model)
+    site.made = made
+    yield site
+    site.close()
 
 
 @pytest.fixture(scope="module")
@@ -428,6 +451,114 @@ def test_a_page_is_reached_and_left_by_keyboard_alone(tab: Tab):
     expect(page.locator("h1")).to_have_text("Glossary")
     assert page.evaluate("() => document.activeElement.tagName") == "H1"
     assert page.get_by_role("link", name="Glossary").get_attribute("aria-current") == "page"
+
+
+def open_tab(browser: Browser, site: Site, request: pytest.FixtureRequest) -> Tab:
+    """Another browser: nothing is shared with the others. At the end nothing may have gone wrong in it."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(30_000)
+    made = Tab(context.new_page(), site)
+
+    def close() -> None:
+        faults = list(made.faults)
+        context.close()
+        assert faults == []
+
+    request.addfinalizer(close)
+    return made
+
+
+def test_every_page_opens_on_a_filled_atlas(browser: Browser, filled: Site, request: pytest.FixtureRequest):
+    tab = open_tab(browser, filled, request)
+    more = [f"/claim?claim={filled.made.tested}", f"/claim?claim={filled.made.stated}", "/feature?feature=latent.tiny.3",
+            "/feature?feature=4", "/search?query=w2", "/search?query=yes&how=promoted", "/task?task=ioi",
+            "/monitor?monitor=repeats", "/live?text=w3%20w7%20w3"]  # fmt: skip
+    for address in [*(f"/{entry.name}" for entry in pages() if entry.listed and entry.group != "Tests"), *more]:
+        page = tab.open(address)
+        assert page.locator("main").get_attribute("data-page") == address[1:].partition("?")[0]
+        assert "could not be drawn" not in page.inner_text("main"), address
+        assert page.locator("main > [role=alert]").count() == 0, address
+        wide = page.evaluate("() => document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide <= 0 and tab.faults == [], address
+    feature = {each["id"]: each for each in filled.get("/api/pages/feature?feature=4")["blocks"]}
+    page = tab.open("/feature?feature=4")
+    assert numbers(page, "histogram") == [
+        [said(low), said(high), said(count)]
+        for low, high, count in zip(
+            feature["histogram"]["edges"],
+            feature["histogram"]["edges"][1:],
+            feature["histogram"]["series"][0]["counts"],
+            strict=False,
+        )
+    ]
+    assert [row[:2] for row in numbers(page, "promoted")] == [
+        [each["label"], said(each["value"])] for each in feature["promoted"]["items"]
+    ]
+    plane = next(each for each in filled.get("/api/pages/search")["blocks"] if each["id"] == "plane")
+    assert [point["group"] for point in plane["points"]] == ["no claim"] * 15  # of features that have an explanation
+    assert numbers(tab.open("/search"), "plane") == [
+        [point["label"], point["group"], said(point["x"]), said(point["y"]), None] for point in plane["points"]
+    ]
+    page = tab.open("/feature?feature=4")
+    page.get_by_role("link", name="yes").first.click()  # a promoted token leads to the features that promote it
+    expect(block(page, "hits")).to_contain_text("latent 4")
+
+
+def test_a_text_is_watched_by_a_monitor(browser: Browser, filled: Site, request: pytest.FixtureRequest):
+    """What the page says of a text are the numbers of the API, and its address brings them back."""
+    page = open_tab(browser, filled, request).open("/monitor")
+    block(page, "monitors").get_by_role("link", name="repeats").click()
+    expect(block(page, "monitor-thresholds")).to_contain_text("reply")
+    form = block(page, "watch-form")
+    form.locator("textarea").fill("w3 w7 w1 w9 w3 w7")
+    form.get_by_role("button", name="Watch", exact=True).click()
+    expect(block(page, "watch-facts")).to_contain_text("reply")
+    found = filled.post("/api/verbs/monitor_watch", {"monitor": "repeats", "text": "w3 w7 w1 w9 w3 w7"})
+    tokens = next(each for each in found["blocks"] if each["id"] == "watch-tokens")
+    assert numbers(page, "watch-tokens") == [
+        [each["name"], each["label"], *map(said, each["values"])] for each in tokens["features"]
+    ]
+    kept = open_tab(browser, filled, request).open(f"/monitor?result={found['head']['id']}")
+    expect(block(kept, "watch-units")).to_contain_text("alert")
+
+
+def test_two_browsers_work_on_one_server_at_once(browser: Browser, site: Site, request: pytest.FixtureRequest):
+    """Each sees its own page and its own job; a job that one stops, the other is told of; jobs take their turns."""
+    one, two = (open_tab(browser, site, request).open("/everything") for _ in range(2))
+    forms = [block(page, "wait") for page in (one, two)]
+    block(one, "try").get_by_label("Text").fill("of the first")
+    block(one, "try").get_by_role("button", name="Run it").click()
+    block(two, "try").get_by_label("Text").fill("of the second")
+    block(two, "try").get_by_role("button", name="Run it").click()
+    expect(block(one, "try").locator("[data-result=done]")).to_contain_text("of the first")
+    expect(block(two, "try").locator("[data-result=done]")).to_contain_text("of the second")
+    forms[0].get_by_role("button", name="Start").click()
+    expect(forms[0].locator(".job")).to_contain_text("running")
+    forms[1].get_by_role("button", name="Start").click()
+    expect(forms[1].locator(".job")).to_contain_text("waiting for its turn")
+    two.goto(two.url.split("#")[0] + "#/jobs")
+    running = two.locator("tr", has_text="running")
+    expect(running).to_have_count(1)
+    running.get_by_role("button", name="Stop").click()
+    expect(forms[0].locator(".job")).to_contain_text("what is finished is kept")  # the first is told
+    expect(two.locator("tr", has_text="done").or_(two.locator("tr", has_text="running")).first).to_be_visible()
+    forms[0].get_by_role("button", name="Go on").click()
+    expect(block(one, "made")).to_contain_text("40")
+
+
+def test_a_link_opened_in_a_new_tab_shows_its_page(tab: Tab):
+    page = tab.open("/everything")
+    with page.context.expect_page() as held:
+        page.get_by_role("link", name="Glossary").click(modifiers=["ControlOrMeta"])
+    expect(held.value.locator("h1")).to_have_text("Glossary")
+    assert "token" not in held.value.url
+    fresh = page.context.new_page()  # typed into an empty tab, with nothing of the first one
+    fresh.goto(f"{tab.site.address}/#/glossary")
+    expect(fresh.locator("h1")).to_have_text("Glossary")
+    stranger = page.context.browser.new_context().new_page()
+    stranger.goto(f"{tab.site.address}/#/glossary")
+    expect(stranger.locator("[role=alert]")).to_contain_text("token of this server")
+    stranger.context.close()
 
 
 TIMED = """async () => {

@@ -16,6 +16,7 @@ WAYS = {
     "fires": "is on at this token", "promoted": "raises this token", "suppressed": "lowers this token",
     "task": "matters for this task", "circuit": "is in this circuit",
 }  # fmt: skip
+ROLES = {"fires": "fires", "promoted": "promotes", "suppressed": "suppresses"}
 MOST = 50
 
 
@@ -30,16 +31,17 @@ def how() -> Schema:
     return string(f"What is searched. {ways}.", "words", tuple(WAYS))
 
 
-def find(workspace: "Workspace", arguments: Mapping[str, Any], limit: int = MOST) -> "list[Hit]":
-    """Features that a query finds. Raises UsageError for a query without words, no such set, or an index that is missing."""
+def find(workspace: "Workspace", arguments: Mapping[str, Any], limit: int = MOST, verdict: str = "") -> "list[Hit]":
+    """Features that a query finds; with `verdict` only those with a claim that stands so.
+
+    Raises UsageError for a query without words, no such set, or an index that is missing.
+    """
     mapped, query, name = workspace.mapped, arguments["query"], arguments["set"]
-    ways = {
-        "words": lambda: mapped.find_text(query, name, limit), "meaning": lambda: mapped.find_similar(query, name, limit),
-        "task": lambda: mapped.by_task(query, name, limit), "circuit": lambda: mapped.by_circuit(query, name, limit),
-    }  # fmt: skip
+    ways: Mapping[str, Any] = {"words": mapped.find_text, "meaning": mapped.find_similar, "task": mapped.by_task,
+                               "circuit": mapped.by_circuit}  # fmt: skip
     if arguments["how"] in ways:
-        return ways[arguments["how"]]()
-    return mapped.by_token(query, name, role=arguments["how"], limit=limit)
+        return ways[arguments["how"]](query, name, limit=limit, verdict=verdict)
+    return mapped.by_token(query, name, role=ROLES[arguments["how"]], limit=limit, verdict=verdict)
 
 
 def hits_table(hits: "list[Hit]", how: str) -> Any:

@@ -49,9 +49,9 @@ Assay tests what is said about the inside of a model. Work like this:
 1. Observe: models, tasks, measure_task (is there a behaviour?), patch, circuit_find, trace, probe, live, dose. They read
    the splits discover and tune, which are free.
 2. State what you believe with claim_state (see claim_kinds). The plan is locked; nothing sealed has been read.
-3. Test it once with claim_test. Only this reads confirm and ood. A second test of the same subject on the same data is
-   decided at a stricter level (alpha / k^2), and claims that share data are corrected together: restating until it passes
-   does not help.
+3. Test it once with claim_test. Only tests read confirm and ood (circuit_test, map and repair test claims, too). A second
+   test of the same subject on the same data is decided at a stricter level (alpha / k^2), and claims that share data are
+   corrected together: restating until it passes does not help.
 4. Report the verdict with its reasons, counterexamples and what it does not show, and how many claims were tried.
 Asking for sealed data by any other way is refused and logged. Refuted and inconclusive claims stay: report them."""
 Context = ServerRequestContext[Any, Any]

@@ -59,14 +59,16 @@ class Job:
     def __init__(self, atlas: Path, order: Order) -> None:
         self.atlas, self.order = atlas, order
         self.ordinary: Record | None = None
+        self.found = 0  # finished parts that an earlier run had left
         self.fault = self._fault()
 
     def _fault(self) -> "Fault":
         """All data, read and checked before the model is loaded."""
+        from assay.data.ordinary import OTHERS, TEXTS
         from assay.data.tasks import TASKS, load_task
-        from assay.evidence.neutral import TEXTS
         from assay.evidence.source import SPLITS, Source, find_source
         from assay.steer.repair import Fault
+        from assay.steer.repair_checks import paraphrased
 
         order, found = self.order, find_source(self.order.task)
         if not isinstance(found, Source):
@@ -75,7 +77,7 @@ class Job:
         splits = {split: found.items(split, n, order.seed) for split in SPLITS}
         neighbours = load_task(order.neighbours, "tune", order.n, order.seed) if order.neighbours else []
         tasks = {name: load_task(name, "tune", order.task_n, order.seed) for name in TASKS.names() if name != order.task}
-        return Fault(found.name, splits, neighbours, tasks, TEXTS)
+        return Fault(found.name, splits, neighbours, tasks, TEXTS, paraphrased(splits["confirm"], OTHERS))
 
     def plan(self, model: "Model") -> "RepairPlan":
         """The plan, with the direction read for this model."""
@@ -104,7 +106,21 @@ class Job:
         check_plan(model, plan)
         require_usable(model, self.fault, plan)
         self._look(model)
-        return repair(model, self.fault, plan, lambda: self._texts(model), progress)
+        kept = self._kept(model, plan)
+        report = repair(model, self.fault, plan, lambda: self._texts(model), progress, kept)
+        self.found = kept.found
+        return report
+
+    def _kept(self, model: "Model", plan: "RepairPlan") -> Any:
+        """Finished parts of this very run, in the atlas."""
+        from importlib.metadata import version
+
+        from assay.atlas.steers import KeptSteering
+        from assay.records import digest, plain
+
+        vector = None if plan.direction is None else plan.direction.tolist()
+        key = [version("assay"), model.digest, model.tokenizer_digest, plan.record(), vector, plain(self.fault)]
+        return KeptSteering(self.atlas, digest(key), "repair")
 
     def _look(self, model: "Model") -> None:
         from assay.atlas.store import Atlas

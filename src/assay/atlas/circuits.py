@@ -99,6 +99,19 @@ def circuit_name(model: Model, source: Source, plan: FindPlan) -> str:
     return "-".join(part for part in parts if part)
 
 
+def kept_circuit(atlas: Atlas, model: str, named: str) -> Path:
+    """The file of a circuit that the atlas keeps, by its name, or by the task of the one circuit of this model and task. Raises
+    UsageError for none, or several."""
+    known = sorted((atlas.path / CIRCUITS).glob("*.json"))
+    begins = f"{Path(model).name}-{Path(named).stem}-"
+    found = [path for path in known if path.stem == named] or [path for path in known if path.stem.startswith(begins)]
+    if len(found) != 1:
+        there = ", ".join(path.stem for path in found or known) or "there is none yet"
+        raise bad_argument("CIRCUIT", named, f"a circuit file, a claim, or one of the circuits of this atlas: {there}",
+                           "Name one of them." if found else "Make one: assay circuit find")  # fmt: skip
+    return found[0]
+
+
 def with_claim(circuit: Circuit, claim: Claim) -> Circuit:
     """The circuit, naming the claim that is about it."""
     return replace(circuit, plan={**circuit.plan, "claim": claim.id})

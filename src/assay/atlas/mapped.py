@@ -14,7 +14,7 @@ Writing: `MappedWriter` for whole sets; `note` for what is said of features late
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,6 +52,7 @@ __all__ = ["Change", "Effect", "FeaturePage", "FeatureRecord", "Histogram", "Hit
            "MappedWriter", "Near", "SetRecord", "histogram_of", "participation", "quantiles_of"]  # fmt: skip
 T = TypeVar("T")
 HELD = 10_000  # claims kept in mind
+PLANE = 1200  # features of a set that are shown by their meaning
 BROKEN = (FileNotFoundError, sqlite3.DatabaseError, duckdb.Error)  # files that are gone, or are none
 
 
@@ -198,14 +199,19 @@ class Mapped:
             outside = np.array(sorted(index.rows({name for name, _ in notes.pairs("claim")}).values()), np.uint32)
         elif "claimed" in filters:
             among.append(set(index.rows({name for name, _ in notes.pairs("claim")}).values()))
-        if "verdict" in filters:
-            standing = self._verdicts(notes)
-            among.append(set(index.rows({name for name, verdict in standing if verdict == filters["verdict"]}).values()))
+        if (standing := self._with_verdict(about, index, filters.get("verdict", ""))) is not None:
+            among.append(set(standing))
         for kind in ("effect", "circuit"):
             if kind in filters:
                 among.append(set(index.rows(name for name, _ in notes.features_of(kind, filters[kind])).values()))
         both = set.intersection(*among) if among else None
         return (None if both is None else np.array(sorted(both), np.uint32)), outside
+
+    def _with_verdict(self, about: SetRecord, index: search.Index, verdict: str) -> Collection[int] | None:
+        """Rows of features with a claim that stands so; None where no verdict is asked for."""
+        if not verdict:
+            return None
+        return set(index.rows({name for name, stands in self._verdicts(self._notes(about)) if stands == verdict}).values())
 
     def _verdicts(self, notes: Notes) -> list[tuple[str, str]]:
         """(feature, verdict) of every claim that is linked."""
@@ -219,24 +225,28 @@ class Mapped:
         held = notes.texts()
         return dict(held[place] for place in search.holding(query, [text for _, text in held]))
 
-    def find_text(self, query: str, set_name: str = "", limit: int = 20) -> list[Hit]:
+    def find_text(self, query: str, set_name: str = "", limit: int = 20, verdict: str = "") -> list[Hit]:
         """Features whose explanations hold all words of a query, most relevant first (BM25). Later explanations come last.
 
-        "Phrases in quotes" and beginnings* are understood. Raises UsageError for a query without words.
+        "Phrases in quotes" and beginnings* are understood. `verdict`, here and in other searches: only features with a claim
+        that stands so. Raises UsageError for a query without words.
         """
 
         def use(record: SetRecord, folder: Path, _: int) -> list[Hit]:
             with closing(search.Index(folder)) as index:
-                found = index.match(query, limit)
+                among = self._with_verdict(record, index, verdict)
+                found = [each for each in index.match(query, limit if among is None else -1) if _within(among, each[0])]
                 met = {row for row, _ in found}
                 later = [Hit(record.id, name, row, 0.0, text, "words")
                          for name, text in self._later(self._notes(record), query).items()
-                         if (row := index.row(name)) is not None and row not in met]  # fmt: skip
-                return [*_hits(index, record, found, "words"), *later][:limit]
+                         if (row := index.row(name)) is not None and row not in met and _within(among, row)]  # fmt: skip
+                return [*_hits(index, record, found[:limit], "words"), *later][:limit]
 
         return self._in(set_name, use)
 
-    def find_similar(self, text: str, set_name: str = "", limit: int = 20, encode: search.Encode | None = None) -> list[Hit]:
+    def find_similar(
+        self, text: str, set_name: str = "", limit: int = 20, encode: search.Encode | None = None, verdict: str = ""
+    ) -> list[Hit]:  # fmt: skip
         """Features whose explanations mean the most similar to a text: cosine of sentence vectors.
 
         `encode`: the encoder that the index was made with; default the packaged one. Raises UsageError where there is no index.
@@ -247,41 +257,63 @@ class Mapped:
                 raise bad_argument("set", record.id, "one with an index of meanings", "Make it: assay atlas index")
             vector = np.asarray((encode or packaged_encoder())([text]))[0]
             with closing(search.Index(folder)) as index:
-                return _hits(index, record, search.nearest(folder, vector, limit), "meaning")
+                among = self._with_verdict(record, index, verdict)
+                return _hits(index, record, search.nearest(folder, vector, limit, among), "meaning")
 
         return self._in(set_name, use)
 
-    def by_token(self, token: str, set_name: str = "", role: str = "fires", exact: bool = False, limit: int = 20) -> list[Hit]:
+    def plane(self, set_name: str = "", most: int = PLANE) -> list[tuple[Hit, float, float]]:
+        """Features with an explanation, or some of them, each with its place where like meanings lie near each other.
+
+        `why`: the verdicts of claims about it. Raises UsageError where there is no index of meanings.
+        """
+
+        def use(record: SetRecord, folder: Path, _: int) -> list[tuple[Hit, float, float]]:
+            rows, places = search.plane(folder, most)
+            verdicts = self._by_feature(record)
+            with closing(search.Index(folder)) as index:
+                held = [index.columns(row) for row in rows]
+            return [(Hit(record.id, each["name"], row, 0.0, each["text"], ", ".join(verdicts.get(each["name"], ()))), x, y)
+                    for each, row, (x, y) in zip(held, rows, places.tolist(), strict=True)]  # fmt: skip
+
+        return self._in(set_name, use)
+
+    def by_token(
+        self, token: str, set_name: str = "", role: str = "fires", exact: bool = False, limit: int = 20, verdict: str = ""
+    ) -> list[Hit]:  # fmt: skip
         """Features that fire on a token (value: share of their firings), or that promote or suppress it (`role`).
 
         Case and spaces around the token count only with `exact`.
         """
 
         def use(record: SetRecord, folder: Path, _: int) -> list[Hit]:
-            with engine() as db, closing(search.Index(folder)) as index:
-                found = search.rows_by_token(db, folder, token, role, exact, limit)
+            with closing(search.Index(folder)) as index:
+                among = self._with_verdict(record, index, verdict)
+                with engine() as db:
+                    found = search.rows_by_token(db, folder, token, role, exact, limit, among)
                 return [_hit(index, record, row, value, f"{role} {text!r}") for row, value, text in found]
 
         return self._in(set_name, use)
 
-    def by_task(self, task: str, set_name: str = "", limit: int = 20) -> list[Hit]:
+    def by_task(self, task: str, set_name: str = "", limit: int = 20, verdict: str = "") -> list[Hit]:
         """Features by the size of their effect on a task, largest first. Raises UsageError for a task without any."""
-        return self._linked("effect", task, set_name, limit)
+        return self._linked("effect", task, set_name, limit, verdict)
 
-    def by_circuit(self, circuit: str, set_name: str = "", limit: int = 20) -> list[Hit]:
+    def by_circuit(self, circuit: str, set_name: str = "", limit: int = 20, verdict: str = "") -> list[Hit]:
         """Features that are in a circuit or graph. Raises UsageError for one without any."""
-        return self._linked("circuit", circuit, set_name, limit)
+        return self._linked("circuit", circuit, set_name, limit, verdict)
 
-    def _linked(self, kind: str, target: str, set_name: str, limit: int) -> list[Hit]:
+    def _linked(self, kind: str, target: str, set_name: str, limit: int, verdict: str) -> list[Hit]:
         def use(record: SetRecord, folder: Path, _: int) -> list[Hit]:
             notes = self._notes(record)
-            found = notes.features_of(kind, target, limit)
+            found = notes.features_of(kind, target, -1 if verdict else limit)
             if not found:
                 there = ", ".join(name for name, _ in notes.targets(kind)[:8]) or "none in this set yet"
                 raise missing(kind, target, there)
             with closing(search.Index(folder)) as index:
-                rows = index.rows(name for name, _ in found)
-                return [_hit(index, record, rows[name], float(value or 0.0), kind) for name, value in found if name in rows]
+                rows, among = index.rows(name for name, _ in found), self._with_verdict(record, index, verdict)
+                kept = [(rows[name], value) for name, value in found if name in rows and _within(among, rows[name])]
+                return [_hit(index, record, row, float(value or 0.0), kind) for row, value in kept[:limit]]
 
         return self._in(set_name, use)
 
@@ -482,6 +514,11 @@ def _stamp(path: Path) -> Any:
         except OSError:
             found.append(None)
     return found
+
+
+def _within(among: Collection[int] | None, row: int) -> bool:
+    """Whether a row is allowed; None allows all."""
+    return among is None or row in among
 
 
 def _claims_in(atlas: Atlas, ids: Sequence[str]) -> dict[str, LinkedClaim]:

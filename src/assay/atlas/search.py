@@ -15,7 +15,7 @@ import json
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.atlas.contexts_store import Shard
-from assay.atlas.database import QUIET
+from assay.atlas.database import QUIET, interrupts
 from assay.errors import StoreError, UsageError, bad_argument
 from assay.files import write_file
 
@@ -118,8 +118,9 @@ def _write_tables(folder: Path, spool: Path, extra: Sequence[str]) -> None:
     columns = ", ".join(f"{_quoted(name)} {kind}" for name, kind in kinds.items())
     given = "{" + ", ".join(f"{_text(name)}: {_text(kind)}" for name, kind in {**kinds, **pairs}.items()) + "}"
     rows = f"read_json({_text(str(spool))}, format='newline_delimited', columns={given}, maximum_object_size=100000000)"
-    with closing(duckdb.connect(config={"threads": 1, "memory_limit": SORT_MEMORY, "temp_directory": str(folder / "sorting"),
-                                        "preserve_insertion_order": False})) as db:  # fmt: skip
+    settings = {"threads": 1, "memory_limit": SORT_MEMORY, "temp_directory": str(folder / "sorting"),
+                "preserve_insertion_order": False}  # fmt: skip
+    with interrupts(), closing(duckdb.connect(config=settings)) as db:
         db.execute(QUIET)
         names = ", ".join(_quoted(name) for name in kinds)
         if spool.stat().st_size:
@@ -278,16 +279,21 @@ def _wheres(filters: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
 
 
 def rows_by_token(
-    db: duckdb.DuckDBPyConnection, folder: Path, token: str, role: str, exact: bool, limit: int
-) -> list[tuple[int, float, str]]:
-    """(row, value, token) of features that fire on, promote or suppress a token, largest size of value first."""
+    db: duckdb.DuckDBPyConnection, folder: Path, token: str, role: str, exact: bool, limit: int,
+    among: Collection[int] | None = None,
+) -> list[tuple[int, float, str]]:  # fmt: skip
+    """(row, value, token) of features that fire on, promote or suppress a token, largest size of value first.
+
+    `among`: rows that are allowed.
+    """
     if role not in ROLES:
         raise bad_argument("role", role, ", ".join(ROLES))
     where = "folded = lower(trim(?)) AND token = ?" if exact else "folded = lower(trim(?))"
+    allowed = "" if among is None else " AND row IN (SELECT unnest(?::UINTEGER[]))"
     return db.execute(
         f"SELECT row, arg_max(value, abs(value)), arg_max(token, abs(value)) FROM {parquet(folder, TOKENS)} WHERE {where}"
-        f" AND role = ? GROUP BY row ORDER BY max(abs(value)) DESC, row LIMIT {int(limit)}",
-        [token, *[token] * exact, role],
+        f" AND role = ?{allowed} GROUP BY row ORDER BY max(abs(value)) DESC, row LIMIT {int(limit)}",
+        [token, *[token] * exact, role, *([] if among is None else [sorted(among)])],
     ).fetchall()
 
 
@@ -365,18 +371,47 @@ def _batches(texts: Iterator[str], size: int) -> Iterator[list[str]]:
         yield batch
 
 
-def nearest(folder: Path, vector: NDArray[np.floating[Any]], limit: int) -> list[tuple[int, float]]:
-    """(row, cosine) of the features whose explanations mean the most similar. Raises UsageError where there is no index."""
+def meanings(folder: Path) -> NDArray[np.float16]:
+    """Vectors of the explanations of a set, on disk. Raises UsageError where there is no index, StoreError for a broken one."""
     try:
-        table = np.load(folder / MEANING, mmap_mode="r", allow_pickle=False)
+        return np.load(folder / MEANING, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError as error:
         raise UsageError(f"set in {folder}: has no index of meanings yet. Make it: assay atlas index") from error
     except ValueError as error:
-        raise StoreError(f"{folder / MEANING}: is not readable ({error}). Make it again: assay atlas index --again") from error
+        raise StoreError(f"{folder / MEANING}: is not readable ({error}). Make it again: assay atlas index") from error
+
+
+def nearest(
+    folder: Path, vector: NDArray[np.floating[Any]], limit: int, among: Collection[int] | None = None
+) -> list[tuple[int, float]]:  # fmt: skip
+    """(row, cosine) of the features whose explanations mean the most similar; `among`: rows that are allowed.
+
+    Raises UsageError where there is no index.
+    """
+    table = meanings(folder)
     wanted = np.asarray(vector, np.float32).reshape(-1)
     if wanted.shape[0] != table.shape[1]:
         raise bad_argument("vector", f"{len(wanted)} numbers", f"{table.shape[1]}, as the index of this set has")
     found = np.concatenate([table[at : at + STRETCH].astype(np.float32) @ wanted for at in range(0, len(table), STRETCH)])
+    if among is not None:
+        outside = np.ones(len(found), bool)
+        outside[sorted(among)] = False
+        found[outside] = -np.inf
     best = np.argpartition(-found, min(limit, len(found)) - 1)[:limit]
     best = best[np.lexsort((best, -found[best]))]
-    return [(int(row), float(found[row])) for row in best if found[row] != 0]
+    return [(int(row), float(found[row])) for row in best if np.isfinite(found[row]) and found[row] != 0]
+
+
+def plane(folder: Path, most: int) -> tuple[list[int], NDArray[np.float64]]:
+    """Rows of up to so many features that have an explanation, spread evenly over the set, and their places (row, 2) on the
+    plane in which their meanings differ most: the first two principal components. Raises as `meanings` does."""
+    table = meanings(folder)
+    rows = np.unique(np.linspace(0, max(0, len(table) - 1), min(most, len(table))).round().astype(np.int64))
+    vectors = np.asarray(table[rows], np.float64)
+    rows, vectors = rows[vectors.any(1)], vectors[vectors.any(1)]
+    if len(rows) < 3 or vectors.shape[1] < 2:
+        return [], np.zeros((0, 2))
+    centred = vectors - vectors.mean(0)
+    axes = np.linalg.eigh(centred.T @ centred)[1][:, :-3:-1]
+    return rows.tolist(), centred @ (axes * np.sign(axes[np.abs(axes).argmax(0), [0, 1]]))
+

@@ -1,6 +1,6 @@
-"""Finished measurements of a steering run, kept in the atlas so that an interrupted run goes on from there.
+"""Finished measurements of a steering run or a repair, kept in the atlas so that an interrupted run goes on from there.
 
-One JSON file per measurement in `kept/steer-<key>/`, written beside and then renamed. The key names model, tokenizer, data and
+One JSON file per measurement in `kept/<kind>-<key>/`, written beside and then renamed. The key names model, tokenizer, data and
 plan, the name of a measurement its direction; a file that cannot be read counts as not there.
 """
 
@@ -16,8 +16,8 @@ from assay.records import digest
 class KeptSteering:
     """Measurements of one run, in the atlas directory. `found`: how many an earlier run had left."""
 
-    def __init__(self, atlas: Path, key: str) -> None:
-        self.folder, self.found = atlas / "kept" / f"steer-{key[:32]}", 0
+    def __init__(self, atlas: Path, key: str, kind: str = "steer") -> None:
+        self.folder, self.found = atlas / "kept" / f"{kind}-{key[:32]}", 0
         self._met: set[str] = set()
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:

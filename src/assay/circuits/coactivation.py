@@ -1,7 +1,7 @@
 """Which features fire together, and is that a connection? A screening list, not a claim.
 
-1. A feature fires where its value is above a threshold: a quantile of its own values on held-out texts, or one fixed number.
-   The first tokens of every text are left out (massive activations sit there).
+1. Features are units of sites or latents of dictionaries; where they fire is for `firing.py` to say. The first tokens of every
+   text are left out (massive activations sit there).
 2. Counts, text by text, never dense: tokens n, firings n_i, both n_ij (or B up to `lag` tokens after A, within the text). Texts
    are kept apart in blocks of whole documents; memory grows with blocks x pairs that ever fire together, not with the corpus.
 3. Per pair
@@ -10,18 +10,19 @@
    observations. Where one block holds all joint firings, PMI has no interval.
 4. p of "phi <= 0" from the same t; Benjamini-Hochberg over all pairs of features that fire often enough, also those never
    seen together (their p is 1).
-5. Communities: Louvain (Blondel et al. 2008) on the listed pairs, weighted by phi. Null: the whole count again after every
-   feature was shifted circularly within every text by an offset of its own, and as many of its strongest pairs.
-6. `check_pairs`: A is set to its median wherever it fires, and B is read at its peak among those tokens (and `lag` after them):
-   its fall in its standard deviations, minus the median fall of features of B's site that fire as often. The interval is over
-   documents. Features with a common cause fire together, but B stays where it was.
+5. Communities: Louvain (Blondel et al. 2008) on the listed pairs, weighted by phi; a group whose features are joined by no
+   path inside of it is two, as Leiden (Traag et al. 2019) would have it. Null: the whole count again after every feature
+   was shifted circularly within every text by an offset of its own, and as many of its strongest pairs.
+6. `check_pairs`: A is set to its median wherever it fires (`firing.py`), and B is read at its peak among those tokens (and
+   `lag` after them): its fall in its standard deviations, minus the median fall of features of B's site that fire as often. The
+   interval is over documents. Features with a common cause fire together, but B stays where it was.
 
 Circular shifts keep how often a feature fires in each text, so pairs that share no more than a topic show up in the null too.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import networkx as nx
 import numpy as np
@@ -31,9 +32,8 @@ from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 
+from assay.circuits.firing import Firing, SiteFiring, Texts, padded, reads, switched, unit_name, values_of, writes
 from assay.errors import SiteError, TaskError, bad_argument
-from assay.model.edits import patch
-from assay.model.model import Model, Sites
 from assay.sites import Site
 from assay.statistics import benjamini_hochberg, interval
 
@@ -42,23 +42,8 @@ CHUNK = 1 << 16  # pairs that are jackknifed at once
 N_MATCHED = 9
 BAR = 0.1  # standard deviations of B: less counts as no fall
 FEWEST = 8  # documents a label needs
-Texts = Sequence[Sequence[int]]
 Report = Callable[[int], Any]
 Label = Literal["connected", "correlated only", "undecided"]
-
-
-@runtime_checkable
-class Firing(Protocol):
-    """Says which features fire where."""
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        """Names of the columns."""
-        ...
-
-    def __call__(self, texts: Texts) -> sp.csr_array:
-        """Bool (token, feature), all tokens of the first text, then those of the next."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -80,74 +65,6 @@ class CoactivationPlan:
                 raise bad_argument(name, getattr(self, name), f"{least} or more")
         if not 0 < self.level < 1:
             raise bad_argument("level", self.level, "above 0, below 1")
-
-
-# firing of a model's own features ----------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Levels:
-    """Per feature of a site, from held-out texts: where it fires from, its off value (median), spread and firing rate."""
-
-    threshold: Float[Tensor, " feature"]
-    off: Float[Tensor, " feature"]
-    spread: Float[Tensor, " feature"]
-    rate: Float[Tensor, " feature"]
-
-
-@dataclass(frozen=True, eq=False)
-class SiteFiring:
-    """The features of some sites, every unit one. Made by `site_firing`."""
-
-    model: Model
-    levels: Mapping[Site, Levels]
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        return tuple(unit_name(site, unit) for site, found in self.levels.items() for unit in range(len(found.off)))
-
-    def place(self, feature: int) -> tuple[Site, int]:
-        """Site and unit of a column."""
-        for site, found in self.levels.items():
-            if feature < len(found.off):
-                return site, feature
-            feature -= len(found.off)
-        raise bad_argument("feature", feature, "a column of the firing matrix")
-
-    def __call__(self, texts: Texts) -> sp.csr_array:
-        acts = self.model.capture([list(ids) for ids in texts], list(self.levels))
-        parts = [sp.csr_array((acts.flat(site).float() > found.threshold).numpy()) for site, found in self.levels.items()]
-        return sp.csr_array(sp.hstack(parts, format="csr"))
-
-
-def unit_name(site: Site, unit: int) -> str:
-    """`mlp_act.3.17`, or `resid_post.3[17]` where the grammar has no units."""
-    return f"{site}.{unit}" if site.name == "mlp_act" else f"{site}[{unit}]"
-
-
-def site_firing(
-    model: Model, sites: Sites, held_out: Texts, quantile: float = 0.95, threshold: float | None = None, skip: int = 1
-) -> SiteFiring:
-    """The units of sites in the order they are computed, firing above their `quantile` on held-out texts or a fixed number."""
-    if not 0 < quantile < 1:
-        raise bad_argument("quantile", quantile, "above 0, below 1")
-    points, found = model.layout.points, model.sites(sites)
-    for site in found:
-        if site.index is not None or site not in points or site.name in ("q", "k", "v", "z", "pattern"):
-            raise SiteError(f"site {site}: units of whole sites with one axis are counted, e.g. mlp_act.3 or resid_post.3.")
-    ordered = sorted(found, key=lambda site: points[site].order)
-    if not any(len(ids) > skip for ids in held_out):
-        raise TaskError(f"no held-out text has more than the {skip} tokens left out: thresholds need texts of their own.")
-    acts = model.capture([list(ids) for ids in held_out], ordered)
-    kept = torch.cat([torch.arange(length) >= skip for length in acts.lengths])
-    return SiteFiring(model, {site: _levels(acts.flat(site)[kept].float(), quantile, threshold) for site in ordered})
-
-
-def _levels(values: Float[Tensor, "token feature"], quantile: float, threshold: float | None) -> Levels:
-    found = np.quantile(values.numpy(), quantile, axis=0).astype(np.float32)
-    bars = torch.from_numpy(found) if threshold is None else torch.full((values.shape[1],), float(threshold))
-    rate = (values > bars).float().mean(0)
-    return Levels(bars, values.median(0).values, values.std(0, correction=0), rate)
 
 
 # counting ----------------------------------------------------------------------------------------
@@ -380,7 +297,8 @@ def communities_of(pairs: Pairs, rows: np.ndarray, seed: int = 0) -> tuple[tuple
     if not graph.number_of_edges():
         return (), None
     found: Any = nx.community.louvain_communities(graph, weight="weight", seed=seed)
-    groups = sorted((tuple(sorted(group)) for group in found), key=lambda group: (-len(group), group))
+    whole = [part for group in found for part in nx.connected_components(graph.subgraph(group))]
+    groups = sorted((tuple(sorted(group)) for group in whole), key=lambda group: (-len(group), group))
     return tuple(groups), float(nx.community.modularity(graph, groups, weight="weight"))
 
 
@@ -448,9 +366,8 @@ class Checked:
 
 def checkable(firing: SiteFiring, pair: tuple[int, int]) -> bool:
     """Whether the first feature is computed before the second."""
-    points = firing.model.layout.points
     (a, _), (b, _) = firing.place(pair[0]), firing.place(pair[1])
-    return points[a].order < points[b].order
+    return firing.before(a, b)
 
 
 def check_pairs(
@@ -501,20 +418,21 @@ class _Off:
     ) -> None:
         self.firing = firing
         site, unit = firing.place(a)
-        wanted = sorted(sites)
-        self.clean = firing.model.capture(tokens, [site, *wanted])
-        values, levels = self.clean[site].clone(), firing.levels[site]
-        steps = torch.arange(values.shape[1])
-        real = (steps < torch.tensor([len(ids) for ids in tokens])[:, None]) & (steps >= plan.skip)
-        on = (values[..., unit].float() > levels.threshold[unit]) & real
-        values[..., unit] = torch.where(on, levels.off[unit].to(values), values[..., unit])
-        self.open = _after(on, plan.lag) & real
-        self.fires = on.any(1)
-        self.after = firing.model.capture(tokens, wanted, edits=[patch(site, values)]) if bool(on.any()) else self.clean
+        wanted, levels = reads(sorted(sites)), firing.levels[site]
+        self.clean = firing.model.capture(tokens, list(dict.fromkeys([*reads([site]), *writes(site), *wanted])))
+        values = values_of(self.clean, site)[:, unit]
+        steps = torch.cat([torch.arange(len(ids)) for ids in tokens])
+        on = (values > levels.threshold[unit]) & (steps >= plan.skip)
+        fires, real = (padded(part, self.clean.lengths) for part in (on, steps >= plan.skip))
+        self.open = _after(fires, plan.lag) & real
+        self.fires = fires.any(1)
+        change = torch.where(on, levels.off[unit] - values, 0.0)
+        off = [switched(firing.model, self.clean, site, unit, change)]
+        self.after = firing.model.capture(tokens, wanted, edits=off) if bool(on.any()) else self.clean
 
     def falls(self, site: Site, units: Sequence[int]) -> Float[Tensor, "text unit"]:
         """Per unit, the fall at its clean peak among the open tokens, in its standard deviations."""
-        before, after = (acts[site][..., list(units)].float() for acts in (self.clean, self.after))
+        before, after = (padded(values_of(acts, site)[:, list(units)], acts.lengths) for acts in (self.clean, self.after))
         peak = before.masked_fill(~self.open[..., None], float("-inf")).argmax(1, keepdim=True)
         return (before - after).gather(1, peak)[:, 0] / self.firing.levels[site].spread[list(units)]
 

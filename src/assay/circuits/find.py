@@ -2,9 +2,10 @@
 
 1. On *discover*: score every edge (or node) by the chosen method; patch the top ones exactly, both ways, and see how
    stable the top is when templates are drawn anew.
-2. Circuits of growing size, by |score|, dead ends removed (`select.py`).
+2. Circuits of growing size, by |score|, dead ends removed (`select.py`): at the shares of MIB, and one below them.
 3. On *tune*: how faithful each is, under three ablations; and how faithful matched random circuits of the same sizes are.
-4. The smallest that reaches the target under resample ablation is taken. Its rival is what the same search finds when
+4. The smallest that reaches the target under resample ablation is taken; of a large graph none of more than a fifth of all
+   edges, which would be no finding. Its rival is what the same search finds when
    the circuit's own edges (nodes) are forbidden, in as many edges.
 
 Nothing here is a claim: sizes were chosen by looking. `assay circuit test` asks sealed data.
@@ -27,7 +28,7 @@ from assay.circuits.graph import Graph, graph_of
 from assay.circuits.guards import check_metrics, check_task
 from assay.circuits.positions import classes_of
 from assay.circuits.random_circuits import matched, walks
-from assay.circuits.select import connected, curve_masks, top_k
+from assay.circuits.select import GRID, connected, curve_masks, top_k
 from assay.circuits.stability import MIN_RESAMPLES, Resampled, SplitHalf, bootstrap, split_half
 from assay.circuits.subgraph import ABLATIONS, Bench
 from assay.data.prepare import PreparedTask
@@ -37,8 +38,10 @@ from assay.model.run import Progress
 from assay.records import digest
 
 METHODS = ("eap-ig", "eap", "atp", "exact", "information-flow", "relevance")
-OF_NODES = ("atp", "relevance")  # methods that score nodes alone here
-EDGE_GRID = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+OF_NODES = ("atp",)  # methods that score nodes alone
+NODES_FIRST = (*OF_NODES, "relevance")  # whose level is node where none is asked for
+EDGE_GRID = (0.0005, *GRID[:-1])
+SMALL, MOST = 1000, 0.2  # edges of a graph of which every size may be chosen; share of a larger one
 NODE_GRID = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96)
 VERIFY_PAIRS = 8
 CANCELS, SHOWN = 0.1, 3  # of its size; how many are named
@@ -91,7 +94,7 @@ class FindPlan:
 
 def level_of(method: str, level: str | None = None) -> str:
     """The level that was asked for, else the one that a method has."""
-    return level or ("node" if method in OF_NODES else "edge")
+    return level or ("node" if method in NODES_FIRST else "edge")
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,11 +170,12 @@ def find_circuit(
         tell(f"faithfulness, {ablation}", number, len(ABLATIONS))
         benches[ablation] = Bench(model, tune, graph, plan.metric, ablation)
         curves[ablation] = faithfulness(benches[ablation], masks, selection=rule, nominal=sizes, seed=plan.seed)
-    chosen, warnings = _smallest(curves["resample"], plan.target)
+    most = MOST if plan.level == "edge" and graph.n_edges >= SMALL else 1.0
+    chosen, warnings = _smallest(curves["resample"], plan.target, most)
     mask = masks[chosen]
     controls = _controls(benches["resample"], graph, masks, chosen, plan, tell)
     verified = None
-    if plan.verify and plan.method != "exact":
+    if plan.verify:
         tell(f"exact patching of the top {plan.level}s", 0, 1)
         dearer = 2 if graph.classes else 1
         few, each = range(min(VERIFY_PAIRS // dearer, len(discover))), max(1, plan.verify // dearer)
@@ -179,7 +183,7 @@ def find_circuit(
     parts, rival = _named(graph, found, mask, scores, plan)
     stable = _stability(found, int(mask.sum()) if plan.level == "edge" else len(parts), plan)
     return FoundCircuit(plan, graph, scores, mask, parts, chosen, curves, controls, rival, found, verified, *stable,
-                        (*found.warnings, *warnings, *_doubts(curves, chosen, controls, verified),
+                        (*_left_out(discover, tune), *found.warnings, *warnings, *_doubts(curves, chosen, controls, verified),
                          *_cancelling(found, mask, plan)))  # fmt: skip
 
 
@@ -215,7 +219,7 @@ def scored(model: Model, task: PreparedTask, plan: FindPlan, tell: Step) -> Attr
     if plan.method == "relevance":
         from assay.circuits.relevance import relevance
 
-        return relevance(model, task, metric=plan.metric, progress=progress)
+        return relevance(model, task, level=plan.level, metric=plan.metric, progress=progress)
     return _exact(model, task, plan)
 
 
@@ -223,12 +227,18 @@ def _flow(model: Model, task: PreparedTask, plan: FindPlan, progress: Progress) 
     """Shares of all edges, with the metric of both runs, which the flow itself does not read: it decides on sizes."""
     from assay.circuits.flow import flow
 
+    clean, corrupted = _both_runs(model, task, plan)
+    found = flow(model, task, progress=progress)
+    return replace(found, plan={**found.plan, "metric": plan.metric}, clean=clean, corrupted=corrupted)
+
+
+def _both_runs(model: Model, task: PreparedTask, plan: FindPlan) -> tuple[np.ndarray, np.ndarray]:
+    """The metric of clean and corrupted prompts. Raises TaskError for what would make scores meaningless."""
     check_task(model, task, plan.metric)
     metric = task.metric(plan.metric, model.logits(task.clean) if plan.metric == "kl" else None)
     clean, corrupted = (model.score(prompts, metric).double().numpy() for prompts in (task.clean, task.corrupted))
     check_metrics(plan.metric, clean, corrupted)
-    found = flow(model, task, progress=progress)
-    return replace(found, plan={**found.plan, "metric": plan.metric}, clean=clean, corrupted=corrupted)
+    return clean, corrupted
 
 
 def _exact(model: Model, task: PreparedTask, plan: FindPlan) -> Attribution:
@@ -239,14 +249,16 @@ def _exact(model: Model, task: PreparedTask, plan: FindPlan) -> Attribution:
         raise bad_argument("method", f"exact over {n} {plan.level}s and {len(task)} pairs",
                            f"at most {MOST_EXACT} runs",
                            "Take fewer pairs (--n), --level node, or eap-ig, whose top is patched exactly.")  # fmt: skip
-    frame = attribute(model, task, AttributionPlan("eap", plan.level, metric=plan.metric))  # metrics, and the record's form
+    clean, corrupted = _both_runs(model, task, plan)
     if plan.level == "edge":
         values = exact_edges(model, task, [graph.name(cell) for cell in graph.cells.tolist()], "noise", plan.metric)
     else:
         exact = exact_nodes(model, task, graph.writers, "noise", plan.metric)
         values = torch.cat([exact, torch.full((len(task), len(nodes_of(graph)) - n), float("nan"))], 1)
-    return replace(frame, values=values.float(), plan={**frame.plan, "method": "exact"}, residual=np.full(len(task), np.nan),
-                   cancelled=torch.zeros_like(frame.cancelled), ends={}, sizes=None)  # fmt: skip
+    record = {"model": model.name, **asdict(AttributionPlan("exact", plan.level, metric=plan.metric, steps=0))}
+    unknown = np.full(len(task), np.nan)
+    return Attribution(record, graph, values.float(), clean, corrupted, np.zeros(len(task), dtype=int), unknown,
+                       torch.zeros(values.shape[1]), task.templates)  # fmt: skip
 
 
 def _matrix(found: Attribution, plan: FindPlan) -> Tensor:
@@ -268,7 +280,7 @@ def _sizes(
         shares = [share for share in EDGE_GRID if share * graph.n_edges >= 1] or [1 / graph.n_edges]
         if shares[0] * graph.n_edges > 4:  # small graphs: from a few edges on
             shares = [4 / graph.n_edges, *shares]
-        if graph.n_edges < 1000:
+        if graph.n_edges < SMALL:
             shares = [k / graph.n_edges for k in (2, 3, 5, 8, 12, 18, 27, 40, 60, 90, 135, 200) if k < 0.6 * graph.n_edges]
         curve = curve_masks(graph, scores, "abs", shares, prune=True)
         kept = _rising([(mask, share) for mask, share in zip(curve.masks, curve.shares, strict=True)])
@@ -291,14 +303,17 @@ def _rising(circuits: list[tuple[Mask, float]]) -> list[tuple[Mask, float]]:
     return out
 
 
-def _smallest(curve: Faithfulness, target: float) -> tuple[int, list[str]]:
-    """The smallest circuit that reaches the target; the most faithful one, and a warning, where none does."""
-    values = [point.f.value for point in curve.points]
+def _smallest(curve: Faithfulness, target: float, most: float) -> tuple[int, list[str]]:
+    """The smallest circuit, of at most this share of all edges, that reaches the target; the most faithful one, and a warning,
+    where none does."""
+    small = [point.f.value for point in curve.points if point.nominal <= most]
+    values = small or [point.f.value for point in curve.points]
     for number, value in enumerate(values):
         if value >= target:
             return number, []
     best = max(range(len(values)), key=values.__getitem__)
-    return best, [f"no circuit reaches {target:.0%} on tune; the best has {values[best]:.0%} with"
+    limit = "" if most == 1 else f" of up to {most:.0%} of all edges"
+    return best, [f"no circuit{limit} reaches {target:.0%} on tune; the best has {values[best]:.0%} with"
                   f" {curve.points[best].n_edges} edges"]  # fmt: skip
 
 
@@ -354,8 +369,23 @@ def _doubts(
     if (random := max(controls.get(chosen, [0.0]))) > at["resample"] / 2:
         out.append(f"a random circuit of the same make reaches {random:.0%}: size alone does much of it")
     if verified is not None and verified.disagree:
-        out.append(f"{len(verified.disagree)} of the top {verified.plan['level']}s matter in one direction of patching only"
-                   " (AND or OR gates)")  # fmt: skip
+        some = ", ".join(f"{name} ({gate.upper()})" for name, gate in list(verified.disagree.items())[:SHOWN])
+        out.append(f"{len(verified.disagree)} of the {verified.plan['level']}s patched exactly matter in one direction only:"
+                   f" {some}{', ..' if len(verified.disagree) > SHOWN else ''}. AND: every one of several is needed; OR: one"
+                   " of several is enough")  # fmt: skip
+    return out
+
+
+def _left_out(discover: PreparedTask, tune: PreparedTask) -> list[str]:
+    """Pairs that could not be used, by reason, and answers of which one token is read."""
+    out = []
+    for split, task in (("discover", discover), ("tune", tune)):
+        reasons = "; ".join(f"{reason} ({n})" for reason, n in task.dropped.items())
+        if reasons:
+            lost = sum(task.dropped.values())
+            out.append(f"{lost} of {lost + len(task)} pairs of {split} were left out: {reasons}")
+        out += [f"{n} of {len(task)} pairs of {split} have answers of several tokens: {note}"
+                for note, n in task.notes.items() if note.startswith("scored on")]  # fmt: skip
     return out
 
 

@@ -63,10 +63,8 @@ def check_task(model: Model, task: PreparedTask, metric: str) -> None:
     ends = [i for i, ids in both if ids[-1] in (*task.answers[i], *task.foils[i])
             and (ids[-1] not in ids[:-1] or _is_word(model, ids[-1]))]  # fmt: skip
     _refuse(AnswerInPrompt, "the prompt already ends with its answer or foil", ends, "Cut the prompts before the answer.")
-    pad = getattr(model.tokenizer, "pad_token_id", None)
-    if pad is not None and pad not in (model.bos_id, getattr(model.tokenizer, "eos_token_id", None)):
-        _refuse(PadInPrompt, "the prompt holds a pad token as text", [i for i, ids in both if pad in ids],
-                "Give prompts without padding: batches are padded and masked for you.")  # fmt: skip
+    _refuse(PadInPrompt, "the prompt holds a pad token as text", [i for i, ids in both if _is_padded(model, ids)],
+            "Give prompts without padding: batches are padded and masked for you.")  # fmt: skip
     check_bos(model, task)
     several = sum(count for note, count in task.notes.items() if note.startswith("scored on"))
     if several and metric in WHOLE_ANSWER:
@@ -92,6 +90,15 @@ def check_metrics(metric: str, clean: np.ndarray, corrupted: np.ndarray) -> None
         raise InvertedSign(f"mean {metric} is {clean.mean():.4g} on clean and {corrupted.mean():.4g} on corrupted prompts:"
                            " the model shows the behaviour where it should not. Are answers and foils, or clean and"
                            " corrupted, exchanged?")  # fmt: skip
+
+
+def _is_padded(model: Model, ids: list[int]) -> bool:
+    """Whether a pad token stands in a prompt. One that also begins or ends texts may stand alone in it, not twice in a row and
+    not at the end."""
+    pad = getattr(model.tokenizer, "pad_token_id", None)
+    if pad is not None and pad in (model.bos_id, getattr(model.tokenizer, "eos_token_id", None)):
+        return ids[1:][-1:] == [pad] or any(a == b == pad for a, b in zip(ids[1:], ids[2:], strict=False))
+    return pad in ids
 
 
 def _is_word(model: Model, token: int) -> bool:

@@ -19,9 +19,8 @@ class; the stream is the same in all of them, and what is cut is so much smaller
 position.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -70,21 +69,29 @@ class Bench:
         self.class_of = positions_of(task, self.graph.classes) if self.graph.classes else None
         self._reference = reference
         self._base: tuple[list[int], Values] | None = None
+        self._kept: dict[str, np.ndarray] = {}
 
-    @cached_property
+    @property
     def clean(self) -> Float[np.ndarray, " pair"]:
         """The metric of the clean run."""
-        return self._plain(self.task.clean)
+        return self._once("clean", lambda: self._plain(self.task.clean))
 
-    @cached_property
+    @property
     def corrupted(self) -> Float[np.ndarray, " pair"]:
         """The metric of the corrupted run."""
-        return self._plain(self.task.corrupted)
+        return self._once("corrupted", lambda: self._plain(self.task.corrupted))
 
-    @cached_property
+    @property
     def empty(self) -> Float[np.ndarray, " pair"]:
         """The metric with every edge cut."""
-        return self.corrupted if self.ablation == "resample" else self.scores([torch.zeros_like(self.graph.exists)])[0]
+        if self.ablation == "resample":
+            return self.corrupted
+        return self._once("empty", lambda: self.scores([torch.zeros_like(self.graph.exists)])[0])
+
+    def _once(self, name: str, measure: Callable[[], np.ndarray]) -> np.ndarray:
+        if name not in self._kept:
+            self._kept[name] = measure()
+        return self._kept[name]
 
     def scores(
         self, masks: MASKS, progress: Progress | None = None, together: bool | None = None

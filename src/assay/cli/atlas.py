@@ -60,12 +60,12 @@ def find(common: Common, words: str | None, name: str, similar: str | None, toke
     given = [way for way, value in ways.items() if value is not None]
     if len(given) > 1:
         raise bad_argument(" and ".join(given), "all of them", "one way to search at a time")
-    table = {"--verdict": verdict is not None, "--unclaimed": unclaimed, "--offset": offset > 0, "--sort": sort != "row"}
+    table = {"--unclaimed": unclaimed, "--offset": offset > 0, "--sort": sort != "row"}
     if given and given != ["WORDS"] and any(table.values()):
         raise bad_argument(", ".join(option for option, is_given in table.items() if is_given), f"with {given[0]}",
                            "the table of features, or WORDS")  # fmt: skip
     mapped = _mapped(common)
-    if not given or any(table.values()):
+    if not given or any(table.values()) or (words is not None and verdict):
         filters = {**({"query": words} if words is not None else {}), **({"verdict": verdict} if verdict else {}),
                    **({"claimed": False} if unclaimed else {})}  # fmt: skip
         rows, total = mapped.rows(name, sort, offset, limit, filters)
@@ -73,20 +73,22 @@ def find(common: Common, words: str | None, name: str, similar: str | None, toke
         common.emit({"set": mapped.set(name).id, "rows": rows, "total": total, "offset": offset},
                     lambda: "\n".join([*(row_line(row) for row in rows), shown]))  # fmt: skip
         return
-    hits = _searched(mapped, name, ways, role, exact, limit)
+    hits = _searched(mapped, name, ways, role, exact, limit, verdict or "")
     record = {"set": mapped.set(name).id, "hits": [asdict(hit) for hit in hits]}
     common.emit(record, lambda: "\n".join(hit_line(hit) for hit in hits) or "none")
 
 
-def _searched(mapped: "Mapped", name: str, ways: dict[str, str | None], role: str, exact: bool, limit: int) -> "list[Hit]":
+def _searched(
+    mapped: "Mapped", name: str, ways: dict[str, str | None], role: str, exact: bool, limit: int, verdict: str
+) -> "list[Hit]":  # fmt: skip
     if (text := ways["--similar"]) is not None:
-        return mapped.find_similar(text, name, limit)
+        return mapped.find_similar(text, name, limit, verdict=verdict)
     if (token := ways["--token"]) is not None:
-        return mapped.by_token(token, name, role, exact, limit)
+        return mapped.by_token(token, name, role, exact, limit, verdict)
     if (task := ways["--task"]) is not None:
-        return mapped.by_task(task, name, limit)
+        return mapped.by_task(task, name, limit, verdict)
     if (circuit := ways["--circuit"]) is not None:
-        return mapped.by_circuit(circuit, name, limit)
+        return mapped.by_circuit(circuit, name, limit, verdict)
     return mapped.find_text(ways["WORDS"] or "", name, limit)
 
 

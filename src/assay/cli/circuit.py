@@ -135,6 +135,7 @@ def _found_text(found: Any, claim: str, name: str, paths: Sequence[Path], again:
         *(f"  {how:<9} {_share(curve.points[found.chosen].f)}" for how, curve in found.curves.items()),
         f"  random circuits of the same make: {', '.join(f'{value:.0%}' for value in found.controls.get(found.chosen, []))}",
         f"  not explained: {_share(point.unexplained)}",
+        *_beside(point),
         *areas_text(curve_record(found.curves["resample"])),
     ]  # fmt: skip
     if found.stability is not None:
@@ -144,7 +145,7 @@ def _found_text(found: Any, claim: str, name: str, paths: Sequence[Path], again:
         said = "reached" if found.resampled.meets_bar[0] else "not reached"
         lines.append(f"Jaccard of {found.resampled.n_draws} resamples of the {found.resampled.unit}s with each other:"
                      f" {found.resampled.between[0].mean:.2f} (proposed bar {BAR}: {said})")  # fmt: skip
-    if found.verified is not None and found.verified.agreement["mean"].pearson is not None:
+    if found.plan.method != "exact" and found.verified is not None and found.verified.agreement["mean"].pearson is not None:
         lines.append(f"estimates against exact patching, {len(found.verified.parts)} {found.plan.level}s:"
                      f" Pearson {found.verified.agreement['mean'].pearson:.2f}")  # fmt: skip
     lines.append("strongest:")
@@ -157,6 +158,13 @@ def _found_text(found: Any, claim: str, name: str, paths: Sequence[Path], again:
     if again in (None, "not tested yet"):
         lines.append(f"next: assay circuit test {name} {paths[0]}")
     return "\n".join(lines)
+
+
+def _beside(point: Any) -> list[str]:
+    """How near a circuit's predictions are to the model's own."""
+    if point.kl is None or point.agree is None:
+        return []
+    return [f"  same most likely token as the model on {point.agree.value:.0%} of the pairs, KL {point.kl.value:.2f} nats"]
 
 
 def _share(estimate: Any) -> str:
@@ -179,14 +187,14 @@ def test_(
     common: Common, name: str, path: str, task: str | None, form: str, tests: int, require: str | None, dtype: str,
     prepend_bos: bool | None,
 ) -> None:  # fmt: skip
-    """Test the claim about CIRCUIT (a file, or a claim) on sealed data, once, and decide.
+    """Test the claim about CIRCUIT (a file, a claim, or the name or task of a kept circuit) on sealed data, once, and decide.
 
     Beside the verdict: areas over sizes (CPR, CMD) of the file's curve, and the five tests of Shi et al. on tune pairs.
     They describe the circuit; the gates decide.
     """
     import sys
 
-    from assay.atlas.circuits import check_same, keep_tested
+    from assay.atlas.circuits import check_same, keep_tested, kept_circuit
     from assay.atlas.linked import link_tested
     from assay.atlas.store import Atlas
     from assay.cli.circuit_measures import areas_record, shi_tests
@@ -200,6 +208,8 @@ def test_(
     named = path.startswith("c-") and not Path(path).exists()
     if named and task is not None:
         raise bad_argument("--task", task, f"nothing: {path} is a claim, which names its own")
+    if not named and not Path(path).exists():
+        path = str(kept_circuit(store, name, path))
     stated = store.claim(path if named else _claim_in(path, form)) if task is None else None
     model = common.load(name, dtype, prepend_bos)
     held = None if named else _read(model, path, form)
@@ -316,8 +326,6 @@ def _source_of(store: Any, held: Any, task: str | None) -> Any:
 def _claim_in(path: str, form: str) -> str:
     from assay.circuits.formats import read_circuit
 
-    if not Path(path).exists():
-        raise bad_argument("CIRCUIT", path, "a circuit file, or a claim of this atlas", "Make one: assay circuit find")
     claim = read_circuit(path).plan.get("claim") if form == "assay" else None
     if not isinstance(claim, str):
         raise UsageError(f"CIRCUIT: no claim is stated about {path}; name the task it should carry: --task TASK.")

@@ -35,7 +35,7 @@ def areas_text(record: dict[str, Any] | None) -> list[str]:
     """Areas in words."""
     if record is None:
         return ["no curve over sizes is kept in this file: CPR and CMD cannot be said"]
-    lines = [f"areas over {record['sizes']} sizes from {record['first']:.2%} of the edges up, chosen by"
+    lines = [f"areas over {record['sizes']} sizes, from {100 * record['first']:.2g}% of the edges kept to all, chosen by"
              f" {record['selection'] or 'a rule that the file does not name'}, other edges resampled:"]  # fmt: skip
     for axis, _, _ in AXES:
         cpr, cmd = record[axis]["cpr"], record[axis]["cmd"]

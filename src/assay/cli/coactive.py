@@ -15,7 +15,9 @@ MOST_HELD = 8192  # tokens of held-out texts, of which all values are kept for a
 @click.command()
 @click.argument("name", metavar="MODEL")
 @click.argument("corpus", metavar="CORPUS")
-@click.option("--site", "sites", multiple=True, required=True, metavar="SITE", help="mlp_act.3; may be given again.")
+@click.option("--site", "sites", multiple=True, required=True, metavar="SITE",
+              help="mlp_act.3, or latent.NAME of a dictionary; may be given again.")  # fmt: skip
+@click.option("--dictionary", "dictionaries", multiple=True, metavar="PATH", help="Whose latents are counted.")
 @click.option("--top", default=20, show_default=True, type=click.IntRange(1), help="Pairs shown.")
 @click.option("--tokens", default=20_000, show_default=True, type=click.IntRange(1), help="Read from the corpus at most.")
 @click.option("--length", default=128, show_default=True, type=click.IntRange(2), help="Texts are cut after so many tokens.")
@@ -28,8 +30,8 @@ MOST_HELD = 8192  # tokens of held-out texts, of which all values are kept for a
 @model_options
 @common_options
 def coactive(
-    common: Common, name: str, corpus: str, sites: tuple[str, ...], top: int, tokens: int, length: int, check: int,
-    dtype: str, prepend_bos: bool | None, **options: Any,
+    common: Common, name: str, corpus: str, sites: tuple[str, ...], dictionaries: tuple[str, ...], top: int, tokens: int,
+    length: int, check: int, dtype: str, prepend_bos: bool | None, **options: Any,
 ) -> None:  # fmt: skip
     """Which features of MODEL fire together on CORPUS, one text a line, and is that a connection?
 
@@ -37,7 +39,9 @@ def coactive(
     second fall more than others that fire as often?
     """
     from assay.atlas.store import Atlas
-    from assay.circuits.coactivation import CoactivationPlan, check_pairs, checkable, coactivation, site_firing
+    from assay.circuits.coactivation import CoactivationPlan, check_pairs, checkable, coactivation
+    from assay.circuits.firing import site_firing
+    from assay.cli.opened import open_dictionary
     from assay.data.vectors import read_corpus
     from assay.evidence.claims import record_look
     from assay.records import Example
@@ -45,6 +49,8 @@ def coactive(
     quantile, threshold = options.pop("quantile"), options.pop("threshold")
     plan = CoactivationPlan(**options, seed=common.seed)
     read = read_corpus(Path(corpus))
+    for path in dictionaries:
+        open_dictionary(path)
     model = common.load(name, dtype, prepend_bos)
     texts, held, counted = divided(model, read, tokens, length, common.seed)
     firing = site_firing(model, sites, held, quantile, threshold, plan.skip)

@@ -1,8 +1,16 @@
 """`assay`: nouns are imported only when used, so `assay --help` loads nothing heavy."""
 
+import _thread
 import difflib
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
+from types import FrameType
 from typing import Any
 
 import click
@@ -40,6 +48,8 @@ NOUNS = {
     "concepts": ("assay.cli.concepts:concepts", "Labelled sentences for claims about features: what is bundled, your own."),
     "patch": ("assay.cli.patch:patch", "Where is a behaviour carried? Activation patching sweep."),
 }
+WAIT = 0.05  # seconds until an interruption that came during an import is looked at again
+LOADING = b"stopping when what is being loaded is there; Ctrl-C again stops at once.\n"
 
 
 class LazyGroup(click.Group):
@@ -72,10 +82,61 @@ def cli() -> None:
     """Assay: mechanistic interpretability whose findings are tested."""
 
 
+@contextmanager
+def whole_imports() -> Iterator[None]:
+    """Ctrl-C during an import is taken up when the import is done: a library that is cut off half-way fails later, in words
+    of its own, or aborts the process. Pressed again, it is taken up at once. What fails after Ctrl-C all the same is an
+    interruption, whatever it is called."""
+    pressed = asking = ended = False
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed, asking
+        first, own = not pressed, pressed and asking
+        pressed, asking = True, False
+        if not _importing(frame) or not (first or own):
+            signal.default_int_handler(number, frame)
+        if first:
+            os.write(2, LOADING)
+        again = threading.Timer(WAIT, ask_again)
+        again.daemon = True
+        again.start()
+
+    def ask_again() -> None:
+        nonlocal asking
+        if not ended:
+            asking = True
+            press()
+
+    here = threading.main_thread()
+    kill = getattr(signal, "pthread_kill", None)
+    press = _thread.interrupt_main if kill is None else partial(kill, here.ident, signal.SIGINT)
+    if threading.current_thread() is not here or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # ignored, or somebody else's
+        return
+    signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    except Exception as error:
+        if pressed:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        ended = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _importing(frame: FrameType | None) -> bool:
+    """Whether code that is interrupted runs on behalf of an import."""
+    while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
+        frame = frame.f_back
+    return frame is not None
+
+
 def main() -> None:
     """Run the command line; user mistakes end in one line and exit code 2."""
     try:
-        cli(standalone_mode=False)
+        with whole_imports():
+            cli(standalone_mode=False)
     except AssayError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)

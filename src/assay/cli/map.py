@@ -51,6 +51,9 @@ def endpoint_options(command: Any) -> Any:
 @click.option("--scorers", default=SCORERS, show_default=True, help="Also: embedding, intervention (slow).")
 @click.option("--baseline", default=128, show_default=True, type=click.IntRange(0),
               help="Units of an untrained twin to score; an endpoint is asked about them, too.")  # fmt: skip
+@click.option("--topics", is_flag=True, help="Rules may also say what a text is about, by sentence embeddings; slower.")
+@click.option("--concepts", default="", metavar="NAMES", help="Labelled concepts (names, files, bundled):"
+              " the unit that tells each best is claimed to represent it, and tested.")  # fmt: skip
 @click.option("--alpha", default=0.05, show_default=True, help="Level of the claims.")
 @endpoint_options
 @engine_options
@@ -64,6 +67,7 @@ def map_(common: Common, name: str, dtype: str, prepend_bos: bool | None, **give
     """
     from assay.atlas.store import Atlas
     from assay.features.engines import Where
+    from assay.mapping.concepts import names_of
     from assay.mapping.run import MapRun, run_map
     from assay.mapping.units import find_units
     from assay.model.load import load_model
@@ -74,7 +78,7 @@ def map_(common: Common, name: str, dtype: str, prepend_bos: bool | None, **give
     model = common.load(name, dtype, prepend_bos)
     units = find_units(model, atlas=common.atlas,
                        **{key: given[key] for key in ("dictionary", "site", "heads", "directions", "at")})  # fmt: skip
-    run = MapRun(model, units, Atlas(common.atlas), plan, where=Where(engine, opener))
+    run = MapRun(model, units, Atlas(common.atlas), plan, where=Where(engine, opener), concepts=names_of(given["concepts"]))
     with ExitStack() as stack:
         run.report = stack.enter_context(common.progress("mapping"))
         if plan.explainer != "lexical":
@@ -99,7 +103,7 @@ def plan_of(given: dict[str, Any], seed: int) -> Any:
         raise bad_argument("--explainer", given["explainer"], "lexical, or openai:MODEL@URL")
     return MapPlan(given["corpus"], None if given["ood"] == "same" else given["ood"], given["tokens"], features=features,
                    explainer=given["explainer"], prompt=given["prompt"], scorers=names_in(given["scorers"]),
-                   baseline=given["baseline"], alpha=given["alpha"], seed=seed)  # fmt: skip
+                   baseline=given["baseline"], alpha=given["alpha"], seed=seed, topics=given["topics"])  # fmt: skip
 
 
 def asker_of(given: dict[str, Any], folder: Path, stack: ExitStack) -> Any:
@@ -160,6 +164,8 @@ def shown(record: dict[str, Any], atlas: str) -> Any:
                           ("Verdicts, why", record["reasons"])):  # fmt: skip
         if counts:
             parts += [Text(f"\n{title}", style="bold"), Text("\n".join(f"  {n}: {why}" for why, n in counts.items()))]
+    if concepts := record.get("concepts"):
+        parts += [Text("\nWhat stands for a concept", style="bold"), *(Text(f"  {concept_words(each)}") for each in concepts)]
     table = Table(box=None, pad_edge=False)
     for column in ("scorer", "mean", "shuffled", "untrained", "chance", "features", "failed"):
         table.add_column(column, justify="left" if column == "scorer" else "right")
@@ -179,3 +185,12 @@ def shown(record: dict[str, Any], atlas: str) -> Any:
     parts += [Text(f"\n{sum(seconds.values()):.0f} s: " + ", ".join(f"{name} {value:.0f}" for name, value in seconds.items())),
               Text(f"read it: assay app --atlas {atlas}")]  # fmt: skip
     return Group(*parts)
+
+
+def concept_words(each: dict[str, Any]) -> str:
+    """A concept, and what came of it."""
+    name, unit, said = each["concept"], each["feature"], each["why_not"]
+    if said:
+        return f"{name}: not claimed, {said}"
+    return f"{name}: {unit}, AUROC {each['auroc']:.2f} on discover; claim {each['claim']}: {each['verdict']}"
+

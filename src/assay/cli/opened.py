@@ -62,13 +62,15 @@ def open_all(wanted: Mapping[str, str], paths: Sequence[str]) -> None:
     """
     from assay.data.whereabouts import last_seen
     from assay.evidence.dictionaries import is_open
+    from assay.features.kept import shipped_folder
 
     for path in paths:
         if (dictionary := open_dictionary(path)).digest not in wanted:
             named = ", ".join(f"{name} ({digest[:12]})" for digest, name in wanted.items())
             raise bad_argument("--dictionary", f"{path} ({dictionary.digest[:12]})", f"that of the claim or monitor: {named}")
     for digest, name in wanted.items():
-        if not is_open(digest) and (place := last_seen(digest)) is not None and place.exists():
+        places = [] if is_open(digest) else [last_seen(digest), shipped_folder(digest)]
+        if place := next((place for place in places if place is not None and place.exists()), None):
             open_dictionary(str(place))
         if not is_open(digest):
             raise ReproduceError(f"dictionary {name} ({digest[:12]}): it is not where it was last seen. Give it with"
@@ -84,17 +86,20 @@ def open_monitor(file: str, model: Any, paths: Sequence[str] = ()) -> Any:
 
 
 def open_dictionary(path: str) -> Any:
-    """The dictionary at a path, open for claims; where it is is kept in mind."""
+    """The dictionary at a path, or one that is shipped, by its name; open for claims, and where it is is kept in mind."""
     from pathlib import Path
 
     from assay.data.whereabouts import keep_in_mind
     from assay.evidence.dictionaries import opened
     from assay.features.formats import load_dictionary
+    from assay.features.kept import shipped_folder
     from assay.features.opened import open_latents
 
-    found = load_dictionary(path)
+    place = Path(path)
+    place = place if place.exists() else shipped_folder(path) or place
+    found = load_dictionary(place)
     opened(found)
     if found.spec.inputs:
         open_latents(found)
-    keep_in_mind(found.digest, Path(path))
+    keep_in_mind(found.digest, place)
     return found

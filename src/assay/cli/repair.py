@@ -74,6 +74,8 @@ def run(
     model = common.load(name, dtype, prepend_bos)
     with common.progress("repairing") as advance:
         report = job.run(model, advance)
+    if job.found:
+        common.note(f"{job.found} finished part(s) kept in the atlas by an earlier run.")
     record = job.record(model, report, grant.reason)
     wanted = required is None or report.verdict in REQUIRED[required]
     write_repair(common.atlas, report, record, folder if wanted else None, grant)

@@ -19,6 +19,7 @@ QUICK_GRID = (0.1, 0.2, 0.4)
 ACCEPTED = ("model", "tokenizer", "site")
 ROLES = ("read", "intervene", "modify")
 FARTHEST = 100.0  # a dose beyond it makes numbers that are not finite
+NO_BEHAVIOUR = "no behaviour is named (--behaviour TASK, or --file FILE with your own), so only text was looked at"
 
 
 @click.command()
@@ -26,7 +27,8 @@ FARTHEST = 100.0  # a dose beyond it makes numbers that are not finite
 @click.option("--direction", "file", metavar="FILE", help="A saved direction, or a plain vector (.safetensors, .npy, .json).")
 @click.option("--feature", metavar="SITE.N", help="A neuron, mlp_act.L.N, or a latent, latent.NAME.N with --dictionary.")
 @click.option("--concept", metavar="CONCEPT", help="Labelled texts, bundled or a file: a direction is made from them.")
-@click.option("--behaviour", metavar="TASK", help="What it should change. Default: the task that goes with the concept.")
+@click.option("--behaviour", metavar="TASK",
+              help="What it should change. Default: the task that goes with the concept; without one only text is looked at.")
 @click.option("--file", "task_file", metavar="FILE", help="Your own behaviour: a task, JSONL or CSV.")
 @click.option("--method", default=None, 
               help="mean_difference, pca, linear, lda, k_sparse or learned. Default: mean_difference.")  # fmt: skip
@@ -62,7 +64,8 @@ def steer(common: Common, name: str, dtype: str, prepend_bos: bool | None, **giv
     """Push MODEL along a direction: what it does at every dose, what else it changes, where text breaks.
 
     Layer and strength are chosen on tune pairs; the claim that it steers is locked and tested before anything else reads
-    confirm pairs, on which all numbers are reported. Finished parts are kept in the atlas: an interrupted run goes on there.
+    confirm pairs, on which all numbers are reported. Where no behaviour is named, only text is looked at. Finished parts are
+    kept in the atlas: an interrupted run goes on there.
     """
     from assay.atlas.steers import KeptSteering
     from assay.atlas.store import Atlas
@@ -76,16 +79,21 @@ def steer(common: Common, name: str, dtype: str, prepend_bos: bool | None, **giv
 
     asked, accepted = _asked(given), tuple(set(given["allow"]) & set(ACCEPTED))
     require("intervene", granted=next((each for each in given["allow"] if each in ROLES), None))
-    source = Source(behaviour_name(asked.concept, given["behaviour"], given["task_file"]))
+    task = behaviour_name(asked, given["behaviour"], given["task_file"])
+    if task is None and (option := next((each for each in ("selective", "require") if given[each]), None)):
+        raise bad_argument(f"--{option}", "without a behaviour", "with --behaviour TASK or --file FILE: claims are about one")
     plan, sizes = _plan(common, given), QUICK if given["quick"] else PAIRS
     texts = None if asked.concept is None else labelled(asked.concept, common.seed)
-    pairs = {split: source.items(split, sizes[split], common.seed) for split in ("discover", "tune")}
+    source = None if task is None else Source(task)
+    pairs = {} if source is None else {split: source.items(split, sizes[split], common.seed) for split in ("discover", "tune")}
     model = common.load(name, dtype, prepend_bos)
     condition = given["condition"] and (read_direction(given["condition"], model, accepted), given["threshold"])
-    judge = judge_of(given["judge"], texts, pairs)
+    judge = judge_of(given["judge"], texts, pairs) if texts or pairs else None
     with common.progress("steering") as advance:
         found = directions_of(asked, model, texts, lambda: prepare(pairs["discover"], model), plan, advance,
                               condition[0] if condition else None)  # fmt: skip
+    if source is None:
+        return _without_behaviour(common, model, name, found, plan, judge, texts, given, condition or None)
     kept = KeptSteering(common.atlas, _key(model, plan, source, sizes, judge, condition, common.seed))
     store = Atlas(common.atlas)
     behaviour = Behaviour(source.name, prepare(pairs["tune"], model), judge=judge)
@@ -94,7 +102,7 @@ def steer(common: Common, name: str, dtype: str, prepend_bos: bool | None, **giv
     seen = [*(each for split in (texts or {}).values() for each in split), *pairs["tune"], *pairs["discover"]]
     record_look(store, model.digest, f"steer {source.name} {chosen.direction.name}", seen)
     others, requests, notes = _side_effects(common, model, source.data, given["side_effects"])
-    claim = _claim(common, store, model, source, chosen, sizes, given, condition, others or {})
+    claim = _claim(common, store, model, source, chosen, plan, sizes, given, condition, others or {})
     sealed = source.items("confirm", sizes["confirm"], common.seed)
     record_look(store, model.digest, f"steer report {source.name} {chosen.direction.name}", sealed)
     behaviour = replace(behaviour, confirm=prepare(sealed, model), others=others, requests=requests)
@@ -140,7 +148,6 @@ def _plan(common: Common, given: Mapping[str, Any]) -> Any:
     """The plan, checked before anything is loaded."""
     import torch
 
-    from assay.data.ordinary import TEXTS
     from assay.steer.apply import Steering
     from assay.steer.directions import Direction
     from assay.steer.run import SteerPlan
@@ -151,11 +158,12 @@ def _plan(common: Common, given: Mapping[str, Any]) -> Any:
     if far := [dose for dose in doses if abs(dose) > FARTHEST]:
         raise bad_argument("--strength", far[0], f"at most {FARTHEST:g} times the residual norm")
     few: dict[str, Any] = {"openings": 8, "max_new_tokens": 16} if given["quick"] else {}
+    if given["texts_file"] is not None:
+        few["texts"] = _texts(given["texts_file"])
     grid = tuple(sorted({sign * dose for dose in doses for sign in (1, -1)})) or None
     plan = SteerPlan(
         mode=given["mode"], positions=given["positions"], phase=given["phase"], strengths=grid, draws=given["draws"],
-        texts=TEXTS if given["texts_file"] is None else _texts(given["texts_file"]), prompts=given["prompts"],
-        shown_tokens=given["max_new_tokens"], seed=common.seed, **few,
+        prompts=given["prompts"], shown_tokens=given["max_new_tokens"], seed=common.seed, **few,
     )  # fmt: skip
     Steering(Direction("resid_post.0", torch.ones(1), 1.0, "none"), plan.mode, 1.0, plan.positions, plan.phase)  # refuses it
     if plan.positions not in ("all", "last"):
@@ -186,11 +194,11 @@ def _key(model: Any, plan: Any, source: Any, sizes: Mapping[str, int], judge: An
 
     from assay.records import digest
 
-    data = [source.digest(split, sizes[split], seed) for split in ("tune", "confirm")]
+    data = [] if source is None else [source.digest(split, sizes[split], seed) for split in ("tune", "confirm")]
     on = None if not condition else [condition[0].digest, condition[1]]
     shown = replace(plan, prompts=(), shown_tokens=1)  # not kept
     return digest([version("assay"), model.digest, model.tokenizer_digest, shown, list(plan.grid), data, dict(sizes),
-                   judge.record(), on, seed])  # fmt: skip
+                   judge and judge.record(), on, seed])  # fmt: skip
 
 
 def _side_effects(common: Common, model: Any, behaviour: str, wanted: bool) -> tuple[Any, Any, list[str]]:
@@ -206,12 +214,47 @@ def _side_effects(common: Common, model: Any, behaviour: str, wanted: bool) -> t
         return others, None, [*notes, f"refusal was not looked at: {error}"]
 
 
+def _without_behaviour(
+    common: Common, model: Any, name: str, found: Any, plan: Any, judge: Any, texts: Any, given: Mapping[str, Any],
+    condition: Any,
+) -> None:  # fmt: skip
+    """What a push does to text: no effect is measured, and no claim is stated."""
+    from assay.atlas.steers import KeptSteering
+    from assay.atlas.store import Atlas
+    from assay.evidence.claims import record_look
+    from assay.report.steer_text import save_text_files
+    from assay.steer.files import save_direction
+    from assay.steer.text_only import steer_text
+
+    kept = KeptSteering(common.atlas, _key(model, plan, None, {}, judge, condition, common.seed))
+    others, requests, notes = _side_effects(common, model, "", given["side_effects"])
+    with common.progress("steering") as advance:
+        report = steer_text(model, found, plan, judge, others, requests, condition, advance, kept)
+    if texts:
+        seen = [each for split in texts.values() for each in split]
+        record_look(Atlas(common.atlas), model.digest, f"steer text {report.direction['name']}", seen)
+    record = {**report.json(), "claim": {"verdict": "not stated", "reasons": [NO_BEHAVIOUR], "qualifiers": []}, "notes": notes,
+              "plan": _plan_record(plan, {}), "passport": model.passport(), "saved": None}  # fmt: skip
+    if given["save"]:
+        (direction,) = (each for each in found if each.name == report.direction["name"])
+        record["saved"] = str(save_direction(direction, given["save"]))
+    folder = Path(given["out"]) if given["out"] else common.atlas / "figures"
+    record["files"] = save_text_files(report, record, folder, f"steer-{Path(name).name}-text")
+
+    def show() -> Any:
+        from assay.report.steer_terminal import text_view
+
+        return text_view(report, record)
+
+    common.emit(record, show)
+
+
 # the claim ---------------------------------------------------------------------------------------
 
 
 def _claim(
-    common: Common, store: Any, model: Any, source: Any, chosen: Any, sizes: Mapping[str, int], given: Mapping[str, Any],
-    condition: Any, others: Mapping[str, Any],
+    common: Common, store: Any, model: Any, source: Any, chosen: Any, plan: Any, sizes: Mapping[str, int],
+    given: Mapping[str, Any], condition: Any, others: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """The claim that the chosen direction steers the behaviour, stated and tested; or why there is none."""
     if why := _no_claim(chosen, given, condition):
@@ -225,16 +268,16 @@ def _claim(
     strength = chosen.choice.strength
     vector = chosen.direction.vector if strength > 0 else -chosen.direction.vector
     subject = Steering(direction(chosen.direction.site, vector), chosen.claimed)
-    options: dict[str, Any] = {"neutral": list(_texts(given["texts_file"]))} if given["texts_file"] else {}
+    options: dict[str, Any] = {"neutral": list(plan.unseen)} if given["texts_file"] else {}
     if given["selective"] and (done := [name for name in others if _does(model, name)]):
         options["off_target"] = done
     settings = Settings(tune=sizes["tune"], confirm=sizes["confirm"], ood=sizes["ood"], seed=common.seed,
                         positions=chosen.how.positions, options=options)  # fmt: skip
     with common.progress("stating the claim"):
-        claim, plan, before = state_once(store, model, source, subject, statement=Statement("steers"), settings=settings)
+        claim, locked, before = state_once(store, model, source, subject, statement=Statement("steers"), settings=settings)
     if (verdict := store.verdict(claim.id)) is not None:
         return {**verdict.to_json(), "stated_before": True}
-    for warning in () if before else warnings_of(plan):
+    for warning in () if before else warnings_of(locked):
         common.note(f"warning: {warning}")
     with common.progress("testing the claim") as advance:
         return test_claim(store, claim.id, model, advance).to_json()

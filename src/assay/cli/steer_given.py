@@ -38,8 +38,11 @@ class Asked:
             raise bad_argument("--site", self.site, "none: a unit says itself where it is")
 
 
-def behaviour_name(concept: str | None, behaviour: str | None, task_file: str | None) -> str:
-    """The task that shows the behaviour. Raises UsageError where none is named and the concept has none."""
+def behaviour_name(asked: Asked, behaviour: str | None, task_file: str | None) -> str | None:
+    """The task that shows the behaviour; None where none is named, and what the direction was made from has none.
+
+    Raises UsageError for two, and for none where directions are made from the behaviour's own pairs.
+    """
     from assay.data.tasks import TASKS
 
     if behaviour is not None and task_file is not None:
@@ -50,12 +53,23 @@ def behaviour_name(concept: str | None, behaviour: str | None, task_file: str | 
         found = BEHAVIOURS.get(behaviour, behaviour)
         TASKS.get(found)
         return found
+    concept = asked.concept or (None if asked.file is None else _concept_of(asked.file))
     if concept in BEHAVIOURS:
         return BEHAVIOURS[concept]
+    if asked.method != "learned" and (asked.concept or asked.file or asked.feature):
+        return None
     known = ", ".join(f"{name} ({task})" for name, task in BEHAVIOURS.items())
-    what = "a direction" if concept is None else f"the concept {concept!r}"
-    raise UsageError(f"--behaviour: {what} does not say which behaviour it should change; allowed: {', '.join(TASKS.names())},"
-                     f" or --file FILE with your own task. Concepts with a behaviour of their own: {known}.")  # fmt: skip
+    raise UsageError(f"--behaviour: got None; allowed: {', '.join(TASKS.names())}, or --file FILE, your own task. A direction"
+                     " is made from its pairs unless --direction, --feature or --concept gives one. Concepts with a behaviour"
+                     f" of their own: {known}.")  # fmt: skip
+
+
+def _concept_of(file: str) -> str | None:
+    """The concept that a saved direction was made from, as its card says; None for any other file."""
+    from assay.steer.files import is_direction, load_direction
+
+    found = load_direction(file).source.get("concept") if is_direction(file) else None
+    return found if isinstance(found, str) else None
 
 
 # directions --------------------------------------------------------------------------------------

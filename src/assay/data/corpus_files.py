@@ -207,6 +207,10 @@ def table_texts(file: Path, kind: str, column: str) -> Iterator[str]:
                 yield from (row[0] or "" for row in rows)
         except duckdb.Error as error:
             raise CorpusError(f"corpus file {str(file)!r} cannot be read as {kind}: {str(error).splitlines()[0]}") from error
+        except RuntimeError as error:
+            if str(error) == "Query interrupted":  # DuckDB's word for Ctrl-C
+                raise KeyboardInterrupt from error
+            raise
 
 
 READERS: dict[str, Callable[[Files, Path], Iterator[Document]]] = {

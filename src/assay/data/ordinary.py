@@ -1,4 +1,7 @@
-"""Short statements about unrelated things, each a text of its own: ordinary text that an edit should leave alone."""
+"""Short statements about unrelated things, each a text of its own: ordinary text that an edit should leave alone.
+
+On `TEXTS` it is measured that it does. `OTHERS`: what an edit may be made from, or its strength chosen on, before.
+"""
 
 TEXTS = (
     "The bridge was closed for two weeks because the river had risen.",
@@ -41,4 +44,47 @@ TEXTS = (
     "They mixed sand, cement and water until it was smooth.",
     "The meeting ended early, so we took the long way home.",
     "Wool keeps its warmth even when it is wet.",
+)
+
+OTHERS = (
+    "The ferry was late, so they waited in the cafe near the harbour.",
+    "Glass is made by melting sand together with soda and lime.",
+    "He counted the chairs twice and found that three were missing.",
+    "The council has agreed to plant trees along the main road.",
+    "Dried beans should be left in water overnight before they are cooked.",
+    "In 1903 a machine heavier than air flew for twelve seconds.",
+    "The last bus to the village leaves a few minutes before midnight.",
+    "Aluminium is light, which is why it is used to build aircraft.",
+    "A triangle with three equal sides also has three equal angles.",
+    "She folded the newspaper and laid it on the empty seat beside her.",
+    "The roof of the station is being repaired for the second time.",
+    "The cost of heating fell slightly because the winter was mild.",
+    "To print a page, open the menu at the top and choose the printer.",
+    "The path along the cliff is closed when the wind is too strong.",
+    "Sound needs something to travel through and cannot cross empty space.",
+    "The choir sang three songs and then asked the audience to join in.",
+    "Some of the doors in the castle are lower than a grown person.",
+    "When steam touches a cold window, drops of water form on it.",
+    "The exhibition shows maps that sailors drew four hundred years ago.",
+    "My uncle repairs watches in a workshop behind his house.",
+    "The loop stops as soon as the end of the file is reached.",
+    "Owls hunt at night and can turn their heads almost all the way round.",
+    "The jury needed five days before it could agree on an answer.",
+    "Two fields were under water after the dam had been opened.",
+    "A litre of milk weighs slightly more than a litre of water.",
+    "The former post office is now used as a theatre.",
+    "The new engine ran for a thousand hours without a fault.",
+    "Grapes are picked in autumn, often by hand and early in the morning.",
+    "The parcel was wrapped in brown paper and tied with a piece of string.",
+    "The children next door built a kite out of thin wood and cloth.",
+    "The runner fell at the start but still finished in fourth place.",
+    "Bread turns stale more quickly in a cold place than in a warm one.",
+    "The swimming pool is closed on Mondays and on public holidays.",
+    "The moon always shows the same side to the earth.",
+    "The ticket is valid for two hours on all trams in the city.",
+    "A list of the rooms is pinned to the door of the office.",
+    "The nurse wrote down the time at which the fever had gone.",
+    "They cut the boards to length and sanded the rough edges.",
+    "The lecture was moved to a larger hall because so many people came.",
+    "Leather becomes hard if it is dried too close to a fire.",
 )

@@ -19,6 +19,7 @@ Held in memory: while reading the rows' text and one file's codes; afterwards th
 
 import hashlib
 import json
+import shutil
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from copy import copy
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import numpy as np
@@ -41,7 +43,7 @@ from assay.data.corpora import Corpus, open_corpus
 from assay.errors import ReproduceError, StoreError, UsageError, bad_argument
 from assay.explain.chosen import ChosenDocument, Report, check_context, choose
 from assay.explain.split import PARTS, SEALED, SHARES, Assigned, split_documents
-from assay.explain.units import Columns, Latents, UnitSource, nearest
+from assay.explain.units import Columns, Latents, UnitSource, nearest, units_again
 from assay.features.engines import HERE, Where, opened_there, opener_of
 from assay.features.harvest import differences
 from assay.features.massive import Limits, measure_limits, norms_of
@@ -52,6 +54,7 @@ from assay.model.untrained import untrained_model
 from assay.sites import Site
 
 MANIFEST, NAMES, LEVELS, NEIGHBOURS, FORMAT = "reading.json", "units.json", "levels.safetensors", "neighbours.safetensors", 1
+VECTORS = "vectors.safetensors"  # of directions
 LEVEL_TOKENS = 131_072  # of `shown`, that thresholds are measured on
 NEAREST = 16  # decoder neighbours kept of each unit
 KEPT = 3  # parts in memory
@@ -189,6 +192,7 @@ class Reading:
     def __init__(self, folder: Path, source: UnitSource | None = None, where: Where = HERE) -> None:
         self.folder, self.source, self.where = folder, source, where
         self._parts: OrderedDict[str, CodedPart] = OrderedDict()
+        self.place: Any = None  # a temporary folder, as long as this is there
         self.coactive: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # of parts, once made (`sampling.coactivation`)
         self.manifest: dict[str, Any] = _finished(folder)
 
@@ -267,6 +271,11 @@ class Reading:
         arrays = load(_whole(self.folder, record))
         return arrays["units"].astype(np.int64), arrays["cosines"]
 
+    def vectors(self) -> Float[Tensor, "direction d"] | None:
+        """Of directions, of norm 1, in the order of columns; None for other units."""
+        record = self.manifest["units"].get("vectors")
+        return None if record is None else torch.from_numpy(_arrays(self.folder, record)["vectors"])
+
     def levels(self) -> tuple[Float[np.ndarray, " unit"], Float[np.ndarray, " unit"]] | None:
         """(threshold, mean taken off) of each unit that has a value everywhere; None for latents."""
         record = self.manifest["levels"]
@@ -310,6 +319,23 @@ class Reading:
         where = Where(self.where.engine, partial(_twin_there, self.where.opener or opener_of(model), scheme, seed))
         _read(folder, self._rows_folder, twin, wanted, tuple(parts), report, where)
         return Reading(folder, wanted, self.where)
+
+    def anew(self, model: Model) -> "Reading":
+        """The same rows and units with no part read, for `read_more` to measure again; in a folder that is gone when this is.
+
+        Thresholds above which neurons, heads and directions are on stay as they were measured. Raises ReproduceError where the
+        units cannot be made again from what is kept of them, SiteError for latents of a dictionary that is not open.
+        """
+        units = units_again(model, self.manifest["identity"]["units"], self.units, self.vectors())
+        place = TemporaryDirectory(prefix="assay-reading-")
+        records = [*self.manifest["rows"].values(), *self.manifest["units"].values(), self.manifest["levels"],
+                   self.manifest["neighbours"]]  # fmt: skip
+        for record in (each for each in records if isinstance(each, dict)):
+            shutil.copy(self.folder / record["file"], place.name)
+        _keep(Path(place.name), {**self.manifest, "parts": {}})
+        found = Reading(Path(place.name), units)
+        found.place = place
+        return found
 
     # internal --------------------------------------------------------------------------------
 
@@ -408,7 +434,7 @@ def _digest(record: Any) -> str:
 def _refuse_other(folder: Path, before: Mapping[str, Any] | None, identity: Mapping[str, Any]) -> None:
     if before is None:
         if strangers := sorted(file.name for file in folder.iterdir() if not file.name.startswith(".")):
-            known = {NAMES} | {f"rows-{part}.safetensors" for part in PARTS}
+            known = {NAMES, VECTORS} | {f"rows-{part}.safetensors" for part in PARTS}
             if not set(strangers) <= known:
                 raise bad_argument("folder", str(folder), "an empty folder, or one of an earlier reading",
                                    f"It holds {', '.join(strangers[:3])}.")  # fmt: skip
@@ -443,7 +469,10 @@ def _finished(folder: Path) -> dict[str, Any]:
 def _empty(identity: dict[str, Any], units: UnitSource, folder: Path) -> dict[str, Any]:
     """A manifest of nothing; the names of units are written."""
     names = _store(folder, NAMES, json.dumps({"names": list(units.names)}).encode())
-    return {"assay": "reading", "format": FORMAT, "identity": identity, "units": {"n": len(units.names), "names": names},
+    kept = {"n": len(units.names), "names": names}
+    if isinstance(units, Columns) and units.kind == "direction":
+        kept["vectors"] = _store(folder, VECTORS, save({"vectors": units.made[0][1].numpy().copy()}))
+    return {"assay": "reading", "format": FORMAT, "identity": identity, "units": kept,
             "rows": {}, "split": None, "limits": None, "levels": None, "neighbours": None, "parts": {}}  # fmt: skip
 
 

@@ -20,9 +20,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from assay.errors import ShapeError, SiteError, bad_argument
+from assay.errors import ReproduceError, ShapeError, SiteError, bad_argument
 from assay.features.codes import Codes
 from assay.features.dictionary import Dictionary
+from assay.features.opened import PREFIX, dictionary_at
 from assay.model.model import Model, Sites
 from assay.sites import Site
 
@@ -188,6 +189,44 @@ def of_directions(
         raise bad_argument("names", made[:8], f"{len(rows)} different ones")
     unit = rows / norms
     return Columns("direction", tuple(made), ((str(found), unit),), centred=True, written=unit)
+
+
+def units_again(
+    model: Model, record: Mapping[str, Any], names: Sequence[str], vectors: Float[Tensor, "direction d"] | None = None
+) -> UnitSource:  # fmt: skip
+    """The units that a record is of, by their names. `vectors`: of directions, of norm 1.
+
+    Raises ReproduceError where they are not those units, SiteError for latents of a dictionary that is not open.
+    """
+    made: UnitSource
+    if record["kind"] == "latent":
+        made = of_dictionary(dictionary_at(PREFIX + record["dictionary"]), [_place(name)[1] for name in names])
+    elif record["kind"] == "head":
+        made = of_heads(model, list(names))
+    elif record["kind"] == "neuron":
+        made = _neurons_again(model, names, record["sign"])
+    elif vectors is not None:
+        made = Columns("direction", tuple(names), ((record["sites"][0], vectors),), centred=True, written=vectors)
+    else:
+        raise ReproduceError(f"directions at {record['sites'][0]}: their vectors are not kept. Map them again: assay map MODEL")
+    if made.record != record:
+        raise ReproduceError(f"{names[0]} and {len(names) - 1} others: the units of this model, and of what is open here, are"
+                             " not those that were read. Give what they were read with, or map again.")  # fmt: skip
+    return made
+
+
+def _neurons_again(model: Model, names: Sequence[str], sign: int) -> Columns:
+    by_site: dict[str, list[int]] = {}
+    for site, number in map(_place, names):
+        by_site.setdefault(site, []).append(number)
+    parts = [of_neurons(model, site, numbers, sign) for site, numbers in by_site.items()]
+    return parts[0] if len(parts) == 1 else Columns("neuron", tuple(names), tuple(part.made[0] for part in parts), sign)
+
+
+def _place(name: str) -> tuple[str, int]:
+    """(site, number) of mlp_act.3.17, resid_post.3[17] or latent.NAME.17."""
+    site, _, number = name.rstrip("]").replace("[", ".").rpartition(".")
+    return site, int(number)
 
 
 def nearest(

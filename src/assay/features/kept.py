@@ -95,6 +95,15 @@ def shipped(model: str) -> list[Dictionary]:
     return [load(path.parent) for path in sorted((SHIPPED / model).glob(f"**/{JSON}"))] if is_shipped(model) else []
 
 
+def shipped_folder(known_as: str) -> Path | None:
+    """Where a dictionary is that comes with this package, by its name or its digest."""
+    for path in sorted(SHIPPED.glob(f"**/{JSON}")):
+        record = read_record(path.parent)
+        if known_as in (record["name"], record["digest"]):
+            return path.parent
+    return None
+
+
 def is_shipped(model: str) -> bool:
     """Whether dictionaries come with this package for a model of that name."""
     return model in {path.name for path in SHIPPED.glob("*") if path.is_dir()}

@@ -10,6 +10,7 @@
 8. *atlas*: every unit, explained or not, with windows, scores and claims; what share is explained by supported claims, and what
    is not.
 9. *index*: explanations can be found by meaning; units know their circuits, graphs and effects on tasks (`assay.atlas.linked`).
+10. *concepts*, where labelled ones are named: the unit that tells each best is claimed to represent it (`mapping.concepts`).
 
 The folder of a map is named by everything that decides it; the same command goes on where an earlier one ended.
 """
@@ -34,7 +35,10 @@ from assay.errors import AssayError, SiteError, UsageError, bad_argument
 from assay.evidence.bulk import pay_many, state_many, test_many
 from assay.evidence.corpus_reading import TWIN_SEEDS, corpus_host, corpus_texts, texts_of
 from assay.evidence.corpus_windows import CorpusHost, CorpusSource, CorpusTexts, marks_of
+from assay.evidence.run import Settings
+from assay.evidence.source import ConceptSource
 from assay.explain.budget import Budget
+from assay.explain.conditions import usable
 from assay.explain.endpoint import Asker, EndpointError
 from assay.explain.executed import Executed
 from assay.explain.explainers import explain
@@ -49,6 +53,7 @@ from assay.explain.tools import Ask, Tools
 from assay.features.engines import HERE, Where, in_order
 from assay.files import write_file
 from assay.mapping.claims import NO_RULE, WORDS, Screened, screen, settings_for, supportable, wanted_claims, why_not
+from assay.mapping.concepts import check_concepts, claim_concepts
 from assay.mapping.features import Named, Records, densities, says
 from assay.mapping.shares import Shares, shares_of
 from assay.mapping.stages import Stages
@@ -72,7 +77,8 @@ class MapPlan:
     """What decides a map. `tokens`: of all parts; `features`: names, or how many drawn by seed, None for all.
 
     `explainer`: lexical, or openai:MODEL@URL with `prompt` as its way of asking. `baseline`: units of an untrained twin that
-    are explained and scored, 0 for none. `alpha`: of the claims.
+    are explained and scored, 0 for none. `alpha`: of the claims. `topics`: rules may also say what a text is about, by sentence
+    embeddings, which takes longer.
     """
 
     corpus: str | Corpus = CORPUS
@@ -86,6 +92,7 @@ class MapPlan:
     baseline: int = 128
     alpha: float = 0.05
     seed: int = 0
+    topics: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.features, int) and self.features < 1:
@@ -99,7 +106,15 @@ class MapPlan:
         """As plain data; corpora by name and digest."""
         corpora = {name: None if (given := getattr(self, name)) is None else open_corpus(given).record()
                    for name in ("corpus", "ood")}  # fmt: skip
-        return plain({each.name: corpora.get(each.name, getattr(self, each.name)) for each in fields(self)} | corpora)
+        given = {each.name: corpora.get(each.name, getattr(self, each.name)) for each in fields(self)}
+        if not self.topics:  # maps without are named as they were before there were any with
+            del given["topics"]
+        return plain(given)
+
+    @property
+    def lexical(self) -> LexicalPlan:
+        """How rules are looked for."""
+        return LexicalPlan(kinds=tuple(kind.name for kind in usable(costly=True))) if self.topics else LexicalPlan()
 
     @property
     def sees_outputs(self) -> bool:
@@ -126,7 +141,8 @@ class Side:
 @dataclass(eq=False)
 class MapRun:
     """One run. `asker`: an endpoint with its journal and budget, where the explainer is one. `where`: where corpora are read,
-    rules looked for and scored; what is asked, stated, paid and tested is done here."""
+    rules looked for and scored; what is asked, stated, paid and tested is done here. `concepts`: labelled data for *represents*
+    claims; they decide nothing else, so a map that is there is gone on with."""
 
     model: Model
     units: MapUnits
@@ -135,6 +151,7 @@ class MapRun:
     asker: Ask | None = None
     report: Report | None = None
     where: Where = HERE
+    concepts: tuple[str, ...] = ()
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -227,7 +244,7 @@ class MapRun:
         count = self.count(f"explaining {side.what}".strip(), len(side.names))
         if self.plan.explainer == "lexical":
             kept = self.folder / "twin" if side.what else None
-            yield from explain_lexical(side.reading, side.names, LexicalPlan(), count, kept, self.where)
+            yield from explain_lexical(side.reading, side.names, self.plan.lexical, count, kept, self.where)
             return
         outputs = {each.feature: each for each in direct(side.model, self.written(side))} if self.plan.sees_outputs else {}
         tools = Tools(self.asker, reading=side.reading, seed=self.plan.seed, outputs=outputs, report=count)
@@ -260,6 +277,7 @@ def run_map(run: MapRun) -> dict[str, Any]:
     """All stages; the summary. Raises what the stages raise; what is finished is kept."""
     if run.plan.explainer != "lexical" and run.asker is None:
         raise bad_argument("explainer", run.plan.explainer, "lexical, or an endpoint that was opened")
+    check_concepts(run.units, run.concepts)
     read = run.stages.run("read", run.identity, lambda: _read(run))
     explained = run.stages.run("explain", read, lambda: _explain(run))
     scored = run.stages.run("score", explained, lambda: _score(run))
@@ -269,7 +287,10 @@ def run_map(run: MapRun) -> dict[str, Any]:
     tested = run.stages.run("test", [paid, sealed], lambda: _test(run, locked))
     written = run.stages.run("atlas", [scored, tested], lambda: _atlas(run, explained, scored, locked, tested))
     linked = run.stages.run("index", written, lambda: _index(run, written["set"]))
-    return {**written, **linked, "seconds": run.stages.seconds}
+    stood: dict[str, Any] = {}
+    if run.concepts:
+        stood = run.stages.run("concepts", [written, _known_concepts(run)], lambda: _concepts(run, written["set"]))
+    return {**written, **linked, **stood, "seconds": run.stages.seconds}
 
 
 def would_cost(run: MapRun) -> Any:
@@ -522,6 +543,23 @@ def _index(run: MapRun, name: str) -> dict[str, Any]:
         return {"links": links, "meanings": ""}
     except AssayError as error:  # no encoder here: everything else of the map stands
         return {"links": links, "meanings": str(error)}
+
+
+def _known_concepts(run: MapRun) -> list[dict[str, Any]]:
+    """What *represents* claims are stated on, by content."""
+    return [ConceptSource(concept).record() for concept in run.concepts]
+
+
+def _concepts(run: MapRun, name: str) -> dict[str, Any]:
+    """*represents* claims about the units that tell labelled concepts best, on the pages of these units."""
+    settings = Settings(seed=run.plan.seed, alpha=run.plan.alpha)
+    found = claim_concepts(run.atlas, run.model, run.units, run.names, run.concepts, settings, run.report)
+    claims: dict[str, list[str]] = {}
+    for each in found:
+        if each["claim"]:
+            claims.setdefault(each["feature"], []).append(each["claim"])
+    Mapped(run.atlas).note(name, claims=claims)
+    return {"concepts": found}
 
 
 def _why(name: str, explanation: Explanation | None, sample: Sample | None, dropped: Mapping[str, str]) -> str:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from assay.data.whereabouts import keep_in_mind
 from assay.errors import UsageError, bad_argument
 from assay.evidence.features import Feature, direction, feature_of
 from assay.explain.units import UnitSource, of_dictionary, of_directions, of_heads, of_neurons
@@ -27,7 +28,7 @@ from assay.model.model import Model
 
 @dataclass(frozen=True, eq=False)
 class MapUnits:
-    """`source`: the units as they are read. `dictionary`: of latents. `vectors`: of directions, by name."""
+    """`source`: the units as they are read. `dictionary`: of latents. `vectors`: of directions, by name, of norm 1."""
 
     source: UnitSource
     site: str
@@ -97,15 +98,17 @@ def find_dictionary(model: str, name: str | None, atlas: Path | None = None) -> 
                            "See: assay dictionary list")  # fmt: skip
     from assay.features.formats import load_dictionary
 
-    return load_dictionary(str(place))
+    found = load_dictionary(place)
+    keep_in_mind(found.digest, place)
+    return found
 
 
 def _directions(model: Model, path: str, at: str | None) -> MapUnits:
     if at is None:
         raise bad_argument("at", None, "the site at which directions are read", "Give --at resid_post.3.")
-    vectors = _vectors(Path(path))
-    source = of_directions(model, at, vectors)
-    return MapUnits(source, at, vectors=dict(zip(source.names, vectors, strict=True)))
+    source = of_directions(model, at, _vectors(Path(path)))
+    ((found, rows),) = source.made
+    return MapUnits(source, found, vectors=dict(zip(source.names, rows, strict=True)))
 
 
 def _vectors(path: Path) -> Float[Tensor, "direction d"]:

@@ -58,7 +58,8 @@ class Rows:
 class Fitted:
     """Something fitted on discover and tune. `held_out`: scores of those rows by fits that had not seen their group;
     `score(rows)`: log odds of other rows. `direction`, `intercept`: where it is linear in the activations. `rates`: whether
-    scores hold the log odds of the share of members that a fit has met; a threshold half-way between classes does not."""
+    scores hold the log odds of the share of members that a fit has met; a threshold half-way between classes does not.
+    `path`: of a regularisation path every C with its held-out scores."""
 
     name: str
     held_out: Array
@@ -68,6 +69,7 @@ class Fitted:
     intercept: float | None = None
     note: str = ""
     rates: bool = True
+    path: tuple[tuple[float, Array], ...] = ()
 
 
 # groups ------------------------------------------------------------------------------------------

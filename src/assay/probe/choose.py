@@ -256,7 +256,8 @@ class Fitting:
                             progress=told)  # fmt: skip
             for row, number in enumerate(places):
                 held, best = path.held_out[row], int(np.argmin(log_loss(path.held_out[row][:, self.tune], member)))
-                made[number] = _Fit(held[best], path.Cs[best], path.coef[row, best], float(path.intercept[row, best]))
+                made[number] = _Fit(held[best], path.Cs[best], path.coef[row, best], float(path.intercept[row, best]),
+                                    path=tuple(zip(path.Cs, held, strict=True)))  # fmt: skip
         return [made[number] for number in range(len(values))]
 
     def _other(self, values: Any, labels: NDArray[np.int64], kind: str) -> "_Fit":
@@ -310,6 +311,7 @@ class _Fit:
     direction: Array | None
     intercept: float | None
     decide: Callable[[Any], Array] | None = None
+    path: tuple[tuple[float, Array], ...] = ()
 
     def at(self, site: str, place: str, twin: bool, kind: str) -> Fitted:
         """The same, as a reader of rows."""
@@ -320,7 +322,8 @@ class _Fit:
                 return self.decide(found)
             return found @ self.direction + self.intercept
 
-        return Fitted(kind, self.held_out, score, self.C, self.direction, self.intercept, rates=kind not in HALF_WAY)
+        return Fitted(kind, self.held_out, score, self.C, self.direction, self.intercept, rates=kind not in HALF_WAY,
+                      path=self.path)  # fmt: skip
 
 
 def level(fit: Fitted, prior: Array) -> Array:

@@ -5,6 +5,8 @@
    strongest on confirm, on the same rows and draws.
 3. Probabilities come from held-out scores of tune; conformal sets say where the probe should abstain.
 4. Optimism: AUROC of the chosen site on tune minus confirm. A maximum over many sites is too good.
+5. The regularisation path at the chosen site, the difference of class means beside its probe, and how much alike directions are
+   that come from other texts (`agreement.py`).
 """
 
 from collections.abc import Sequence
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
 from assay.data.concept_flags import Flag, concept_flags
 from assay.data.prepare_concept import prepare_concept
@@ -19,13 +22,27 @@ from assay.data.splits import leaks
 from assay.errors import TaskError
 from assay.features.opened import is_latent
 from assay.model.model import Model
+from assay.probe.agreement import Agreement, agreement
 from assay.probe.baselines import Fitted, Rows
 from assay.probe.calibration import Calibrated, brier, conformal, ece, reliability
-from assay.probe.choose import Candidate, Examples, Keep, Progress, Selection, absent, acts, level, rows_of, source_of
+from assay.probe.choose import (
+    Candidate,
+    Examples,
+    Keep,
+    Progress,
+    Selection,
+    absent,
+    acts,
+    level,
+    log_loss,
+    rows_of,
+    source_of,
+)  # fmt: skip
 from assay.probe.code_length import online_bits
 from assay.probe.control import control_labels, unit_of
+from assay.probe.estimators import PROBES
 from assay.probe.read import check_offsets, position_names
-from assay.probe.records import BASELINES, BaselineScore, Calibration, ProbeReport, Reading, SiteScore
+from assay.probe.records import BASELINES, BaselineScore, Calibration, PathPoint, ProbeReport, Reading, SiteScore
 from assay.probe.scarcity import curve
 from assay.probe.scores import Estimate, accuracy, auroc, auroc_difference, bootstrap_auroc
 
@@ -68,7 +85,7 @@ def measure(
         selectivity, _code_lengths(chosen),
         _scarcity(held, chosen), (*_data_flags(held, chosen, sealed), *optimism_flags(chosen, confirm)),
         _counts(chosen, held), Reading(chosen.best.site, chosen.best.position, fitted.name, fitted.direction, fitted.intercept),
-        _notes(rows, chosen), _plan_record(chosen),
+        _notes(rows, chosen), _plan_record(chosen), _path(chosen), _agreement(held, chosen),
     )  # fmt: skip
 
 
@@ -236,6 +253,25 @@ def _calibration(held: _Sealed, chosen: Selection) -> Calibration:
     rate = np.full(len(truth), labels.mean())
     return Calibration(reliability(proba, truth), ece(proba, truth), brier(proba, truth), brier(rate, truth), chosen.plan.alpha,
                        sets.summary(truth))  # fmt: skip
+
+
+def _path(chosen: Selection) -> tuple[PathPoint, ...]:
+    """The regularisation path at the chosen site; nothing for probes that have none."""
+    labels = chosen.pool.labels[chosen.tune]
+    return tuple(PathPoint(c, float(log_loss(held[chosen.tune], labels)),
+                           float(roc_auc_score(labels, (held - chosen.prior)[chosen.tune])))
+                 for c, held in chosen.best.fitted.path)  # fmt: skip
+
+
+def _agreement(held: _Sealed, chosen: Selection) -> Agreement | None:
+    """The difference of means at the chosen site, and directions of halves of the groups."""
+    pool, best, kind = chosen.pool, chosen.best, chosen.plan.probe
+    if best.fitted.direction is None:
+        return None
+    options = {"k": chosen.plan.k} if kind == "k_sparse" else {"C": best.fitted.C} if kind == "linear" else {}
+    values, sealed = (acts(rows.read, best.site, best.position, rows.prepared) for rows in (pool, held.rows))
+    return agreement(lambda: PROBES.get(kind)(**options), best.fitted.direction, values, pool.labels, pool.groups,
+                     sealed[held.masks["confirm"]], held.labels("confirm"), held.groups("confirm"), held.seed)  # fmt: skip
 
 
 def _code_lengths(chosen: Selection) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from assay.data.concept_flags import Flag
+from assay.probe.agreement import Agreement
 from assay.probe.calibration import Bin
 from assay.probe.scores import Estimate
 from assay.records import plain
@@ -73,6 +74,15 @@ class Calibration:
     abstention: Mapping[str, float | None]
 
 
+@dataclass(frozen=True)
+class PathPoint:
+    """One penalty at the chosen site: log loss in nats and AUROC of tune rows by fits that had not seen their groups."""
+
+    C: float
+    log_loss: float
+    auroc: float
+
+
 @dataclass(frozen=True, eq=False)
 class Reading:
     """The fitted probe: `direction` (d,) in activation space towards label 1, None for probes that have none."""
@@ -87,7 +97,8 @@ class Reading:
 @dataclass(frozen=True, eq=False)
 class ProbeReport:
     """A whole run. `site`: the sites asked for; `best`: the one chosen on tune; `scores`: every site and position;
-    `over_words`: AUROC of the chosen probe on confirm minus that of `bag_of_words`."""
+    `over_words`: AUROC of the chosen probe on confirm minus that of `bag_of_words`; `path`: every penalty that was tried at the
+    chosen site; `agreement`: None for probes without a direction."""
 
     model: str
     concept: str
@@ -109,6 +120,8 @@ class ProbeReport:
     reading: Reading
     notes: tuple[str, ...] = ()
     plan: Mapping[str, Any] = field(default_factory=dict)
+    path: tuple[PathPoint, ...] = ()
+    agreement: Agreement | None = None
 
     @property
     def chosen(self) -> SiteScore:
@@ -131,6 +144,7 @@ class ProbeReport:
             "selectivity": self.selectivity, "code_length": plain(dict(self.code_length)),
             "scarcity": [plain(dict(point)) for point in self.scarcity], "flags": [_flag_json(flag) for flag in self.flags],
             "rows": plain(dict(self.rows)), "notes": list(self.notes), "plan": plain(dict(self.plan)),
+            "path": plain(self.path), "agreement": plain(self.agreement),
         }  # fmt: skip
 
 

@@ -561,7 +561,8 @@ def node_rows(plan: Drawing) -> list[dict[str, Any]]:
 def _curve_rows(curves: Sequence[Faithfulness]) -> list[dict[str, str]]:
     return [{"name": f"{c.ablation}, {c.selection}", "edges": str(p.n_edges), "share": f"{100 * p.share:.3g}%",
              "f": f"{p.f.value:.3f}",
-             "interval": "–" if p.f.low is None or p.f.high is None else f"{p.f.low:.3f} to {p.f.high:.3f}"}
+             "interval": "–" if p.f.low is None or p.f.high is None else f"{p.f.low:.3f} to {p.f.high:.3f}",
+             "kl": "–" if p.kl is None else f"{p.kl.value:.3f}", "agree": "–" if p.agree is None else f"{p.agree.value:.0%}"}
             for c in curves for p in c.points]  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def _baselines(report: ProbeReport) -> RenderableType:
 
 
 def _checks(report: ProbeReport) -> list[str]:
-    """Counts, accuracy, optimism, calibration, abstention, code length, scarcity."""
+    """Counts, accuracy, optimism, calibration, abstention, path, agreement, code length, scarcity."""
     best, calibration, abstention = report.chosen, report.calibration, report.calibration.abstention
     rows = ", ".join(f"{split} {row['rows']} ({row['groups']} groups)" for split, row in report.rows.items())
     found = [f"texts: {rows}", f"accuracy on confirm: {said(best.accuracy)}",
@@ -70,6 +70,12 @@ def _checks(report: ProbeReport) -> list[str]:
     if answered is not None:
         said_right = "" if right is None else f", {right:.0%} of them right"
         found.append(f"abstention at {calibration.alpha:g}: answers {answered:.0%} of the texts{said_right}")
+    if report.path:
+        found.append("log loss on tune by C: " + ", ".join(f"{one.C:.2g}: {one.log_loss:.2f}" for one in report.path))
+    if report.agreement is not None:
+        means, stable = report.agreement.mean_difference, report.agreement.stability
+        halves = "" if stable is None else f"; cosine {stable:.2f} of directions from halves of the groups"
+        found.append(f"difference of means there: {said(means)}, cosine {report.agreement.cosine:.2f} with the probe{halves}")
     if report.selectivity is not None:
         found.append(f"selectivity (AUROC minus that of control tasks): {report.selectivity:+.2f}")
     if report.code_length:

@@ -105,7 +105,9 @@ def check_row(check: Mapping[str, Any]) -> tuple[str, ...]:
 def notes(record: Mapping[str, Any]) -> list[str]:
     """What the table does not say by itself."""
     text = next((check for check in record["checks"] if check["about"] == "small"), None)
-    said = ["Shares are means over templates; intervals and p by template (of the share after, for `right`)."]
+    said = ["Shares are means over templates; intervals and p by template (of the share after, for `right`).",
+            "Confirm and ood ask in wordings that nothing was made or chosen on; paraphrases are the prompts of confirm, each"
+            " behind a sentence about something else."]  # fmt: skip
     if text is not None and text["log_odds"][0] is not None:
         loss, low, high = text["log_odds"]
         span = "" if low is None else f" (95% {low:+.4f} to {high:+.4f})"

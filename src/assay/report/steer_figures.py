@@ -17,6 +17,7 @@ from assay.report.figures import ACCENT, BAD, GOOD, INK, MUTED, RULE, _drawable,
 from assay.report.html import _template
 from assay.steer.dose import Curve, Point
 from assay.steer.run import SteerReport
+from assay.steer.text_only import TextReport
 
 WORDS = {"hit": "It steers, and text stays intact.", "no effect": "No effect beyond chance.",
          "incoherent": "It moves the behaviour, but text breaks."}  # fmt: skip
@@ -29,7 +30,7 @@ def dose_figure(report: SteerReport) -> Figure:
     points = report.confirm.points
     x = [point.strength for point in points]
     for axes in panels:
-        _shade(axes, report.confirm, x)
+        shade(axes, report.confirm.cliffs, x)
         axes.axvline(report.strength, color=INK, linewidth=1.2, linestyle=(0, (4, 2)))
         axes.axvline(0, color=RULE, linewidth=0.8)
         _plain(axes)
@@ -44,6 +45,16 @@ def dose_figure(report: SteerReport) -> Figure:
     effect.axhline(0, color=RULE, linewidth=0.8)
     effect.set_ylabel("effect (1 = the task's own contrast)", color=INK, fontsize=9)
     effect.legend(frameon=False, fontsize=8.5, labelcolor=INK)
+    draw_text(text, damage, x, points)
+    damage.set_xlabel("strength (fraction of the residual norm); dashed: chosen on tune; red: broken from the cliff on",
+                      color=INK, fontsize=9)  # fmt: skip
+    title = f"{visible(report.direction['name'], 60)} on {visible(report.behaviour, 40)}, {report.model}: {report.outcome}"
+    effect.set_title(_drawable(title), loc="left", fontsize=9.5, color=INK, parse_math=False)
+    return figure
+
+
+def draw_text(text: Any, damage: Any, x: Sequence[float], points: Sequence[Any]) -> None:
+    """Perplexity and variety in one panel, KL in the other."""
     text.plot(x, [_drawn(point.perplexity) for point in points], color=BAD, marker="s", markersize=3.5,
               label="perplexity ratio")  # fmt: skip
     text.plot(x, [_drawn(point.distinct) for point in points], color=GOOD, marker="^", markersize=3.5, linestyle="--",
@@ -56,16 +67,11 @@ def dose_figure(report: SteerReport) -> Figure:
     damage.plot(x, [_drawn(point.kl) for point in points], color=INK, marker="D", markersize=3.5)
     damage.set_yscale("symlog", linthresh=0.01)
     damage.set_ylabel("KL on ordinary text\n(nats per token)", color=INK, fontsize=9)
-    damage.set_xlabel("strength (fraction of the residual norm); dashed: chosen on tune; red: broken from the cliff on",
-                      color=INK, fontsize=9)  # fmt: skip
-    title = f"{visible(report.direction['name'], 60)} on {visible(report.behaviour, 40)}, {report.model}: {report.outcome}"
-    effect.set_title(_drawable(title), loc="left", fontsize=9.5, color=INK, parse_math=False)
-    return figure
 
 
-def _shade(axes: Any, curve: Curve, x: Sequence[float]) -> None:
+def shade(axes: Any, cliffs: Mapping[str, float | None], x: Sequence[float]) -> None:
     """The cliff of each sign as a line, and shade from halfway to the last intact dose outwards."""
-    for sign, end in ((1, curve.cliffs["+"]), (-1, curve.cliffs["-"])):
+    for sign, end in ((1, cliffs["+"]), (-1, cliffs["-"])):
         if end is not None:
             inner = [dose for dose in x if dose * sign >= 0 and abs(dose) < abs(end)]
             edge = (end + max(inner, key=abs)) / 2
@@ -115,7 +121,7 @@ def steer_page(report: SteerReport, record: Mapping[str, Any]) -> str:
         verdict=claim.get("verdict"), said=claim.get("sentence") or "; ".join(claim.get("reasons", ())),
         not_shown=claim.get("does_not_show", ()), notes=record.get("notes", ()), rows=dose_rows(report.confirm),
         pictures=[(title, Markup(figure_svg(figure, themed=True, name=name))) for name, title, figure in pictures],
-        tasks=task_rows(report), refusal=refusal_rows(report), facts=facts(report, record),
+        turns=turn_rows(report), tasks=task_rows(report), refusal=refusal_rows(report), facts=facts(report, record),
     )  # fmt: skip
 
 
@@ -142,12 +148,34 @@ def dose_rows(curve: Curve) -> list[dict[str, str]]:
     return [{
         "strength": f"{point.strength:+g}", "effect": f"{point.effect.mean:+.2f}",
         "interval": "" if point.effect.low is None else f"{point.effect.low:+.2f} to {point.effect.high:+.2f}",
-        "perplexity": _number(point.perplexity), "distinct": _number(point.distinct), "kl": _number(point.kl, 3),
+        "perplexity": number(point.perplexity), "distinct": number(point.distinct), "kl": number(point.kl, 3),
         "judged": "" if point.judged is None else f"{point.judged:.2f}", "broken": "; ".join(point.broken),
     } for point in curve.points]  # fmt: skip
 
 
-def task_rows(report: SteerReport) -> list[dict[str, str]]:
+def turn_rows(report: SteerReport) -> list[dict[str, str]]:
+    """Every turn of the conversations as text."""
+    return [{
+        "strength": f"{each.strength:+g}", "earlier": "read unsteered" if each.fresh else "kept", "turn": str(each.turn),
+        "perplexity": number(each.perplexity), "distinct": number(each.distinct),
+        "judged": "" if each.judged is None else f"{each.judged:.2f}", "broken": "; ".join(each.broken),
+    } for each in report.turns]  # fmt: skip
+
+
+def over_turns(report: SteerReport) -> str:
+    """What several turns do to the text at the chosen strength, in words."""
+    ends = {fresh: next((each.turn for each in report.turns if each.broken and each.strength == report.strength
+                         and each.fresh == fresh), None) for fresh in (False, True)}  # fmt: skip
+    if not report.turns:
+        return "not measured: the context is too short for two"
+    last = max(each.turn for each in report.turns)
+    if ends[False] is None:
+        return f"text holds for {last}"
+    fresh = any(each.fresh for each in report.turns) and ends[True] is None
+    return f"text breaks in turn {ends[False]} of {last}" + (", not where earlier turns are read unsteered" if fresh else "")
+
+
+def task_rows(report: SteerReport | TextReport) -> list[dict[str, str]]:
     """Other tasks as text."""
     return [{
         "task": each.task, "before": f"{each.before:.0%}", "after": f"{each.after:.0%}", "change": f"{each.change:+.2f}",
@@ -156,7 +184,7 @@ def task_rows(report: SteerReport) -> list[dict[str, str]]:
     } for each in report.other_tasks or ()]  # fmt: skip
 
 
-def refusal_rows(report: SteerReport) -> list[dict[str, str]]:
+def refusal_rows(report: SteerReport | TextReport) -> list[dict[str, str]]:
     """Refusal by kind of request, as text."""
     sides = () if report.refusal is None else report.refusal.sides
     return [{
@@ -175,8 +203,8 @@ def facts(report: SteerReport, record: Mapping[str, Any]) -> list[tuple[str, str
         ("a dose of 1", f"{report.norm:.4g}, the mean norm at {report.direction['site']}"), ("applied", report.applied["mode"]),
         ("strength chosen on tune", f"{report.strength:+g}: {report.why}"), ("contrast", f"{report.confirm.span:.2f} nats"),
         ("items whose slope is reversed", f"{report.confirm.reversed:.0%}"),
-        ("cliff", ", ".join(f"{sign} {'beyond the grid' if end is None else f'{end:+g}'}" for sign, end in
-                            report.confirm.cliffs.items())),
+        ("cliff", cliffs_said(report.confirm.cliffs)),
+        ("over turns", over_turns(report)),
         ("other layers, same dose", ", ".join(f"{site} {value:+.2f}" for site, value in report.controls.other_layers.items())
          or "none"),
     ]  # fmt: skip
@@ -190,5 +218,11 @@ def facts(report: SteerReport, record: Mapping[str, Any]) -> list[tuple[str, str
     return [*found, *(("left out", f"{name}: {why}") for name, why in report.left_out.items())]
 
 
-def _number(value: float, digits: int = 2) -> str:
+def cliffs_said(cliffs: Mapping[str, float | None]) -> str:
+    """Where text breaks, for both signs."""
+    return ", ".join(f"{sign} {'beyond the grid' if end is None else f'{end:+g}'}" for sign, end in cliffs.items())
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number as cells have it; what is not finite in words."""
     return f"{value:.{digits}f}" if math.isfinite(value) and value < 1000 else "more than 1000" if value > 0 else "none"

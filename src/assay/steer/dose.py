@@ -17,6 +17,7 @@ The choice is made on tune data. What it is worth is measured on other data (`ru
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -34,7 +35,7 @@ from assay.steer.effects import (
     slopes,
     span_of,
 )  # fmt: skip
-from assay.steer.fluency import Continuation, continuations, fluency, sequence_kl
+from assay.steer.fluency import Continuation, Fluency, continuations, fluency, sequence_kl
 from assay.steer.judge import Judge
 
 GRID = (-0.5, -0.3, -0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -54,6 +55,16 @@ class Bars:
         for name in ("perplexity", "distinct", "kl"):
             if not 0 < getattr(self, name) < math.inf:
                 raise bad_argument(name, getattr(self, name), "a positive number")
+
+
+class Measured(Protocol):
+    """A strength, and why text is broken there, if it is."""
+
+    @property
+    def strength(self) -> float: ...
+
+    @property
+    def broken(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -150,16 +161,21 @@ def curve_of(
     points = []
     for push, row, text, said, loss in zip(pushes, moved, found, written, lost, strict=True):
         effect = effect_of(row.tolist(), bench.task.templates)
-        ratios = _exp(text.surprisal, plain.surprisal), _over(text.distinct, plain.distinct)
+        both = ratios(text, plain)
         change = abs(effect.mean) * span
         points.append(Point(
-            push.strength, effect, *ratios, loss, (2 * loss) ** 0.5 / change if change > 0 and push.strength else None,
-            judged(bench.judge, said), broken(*ratios, loss, bars) if push.strength else (),
+            push.strength, effect, *both, loss, (2 * loss) ** 0.5 / change if change > 0 and push.strength else None,
+            judged(bench.judge, said), broken(*both, loss, bars) if push.strength else (),
         ))  # fmt: skip
     found_slopes = slopes([push.strength for push in pushes], moved)
     return Curve(split, direction.site, how.norm, span, len(bench.task), len(set(bench.task.templates)), tuple(points),
                  float(found_slopes.mean()), reversed_share(found_slopes),
                  {"+": cliff(points, 1), "-": cliff(points, -1)})  # fmt: skip
+
+
+def ratios(text: Fluency, plain: Fluency) -> tuple[float, float]:
+    """Perplexity and distinct-2 against unsteered text."""
+    return _exp(text.surprisal, plain.surprisal), _over(text.distinct, plain.distinct)
 
 
 def judged(judge: Judge | None, written: Sequence[Continuation]) -> float | None:
@@ -184,7 +200,7 @@ def broken(perplexity: float, distinct: float, kl: float, bars: Bars = Bars()) -
     return tuple(reasons)
 
 
-def cliff(points: Sequence[Point], sign: int) -> float | None:
+def cliff(points: Sequence[Measured], sign: int) -> float | None:
     """The smallest broken strength of a sign; None where the grid does not reach it."""
     found = [point.strength for point in points if point.broken and point.strength * sign > 0]
     return min(found, key=abs) if found else None

@@ -21,9 +21,10 @@ import torch
 from assay.data.prepare import PreparedTask, longest_of, prepare
 from assay.errors import TaskError, bad_argument
 from assay.model.model import Model
-from assay.records import Pair, plain
+from assay.records import Pair, canonical, digest, plain
 from assay.registry import Registry
 from assay.steer import rank_one, weights
+from assay.steer.kept import Kept, Nowhere
 from assay.steer.repair_checks import Bars, Check, Fault, Progress, decide, judge, said_in_full, shares, text_change
 from assay.steer.weights import Changed
 
@@ -109,12 +110,12 @@ class RepairReport:
 # methods -----------------------------------------------------------------------------------------
 
 Ordinary = Callable[[], Sequence[Sequence[int]]]
-Maker = Callable[[Model, RepairPlan, Sequence[Pair], Ordinary, Progress], list[Candidate]]
+Maker = Callable[[Model, RepairPlan, Sequence[Pair], Ordinary, Progress, Kept], list[Candidate]]
 METHODS: Registry[Maker] = Registry("repair method")
 
 
 def _project_out(
-    model: Model, plan: RepairPlan, pairs: Sequence[Pair], ordinary: Ordinary, report: Progress
+    model: Model, plan: RepairPlan, pairs: Sequence[Pair], ordinary: Ordinary, report: Progress, kept: Kept
 ) -> list[Candidate]:
     direction = plan.direction
     assert direction is not None  # check_plan
@@ -122,21 +123,27 @@ def _project_out(
     return [Candidate({"layers": shown}, lambda: weights.project_out(model, direction, plan.layers))]
 
 
-def _scaled(model: Model, plan: RepairPlan, pairs: Sequence[Pair], ordinary: Ordinary, report: Progress) -> list[Candidate]:
+def _scaled(
+    model: Model, plan: RepairPlan, pairs: Sequence[Pair], ordinary: Ordinary, report: Progress, kept: Kept
+) -> list[Candidate]:
     def candidate(factor: float) -> Candidate:
         return Candidate({"factor": factor}, lambda: weights.scale_units(model, plan.units, factor))
 
     return [candidate(factor) for factor in plan.factors or (0.0, 0.5, 1.5, 2.0)]
 
 
-def _ablated(model: Model, plan: RepairPlan, pairs: Sequence[Pair], ordinary: Ordinary, report: Progress) -> list[Candidate]:
+def _ablated(
+    model: Model, plan: RepairPlan, pairs: Sequence[Pair], ordinary: Ordinary, report: Progress, kept: Kept
+) -> list[Candidate]:
     def make() -> Changed:
         return weights.ablate_units(model, plan.units, weights.unit_means(model, plan.units, ordinary()))
 
     return [Candidate({"value": "mean over ordinary text"}, make)]
 
 
-def _written(model: Model, plan: RepairPlan, pairs: Sequence[Pair], ordinary: Ordinary, report: Progress) -> list[Candidate]:
+def _written(
+    model: Model, plan: RepairPlan, pairs: Sequence[Pair], ordinary: Ordinary, report: Progress, kept: Kept
+) -> list[Candidate]:
     layers = plan.layers or tuple(sorted({int(share * model.n_layers) for share in LAYER_SHARES}))
     texts = list(ordinary())
     prefixes = [model.text(list(ids[1 : 1 + PREFIX_TOKENS])).strip() for ids in texts[:PREFIXES]]
@@ -152,15 +159,22 @@ def _written(model: Model, plan: RepairPlan, pairs: Sequence[Pair], ordinary: Or
 
         return rank_one.key_moments(model, layers, texts, told)
 
-    @cache
-    def written(layer: int) -> rank_one.Written:
+    def values(layer: int) -> dict[str, Any]:
         done = [0]
 
         def told(n: int) -> None:
             done[0] += n
             report(f"values at layer {layer}", done[0], plan.values.steps)
 
-        return rank_one.find_values(model, layer, facts, moments()[layer], plan.values, told)
+        found = rank_one.find_values(model, layer, facts, moments()[layer], plan.values, told)
+        return {"keys": found.keys.tolist(), "deltas": found.deltas.tolist(), "loss": list(found.loss)}
+
+    @cache
+    def written(layer: int) -> rank_one.Written:
+        found = kept.once(f"values {layer} {digest(texts)}", lambda: values(layer))
+        keys, deltas = torch.tensor(found["keys"], dtype=torch.float64), torch.tensor(found["deltas"])
+        first, last = found["loss"]
+        return rank_one.Written(layer, keys, deltas, moments()[layer], (first, last))
 
     def candidate(layer: int, strength: float) -> Candidate:
         settings = {"layer": layer, "strength": strength, "facts": len(facts)}
@@ -209,50 +223,65 @@ def check_plan(model: Model, plan: RepairPlan) -> None:
 
 def choose(
     model: Model, candidates: Sequence[Candidate], tune: PreparedTask, texts: Sequence[Sequence[int]], bars: Bars,
-    report: Progress | None = None,
+    report: Progress | None = None, kept: Kept | None = None,
 ) -> tuple[int, tuple[Trial, ...]]:  # fmt: skip
     """The best candidate on tune (its number), and all trials. Texts are token ids; without any, KL plays no part."""
-    right, other = shares(model, tune)
+    kept, before = kept or Nowhere(), shares(model, tune)
     trials: list[Trial] = []
     ranks: list[tuple[float, ...]] = []
     for number, candidate in enumerate(candidates):
-        made = candidate.make()
-        changed = made.model
-        now, now_other = shares(changed, tune)
-        lost = text_change(model, changed, texts)[0] if len(texts) else []
-        mean = sum(lost) / len(lost) if lost else None
-        whole = mean is None or math.isfinite(mean)
-        met = (now - right > bars.gain) + (abs(now_other - other) <= bars.same) + (mean is not None and mean <= bars.kl)
-        trials.append(Trial(dict(candidate.settings), right, now, other, now_other, mean if whole else math.inf,
-                            met if made.changes and whole else 0))  # fmt: skip
-        ranks.append((whole, bool(made.changes), trials[-1].met, round(now, 6), -round(trials[-1].kl or 0.0, 4)))
+        name = f"trial {canonical(dict(candidate.settings))} {digest(texts)}"
+        found = kept.once(name, lambda candidate=candidate: _tried(model, candidate, before, tune, texts, bars))
+        trials.append(Trial(**found["trial"]))
+        ranks.append((found["whole"], found["changes"], trials[-1].met, round(trials[-1].right, 6),
+                      -round(trials[-1].kl or 0.0, 4)))  # fmt: skip
         if report:
             report("trying on tune", number + 1, len(candidates))
     return ranks.index(max(ranks)), tuple(trials)
 
 
+def _tried(
+    model: Model, candidate: Candidate, before: tuple[float, float], tune: PreparedTask, texts: Sequence[Sequence[int]],
+    bars: Bars,
+) -> dict[str, Any]:  # fmt: skip
+    """One candidate on tune: its trial, whether its numbers are finite, and whether it changes anything."""
+    made, (right, other) = candidate.make(), before
+    now, now_other = shares(made.model, tune)
+    lost = text_change(model, made.model, texts)[0] if len(texts) else []
+    mean = sum(lost) / len(lost) if lost else None
+    whole = mean is None or math.isfinite(mean)
+    met = (now - right > bars.gain) + (abs(now_other - other) <= bars.same) + (mean is not None and mean <= bars.kl)
+    trial = Trial(dict(candidate.settings), right, now, other, now_other, mean if whole else math.inf,
+                  met if made.changes and whole else 0)  # fmt: skip
+    return {"trial": plain(trial), "whole": whole, "changes": bool(made.changes)}
+
+
 # the whole ---------------------------------------------------------------------------------------
 
 
-def repair(model: Model, fault: Fault, plan: RepairPlan, ordinary: Ordinary, progress: Progress | None = None) -> RepairReport:
+def repair(
+    model: Model, fault: Fault, plan: RepairPlan, ordinary: Ordinary, progress: Progress | None = None, kept: Kept | None = None
+) -> RepairReport:
     """Make candidates from discover, choose on tune, judge on confirm and ood. The model itself stays as it is.
 
-    `ordinary`: token ids of ordinary text, read only where something needs them; not those of `fault.texts`.
+    `ordinary`: token ids of ordinary text, read only where something needs them; not those of `fault.texts`. `kept`: finished
+    parts of a run with the same model, fault and plan.
     Raises UsageError, SiteError or TaskError, before sealed data are read, for what cannot be done.
     """
     report: Progress = progress or (lambda words, done, total: None)
+    kept = kept or Nowhere()
     check_plan(model, plan)
     require_usable(model, fault, plan)
-    candidates = METHODS.get(plan.method)(model, plan, fault.splits["discover"], ordinary, report)
+    candidates = METHODS.get(plan.method)(model, plan, fault.splits["discover"], ordinary, report, kept)
     best, trials = 0, ()
     if len(candidates) > 1:
         short = [list(ids[:TRIAL_TOKENS]) for ids in list(ordinary())[-TRIAL_TEXTS:]]
-        best, trials = choose(model, candidates, prepare(fault.splits["tune"], model), short, plan.bars, report)
+        best, trials = choose(model, candidates, prepare(fault.splits["tune"], model), short, plan.bars, report, kept)
     changed = candidates[best].make()
     if not changed.changes:
         raise bad_argument("the edit", dict(candidates[best].settings), "one that changes weights",
                            "In the last layer only the last token matters (--subject end); a factor of 1 is none.")  # fmt: skip
-    checks = judge(model, changed.model, fault, plan.bars, plan.seed, report)
+    checks = judge(model, changed.model, fault, plan.bars, plan.seed, report, kept)
     verdict, reasons, sentence = decide(checks, plan.bars)
     shown = examples(model, changed.model, fault.splits["confirm"])
     said = (said_in_full(model, fault.splits["confirm"]), said_in_full(changed.model, fault.splits["confirm"]))

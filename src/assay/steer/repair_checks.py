@@ -2,7 +2,8 @@
 
 1. Share of right answers after the fault's prompts (`gain`: it rises; `right`: it is high), after the other prompt of each
    pair, where the foil is right, after neighbours, and in other tasks (`same`: two one-sided tests within +-bar, Schuirmann
-   1987); mean KL(before || after) over all tokens of ordinary texts (`small`), each text an observation.
+   1987); mean KL(before || after) over all tokens of ordinary texts (`small`), each text an observation. The fault is asked
+   in templates that nothing was made or chosen on, and once more behind an unrelated sentence (`paraphrases`).
 2. *repaired*: all of it. *repaired at a price*: gain and right on confirm, but something else is changed or not shown to be
    unchanged; it is named. *not repaired*: anything else; fewer than 8 templates show nothing.
 
@@ -19,8 +20,9 @@ from assay.data.metrics import kl
 from assay.data.prepare import NothingLeft, PreparedTask, beginnings, longest_of, prepare
 from assay.errors import ModelError
 from assay.model.model import Model
-from assay.records import Pair
+from assay.records import Pair, plain
 from assay.statistics import cluster_means, interval, summarise, tost
+from assay.steer.kept import Kept, Nowhere
 
 VERDICTS = ("repaired", "repaired at a price", "not repaired")
 TEXTS_AT_ONCE = 8
@@ -41,13 +43,15 @@ class Bars:
 
 @dataclass(frozen=True, eq=False)
 class Fault:
-    """Pairs by split, and what should stay: neighbours, other tasks by name, ordinary texts that no edit is made from."""
+    """Pairs by split, and what should stay: neighbours, other tasks by name, ordinary texts that no edit is made from.
+    `paraphrases`: sealed pairs in other words."""
 
     name: str
     splits: Mapping[str, Sequence[Pair]]
     neighbours: Sequence[Pair] = ()
     tasks: Mapping[str, Sequence[Pair]] = field(default_factory=dict)
     texts: Sequence[str] = ()
+    paraphrases: Sequence[Pair] = ()
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,19 @@ class Check:
     passed: bool
     log_odds: tuple[float | None, float | None, float | None] = (None, None, None)
     dropped: dict[str, int] = field(default_factory=dict)
+
+
+def paraphrased(pairs: Sequence[Pair], sentences: Sequence[str]) -> list[Pair]:
+    """Both prompts of every pair behind a sentence about something else, the sentences in turn: paraphrase prompts as Meng et
+    al. 2022 make them. An edit that is no more than a habit of one sentence's beginning does not survive it."""
+    return [_behind(sentences[number % len(sentences)], pair) for number, pair in enumerate(pairs)]
+
+
+def _behind(sentence: str, pair: Pair) -> Pair:
+    clean, corrupted = (f"{sentence} {text}" for text in pair.texts)
+    moved = len(sentence) + 1
+    labels = {name: (one + moved, other + moved) for name, (one, other) in pair.labels.items()}
+    return replace(pair, clean=clean, corrupted=corrupted, labels=labels)
 
 
 # measuring ---------------------------------------------------------------------------------------
@@ -138,17 +155,21 @@ class _Set:
 
 
 def judge(
-    before: Model, after: Model, fault: Fault, bars: Bars, seed: int = 0, report: Progress | None = None
-) -> tuple[Check, ...]:
+    before: Model, after: Model, fault: Fault, bars: Bars, seed: int = 0, report: Progress | None = None,
+    kept: Kept | None = None,
+) -> tuple[Check, ...]:  # fmt: skip
     """All checks, on confirm, ood, neighbours, tasks and texts. Sealed splits are read here and nowhere else."""
-    checks: list[Check] = []
+    kept, checks = kept or Nowhere(), list[Check]()
     parts: list[tuple[str, bool, Sequence[Pair]]] = [
         *((f"fault, {split}", True, fault.splits.get(split, ())) for split in ("confirm", "ood")),
+        *([("fault, paraphrases", True, fault.paraphrases)] if fault.paraphrases else []),
         *([("neighbours", True, fault.neighbours)] if fault.neighbours else []),
         *((f"task {name}", False, pairs) for name, pairs in fault.tasks.items()),
     ]
-    for number, (name, both, pairs) in enumerate(parts):
-        checks += _part(before, after, name, both, pairs, bars, seed)
+    for number, part in enumerate(parts):
+        name, *_ = part
+        found = kept.once(f"{name} {after.digest}", lambda part=part: plain(_part(before, after, *part, bars, seed)))
+        checks += [Check(**{**record, "log_odds": tuple(record["log_odds"])}) for record in found]
         if report:
             report(name, number + 1, len(parts) + 1)
     checks.append(_text_check(before, after, fault.texts, bars, seed))

@@ -6,7 +6,8 @@
 2. Confirm: the same curve on pairs of other templates, with other openings and other ordinary texts. Nothing is chosen here.
 3. Controls on confirm, all at the chosen strength: `draws` random directions of equal norm (the percentile of the effect among
    them), the opposite sign, the same numbers at other layers.
-4. Side effects at the chosen strength (`side_effects`), and texts side by side: unsteered, steered, one random direction.
+4. Side effects at the chosen strength (`side_effects`), text over several turns (`turns`), and texts side by side: unsteered,
+   steered, one random direction.
 5. A *hit* has an effect whose interval lies above `EFFECT`, is beyond the 99th percentile of random directions, and leaves
    text intact. Everything else is a miss: no effect, or incoherent. A miss is a result.
 
@@ -15,14 +16,14 @@ hit is worth is for the claim to say: see `assay.evidence.steers`.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from assay.data.ordinary import TEXTS
+from assay.data.ordinary import OTHERS, TEXTS
 from assay.data.prepare import PreparedTask
 from assay.data.prepare_concept import PreparedConcept
 from assay.errors import bad_argument
@@ -46,7 +47,9 @@ from assay.steer.effects import (
 )  # fmt: skip
 from assay.steer.fluency import check_room, continuations, openings, sequence_kl
 from assay.steer.judge import Judge
+from assay.steer.kept import Kept, Nowhere
 from assay.steer.side_effects import OtherTask, Refusal, other_tasks, refusal_overlap
+from assay.steer.turns import Turn, over_turns
 
 EFFECT = 0.1  # of the task's contrast
 BEYOND = 0.99  # of random directions
@@ -54,14 +57,15 @@ SCREEN = (-0.2, 0.1, 0.2, 0.4)
 SCREEN_ITEMS, SCREEN_TEXTS = 16, 6
 CLAIM_SHARES = (-1.0, -0.5, 0.5, 1.0)  # of the chosen strength
 TOGETHER = 25  # random directions measured, and kept, at a time
+ORDINARY = tuple(text for both in zip(OTHERS, TEXTS, strict=True) for text in both)
 
 
 @dataclass(frozen=True)
 class SteerPlan:
     """How a direction is tried. `strengths`: fractions of the mean residual norm (of project_out: shares of the component),
     None: the usual grid. `draws`: random directions. `control_items`: pairs they are measured on. `texts`: ordinary texts, from
-    which openings are taken too; half of them are for tune, and at most `most_texts` of a half are read. `prompts`: what is
-    shown side by side; none: two openings.
+    which openings are taken too: the first, third, .. are for tune, the others for confirm and claims; of a half at most
+    `most_texts` are read. `prompts`: what is shown side by side; none: two openings.
 
     Raises UsageError for numbers that mean nothing.
     """
@@ -76,7 +80,7 @@ class SteerPlan:
     temperature: float = 0.7
     openings: int = 8
     most_texts: int = 10
-    texts: tuple[str, ...] = TEXTS
+    texts: tuple[str, ...] = ORDINARY
     prompts: tuple[str, ...] = ()
     shown_tokens: int = 40
     bars: Bars = field(default_factory=Bars)
@@ -98,28 +102,20 @@ class SteerPlan:
         return grid_of(self.strengths if self.strengths is not None else SHARES if self.mode == "project_out" else GRID)
 
     @property
+    def unseen(self) -> tuple[str, ...]:
+        """The ordinary texts on which nothing is chosen."""
+        return self.texts[1::2]
+
+    @property
     def shown(self) -> list[str]:
         """The prompts that are shown side by side."""
-        return list(self.prompts) or openings(self.texts[1::2])[:2]
+        return list(self.prompts) or openings(self.unseen)[:2]
 
     def bench(self, task: PreparedTask, judge: Judge | None, half: int) -> Bench:
         """Pairs with every second ordinary text, and the openings of those."""
         texts = self.texts[half::2]
         first = openings(texts)[: self.openings]
         return Bench(task, texts[: self.most_texts], first, judge, self.max_new_tokens, self.temperature, self.seed)
-
-
-class Kept(Protocol):
-    """Where finished measurements are kept: `once` gives what was kept under a name, or makes and keeps it."""
-
-    def once(self, name: str, make: Callable[[], Any]) -> Any: ...
-
-
-class Nowhere:
-    """Nothing is kept."""
-
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
-        return make()
 
 
 @dataclass(frozen=True)
@@ -200,6 +196,7 @@ class SteerReport:
     judge: dict[str, Any] | None
     outcome: str
     reasons: tuple[str, ...]
+    turns: tuple[Turn, ...] = ()
 
     def json(self) -> dict[str, Any]:
         """As plain data."""
@@ -334,14 +331,17 @@ def confirm(
     others, left = (None, {}) if behaviour.others is None else other_tasks(
         model, behaviour.others, chosen.push, chosen.how, progress)  # fmt: skip
     refusal = None if behaviour.requests is None else refusal_overlap(model, behaviour.requests, chosen.push, chosen.how)
-    samples = _samples(model, chosen, next(iter(drawn.values())), behaviour.judge, plan, progress)
+    samples = side_by_side(model, chosen.push, chosen.how, next(iter(drawn.values())), behaviour.judge, plan, progress)
+    turns = _turns(model, chosen, curve, bench, plan, progress, kept)
     point = curve.at(chosen.choice.strength)
     outcome, reasons = judged_outcome(chosen.choice, point.effect, (*point.broken, *_behind(curve, point.strength)), controls)
     return SteerReport(
-        model=model.name, behaviour=behaviour.name, direction=direction_record(chosen.direction), applied=_applied(chosen),
+        model=model.name, behaviour=behaviour.name, direction=direction_record(chosen.direction),
+        applied=chosen.how.steering(chosen.direction, chosen.choice.strength).describe(),
         norm=chosen.how.norm, strength=chosen.choice.strength, why=chosen.choice.why, effect=point.effect, tune=chosen.curve,
         confirm=curve, screened=chosen.screened, controls=controls, other_tasks=others, left_out=left, refusal=refusal,
         samples=samples, judge=None if behaviour.judge is None else behaviour.judge.record(), outcome=outcome, reasons=reasons,
+        turns=turns,
     )  # fmt: skip
 
 
@@ -420,15 +420,16 @@ def _few(task: PreparedTask, n: int) -> PreparedTask:
     return task.select(np.argsort(turns, kind="stable")[:n].tolist())
 
 
-def _samples(
-    model: Model, chosen: Chosen, random: Direction, judge: Judge | None, plan: SteerPlan, progress: Progress | None
-) -> tuple[Sample, ...]:
+def side_by_side(
+    model: Model, push: Push, how: How, random: Direction, judge: Judge | None, plan: SteerPlan,
+    progress: Progress | None = None,
+) -> tuple[Sample, ...]:  # fmt: skip
+    """The prompts of a plan continued without a push, under it, and along a random direction of equal norm."""
     prompts = plan.shown
     if progress:
         progress("side by side", 0, 1)
-    strength = chosen.choice.strength
-    pushes = [Push(chosen.direction, 0.0), chosen.push, Push(random, strength)]
-    sides = continuations(model, prompts, pushes, chosen.how, plan.shown_tokens, 0.0, plan.seed)
+    pushes = [Push(push.direction, 0.0), push, Push(random, push.strength)]
+    sides = continuations(model, prompts, pushes, how, plan.shown_tokens, 0.0, plan.seed)
     texts = [[one.text for one in side] for side in sides]
     useful = judge is not None and judge.useful
     said = [judge(side) for side in texts] if judge is not None and useful else []
@@ -437,12 +438,17 @@ def _samples(
                  for row, prompt in enumerate(prompts))  # fmt: skip
 
 
+def _turns(
+    model: Model, chosen: Chosen, curve: Curve, bench: Bench, plan: SteerPlan, progress: Progress | None, kept: Kept
+) -> tuple[Turn, ...]:
+    if progress:
+        progress("over turns", 0, 1)
+    name = f"turns-{chosen.choice.strength:g}-{chosen.direction.name}"
+    found = kept.once(name, lambda: plain(over_turns(model, chosen.push, chosen.how, curve.points, bench, plan.bars)))
+    return tuple(Turn(**{**record, "broken": tuple(record["broken"])}) for record in found)
+
+
 def direction_record(direction: Direction) -> dict[str, Any]:
     """What a report says of a direction: all but its numbers."""
     return {"name": direction.name, "site": direction.site, "method": direction.method, "scale": direction.scale,
             "convention": direction.convention, "source": direction.source, "card": direction.card}  # fmt: skip
-
-
-def _applied(chosen: Chosen) -> dict[str, Any]:
-    steering = chosen.how.steering(chosen.direction, chosen.choice.strength)
-    return steering.describe()

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from assay.app.arguments import integer, string
-from assay.app.blocks import Field, LinkItem, Share, facts, form, href, links, table, text, unexplained
+from assay.app.blocks import Field, LinkItem, Point, Share, facts, form, href, links, scatter, table, text, unexplained
 from assay.app.cards import VERDICTS, first_steps
 from assay.app.documents import Made, page
+from assay.app.forms import form_of
 from assay.app.found import WAYS, find, hits_table, how, set_name
-from assay.app.sets import UNITS, feature_columns, feature_rows, name_of, sets_of, share_words, unexplained_of
+from assay.app.sets import UNITS, feature_columns, feature_rows, name_of, quiet, sets_of, share_words, short, unexplained_of
 
 if TYPE_CHECKING:
     from assay.app.workspace import Workspace
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 LIMIT = 50
 LEFT_OUT = (("no explanation", "why_not"), ("not claimed", "not_claimed"), ("undecided", "reasons"))
 ANY = "any"
+OTHER_WAYS = ("words", "meaning", "fires")
 
 
 @page("search", "Search the map", "Mapped features: find them, or read the table.", group="Features", set=set_name(),
@@ -29,14 +31,25 @@ def search(workspace: "Workspace", arguments: Mapping[str, Any]) -> Made:
     sets = sets_of(workspace)
     if not sets and not arguments["set"]:
         name = workspace.model or "smollm2-135m"
-        return Made([text("start", *first_steps((f"assay map {name}", "features with explanations and scores")))], empty=True)
+        return Made([text("start", *first_steps((f"assay map {name}", "features with explanations and scores"))),
+                     *_make(workspace)], empty=True)  # fmt: skip
     chosen = workspace.mapped.set(arguments["set"])
     blocks = [_form(arguments, sets, chosen)]
     if arguments["query"].strip():
-        blocks.append(hits_table(find(workspace, arguments), arguments["how"]))
+        verdict = "" if arguments["verdict"] == ANY else arguments["verdict"]
+        hits = find(workspace, arguments, verdict=verdict)
+        blocks += [hits_table(hits, arguments["how"]), *([] if hits else _other_ways(arguments, chosen))]
     else:
-        blocks += [_table(workspace, arguments, chosen), *_about(workspace, chosen)]
+        blocks += [_table(workspace, arguments, chosen), *_plane(workspace, chosen), *_about(workspace, chosen)]
     return Made([*blocks, *_others(sets, chosen)], intro=name_of(chosen))
+
+
+def _make(workspace: "Workspace") -> list[Any]:
+    """The form that makes a map, where there is a model to map."""
+    if workspace.model is None:
+        return []
+    return [form_of("map-form", "map", "Map it", ("tokens", "features", "site", "seed"), title="Map the model", help="map",
+                    note="200,000 tokens of a model of 135M parameters take two cores about a quarter of an hour.")]
 
 
 def _form(arguments: Mapping[str, Any], sets: "list[SetRecord]", chosen: "SetRecord") -> Any:
@@ -61,6 +74,24 @@ def _table(workspace: "Workspace", arguments: Mapping[str, Any], chosen: "SetRec
     title = "All features" if verdict == ANY else f"Features with a claim that is {verdict}"
     return table("features", feature_columns(rows), feature_rows(chosen.id, rows), total=total, offset=offset, limit=LIMIT,
                  param="offset", sort=sort, title=title, help="feature")  # fmt: skip
+
+
+def _plane(workspace: "Workspace", chosen: "SetRecord") -> list[Any]:
+    """Features by what is said of them, like meanings near each other; nothing where meanings are not indexed yet."""
+    placed = quiet(workspace.mapped.plane, chosen.id) or []
+    points: list[Point] = [{"x": x, "y": y, "label": f"{short(hit.feature)}: {hit.text}", "group": hit.why or "no claim",
+                            "href": href("feature", set=chosen.id, feature=hit.feature)} for hit, x, y in placed]  # fmt: skip
+    if not points:
+        return []
+    return [scatter("plane", points, {"label": "first direction of meaning"}, {"label": "second direction of meaning"},
+                    title="By what is said of them", help="explanation")]  # fmt: skip
+
+
+def _other_ways(arguments: Mapping[str, Any], chosen: "SetRecord") -> list[Any]:
+    """Where nothing was found: the same query in other ways."""
+    items: list[LinkItem] = [{"label": words, "href": href("search", set=chosen.id, query=arguments["query"], how=name)}
+                             for name, words in WAYS.items() if name in OTHER_WAYS and name != arguments["how"]]  # fmt: skip
+    return [links("other-ways", items, title="Look for it in another way")]
 
 
 def _about(workspace: "Workspace", chosen: "SetRecord") -> list[Any]:

@@ -20,9 +20,10 @@ Arguments = Mapping[str, Any]
 
 @verb("find_features", "read", "Mapped features by words or meaning of their explanations, by token, by task or by circuit.",
       required=("query",), query=string("What to look for.", longest=400), how=how(), set=set_name(),
+      verdict=string("Only features with a claim of this verdict.", choices=VERDICTS),
       limit=integer("How many at most.", 20, 1, MOST))  # fmt: skip
 def find_features(workspace: "Workspace", arguments: Arguments, report: Report) -> Result:
-    hits = find(workspace, arguments, arguments["limit"])
+    hits = find(workspace, arguments, arguments["limit"], arguments.get("verdict", ""))
     return {"record": {"hits": plain(hits)}, "blocks": [hits_table(hits, arguments["how"])]}
 
 

@@ -1,5 +1,5 @@
 /* What is asked of the server. Every failure is a Refused with words for people. */
-import { token } from "./route.svelte";
+import { findToken } from "./route.svelte";
 import type { Fault } from "./types";
 
 export class Refused extends Error {
@@ -15,9 +15,7 @@ export class Refused extends Error {
 
 const AWAY: Fault = { message: "The server does not answer.", hint: "Is `assay app` still running? Start it again and open the address that it prints." };
 
-function headers(more: Record<string, string> = {}): Record<string, string> {
-  return token() ? { Authorization: `Bearer ${token()}`, ...more } : more;
-}
+type Asked = { method?: string; headers?: Record<string, string>; body?: string; signal?: AbortSignal | null };
 
 async function fault(answer: Response): Promise<Fault> {
   try {
@@ -27,10 +25,12 @@ async function fault(answer: Response): Promise<Fault> {
   return { message: `The server answered ${answer.status} ${answer.statusText}.` };
 }
 
-async function ask(path: string, options: RequestInit): Promise<Response> {
+export async function ask(path: string, options: Asked = {}): Promise<Response> {
+  const token = await findToken();
+  const headers = token ? { Authorization: `Bearer ${token}`, ...options.headers } : options.headers ?? {};
   let answer: Response;
   try {
-    answer = await fetch(path, { ...options, credentials: "omit", cache: "no-store" });
+    answer = await fetch(path, { ...options, headers, credentials: "omit", cache: "no-store" });
   } catch (error) {
     if (error instanceof DOMException && error.name === "AbortError") throw error;
     throw new Refused(0, AWAY);
@@ -40,11 +40,11 @@ async function ask(path: string, options: RequestInit): Promise<Response> {
 }
 
 export async function get<T>(path: string, signal?: AbortSignal): Promise<T> {
-  return (await (await ask(path, { headers: headers(), signal: signal ?? null })).json()) as T;
+  return (await (await ask(path, { signal: signal ?? null })).json()) as T;
 }
 
 export async function post<T>(path: string, body: unknown): Promise<T> {
-  const options = { method: "POST", headers: headers({ "Content-Type": "application/json" }), body: JSON.stringify(body) };
+  const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
   return (await (await ask(path, options)).json()) as T;
 }
 
@@ -52,7 +52,7 @@ export type Message = { event: string; data: Record<string, unknown> };
 
 /* Server-sent events, read by hand because the browser's own reader cannot send a token. */
 export async function* events(path: string, signal: AbortSignal): AsyncGenerator<Message> {
-  const answer = await ask(path, { headers: headers({ Accept: "text/event-stream" }), signal });
+  const answer = await ask(path, { headers: { Accept: "text/event-stream" }, signal });
   const reader = answer.body!.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {

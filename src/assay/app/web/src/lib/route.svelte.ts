@@ -70,10 +70,32 @@ function remember(token: string) {
   try { sessionStorage.setItem(KEY, token); } catch { /* kept as long as the page is open */ }
 }
 
-export function token(): string {
+function token(): string {
   if (held) return held;
   try { held = sessionStorage.getItem(KEY) ?? ""; } catch { held = ""; }
   return held;
+}
+
+/* A tab without the token, as of a link that was opened in a new one, asks the others of this browser. It lasts no longer than they do. */
+const WAIT = 400;
+const tabs = embedded ? null : new BroadcastChannel(KEY);
+let asked: Promise<string> | null = null;
+
+tabs?.addEventListener("message", ({ data }: MessageEvent<{ ask?: boolean }>) => { if (data.ask && token()) tabs.postMessage({ token: token() }); });
+
+export function findToken(): Promise<string> {
+  if (token() || !tabs) return Promise.resolve(token());
+  asked ??= new Promise<string>((done) => {
+    const timer = setTimeout(() => { asked = null; done(token()); }, WAIT);
+    tabs.addEventListener("message", ({ data }: MessageEvent<{ token?: string }>) => {
+      if (!data.token || token()) return;
+      clearTimeout(timer);
+      remember(data.token);
+      done(data.token);
+    });
+    tabs.postMessage({ ask: true });
+  });
+  return asked;
 }
 
 export const route = new Route();
