@@ -43,13 +43,14 @@ from assay.features.opened import close_latents
 from assay.mapping import run as work
 from assay.mapping.claims import NO_RULE, WORDS, settings_for
 from assay.mapping.compare import compare
-from assay.mapping.concepts import aurocs, names_of
+from assay.mapping.concepts import names_of
 from assay.mapping.run import MapPlan, MapRun, _read, run_map
 from assay.mapping.shares import explained_variance, shares_of, token_shares
 from assay.mapping.some import explain_some, score_some
 from assay.mapping.stages import Stages
 from assay.mapping.units import MapUnits, find_dictionary, find_units
 from assay.model.untrained import untrained_model
+from assay.probe.scores import aurocs
 from assay.testing.word_latents import Given
 from judge_server import completion, judge
 
@@ -742,8 +743,8 @@ def test_area_under_the_curve_is_that_of_scikit_learn():
     draw = np.random.default_rng(0)
     values, labels = draw.integers(0, 4, (60, 7)).astype(np.float32), draw.integers(0, 2, 60)
     wanted = [roc_auc_score(labels, column) for column in values.T]
-    assert np.allclose(aurocs(torch.from_numpy(values), torch.from_numpy(labels)), wanted)
-    assert aurocs(torch.ones(3, 2), torch.ones(3)).tolist() == [0.5, 0.5]
+    assert np.allclose(aurocs(values, labels.astype(bool)), wanted)
+    assert aurocs(np.ones((3, 2)), np.ones(3, bool)).tolist() == [0.5, 0.5]
 
 
 def test_topics_are_looked_for_where_they_are_asked_for_and_name_another_map():

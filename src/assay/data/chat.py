@@ -38,12 +38,12 @@ def chat_text(model: Model, messages: Sequence[Message]) -> str:
     return "".join(f"{names[m['role']]}{m['content']}{gaps[m['role']]}" for m in messages) + "Assistant:"
 
 
-def opening(model: Model, messages: Sequence[Message]) -> int:
-    """How many tokens the template writes before anybody's first word (a standing system text, say): those that stay the same
-    when the first message says something else."""
+def opening(model: Model, messages: Sequence[Message], said: Sequence[int]) -> int:
+    """How many tokens of a conversation, `said`, the template writes before anybody's first word (a standing system text, say):
+    those that stay the same when the first message says something else."""
     first = messages[0]["content"].lstrip()[:1]
     other = [{**messages[0], "content": "1" if first == "0" else "0"}, *messages[1:]]
-    said, changed = (model.tokens(chat_text(model, each))[0] for each in (messages, other))
+    changed = model.tokens(chat_text(model, other))[0]
     pairs = enumerate(zip(said, changed, strict=False))
     return next((at for at, (one, two) in pairs if one != two), min(len(said), len(changed)))
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,6 +33,7 @@ from assay.evidence.run import Settings, Statement, test_claim
 from assay.evidence.source import ConceptSource
 from assay.mapping.units import MapUnits
 from assay.model.model import Model
+from assay.probe.scores import aurocs
 
 BAR = 0.75
 EXAMPLES = 160
@@ -80,7 +82,8 @@ def candidate(atlas: Atlas, model: Model, units: MapUnits, names: Sequence[str],
     except TaskError as error:  # a tokenizer that cannot read it, or a file without such a split
         return Candidate(concept, why_not=str(error))
     record_look(atlas, model.digest, f"map: units that tell {concept}", data.items)
-    scores = aurocs(values_of(host, [units.feature(name) for name in names], data), torch.tensor(data.labels))
+    values = values_of(host, [units.feature(name) for name in names], data)
+    scores = aurocs(values.double().numpy(), np.array(data.labels, bool))
     place = int(scores.argmax())
     why = "" if scores[place] >= BAR else f"no mapped unit tells it with an AUROC of {BAR} on discover"
     return Candidate(concept, names[place], float(scores[place]), why_not=why)
@@ -91,18 +94,6 @@ def values_of(host: Any, features: Sequence[Feature], data: PreparedConcept) -> 
     sites = {site: host.read(site, data) for site in dict.fromkeys(feature.site for feature in features)}
     return torch.stack([sites[each.site][:, each.index] if each.vector is None else sites[each.site] @ torch.tensor(each.vector)
                         for each in features], 1)  # fmt: skip
-
-
-def aurocs(values: Float[Tensor, "example unit"], labels: Tensor) -> Float[Tensor, " unit"]:
-    """How well each column ranks members above others, ties half; 0.5 where all are members, or none is."""
-    from scipy.stats import rankdata
-
-    member = labels.bool()
-    inside, outside = int(member.sum()), int((~member).sum())
-    if not inside or not outside:
-        return torch.full((values.shape[1],), 0.5)
-    ranks = torch.from_numpy(rankdata(values.double().numpy(), axis=0))[member].sum(0)
-    return (ranks - inside * (inside + 1) / 2) / (inside * outside)
 
 
 def _claimed(atlas: Atlas, model: Model, units: MapUnits, best: Candidate, settings: Settings) -> Candidate:

@@ -78,7 +78,7 @@ def messages_as_talk(model: Model, messages: Sequence[Mapping[str, str]], **fact
             ids = after
         elif judged:
             ids = model.tokens(chat_text(model, messages))[0]
-            turns.append((opening(model, messages), len(ids)))
+            turns.append((opening(model, messages, ids), len(ids)))
     return _cut(ids, turns, "\n".join(message["content"] for message in messages), **facts)
 
 

@@ -187,6 +187,16 @@ def _checked(labels: ArrayLike, groups: Groups, *scores: ArrayLike, both: bool =
 # numbers -----------------------------------------------------------------------------------------
 
 
+def aurocs(scores: NDArray[Any], member: NDArray[np.bool_]) -> Array:
+    """AUROC of every column of scores (row, column), ties half, by ranks (Hanley & McNeil 1982); 0.5 where all rows are
+    members, or none is."""
+    inside, outside = int(member.sum()), int((~member).sum())
+    if not inside or not outside:
+        return np.full(scores.shape[1], 0.5)
+    ranks = stats.rankdata(scores, axis=0)[member].sum(0)
+    return (ranks - inside * (inside + 1) / 2) / (inside * outside)
+
+
 def _rank_auroc(scores: Array, member: NDArray[np.bool_]) -> float:
     from sklearn.metrics import roc_auc_score
 

@@ -66,7 +66,7 @@ def read_chat(model: Model, served: str, body: Mapping[str, Any], most: int) -> 
     stops = _stops(body.get("stop"))
     stops = stops if has_template(model) else (*stops, STOP)
     asked = _asked(model, body, most, True, [tokens], [text], stops, None)
-    return replace(asked, turns=_turns(model, messages, len(tokens)), opening=opening(model, messages))
+    return replace(asked, turns=_turns(model, messages, len(tokens)), opening=opening(model, messages, tokens))
 
 
 def read_completion(model: Model, served: str, body: Mapping[str, Any], most: int) -> Asked:
