@@ -168,7 +168,7 @@ def find_circuit(
     benches: dict[str, Bench] = {}
     for number, ablation in enumerate(ABLATIONS):
         tell(f"faithfulness, {ablation}", number, len(ABLATIONS))
-        benches[ablation] = Bench(model, tune, graph, plan.metric, ablation)
+        benches[ablation] = Bench(model, tune, graph, plan.metric, ablation, like=benches.get(ABLATIONS[0]))
         curves[ablation] = faithfulness(benches[ablation], masks, selection=rule, nominal=sizes, seed=plan.seed)
     most = MOST if plan.level == "edge" and graph.n_edges >= SMALL else 1.0
     chosen, warnings = _smallest(curves["resample"], plan.target, most)

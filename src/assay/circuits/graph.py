@@ -138,9 +138,11 @@ class Graph:
 
     def edge(self, text: "str | Edge") -> tuple[int, int]:
         """(writer, reader) numbers of an edge "z.3.1->q.5.2". Raises UsageError for what is none."""
-        if isinstance(text, Edge):
-            text = str(text)
-        ends = str(text).split(ARROW)
+        if isinstance(text, Edge) and text.writer in self.writer_number and text.reader in self.reader_number:
+            cell = self.writer_number[text.writer], self.reader_number[text.reader]
+            return self._checked(cell, text)
+        text = str(text)
+        ends = text.split(ARROW)
         if len(ends) != 2:
             raise bad_argument("edge", text, "WRITER->READER, e.g. z.3.1->q.5.2")
         writer, reader = (self._node(end, text) for end in ends)
@@ -148,7 +150,9 @@ class Graph:
             if site not in known:
                 kinds = "embed, z.L.H, mlp_out.L" if what == "writer" else "q.L.H, k.L.H, v.L.H, mlp_in.L, logits"
                 raise bad_argument("edge", text, f"a {what} of this model: {kinds}", self._hint)
-        cell = self.writer_number[writer], self.reader_number[reader]
+        return self._checked((self.writer_number[writer], self.reader_number[reader]), text)
+
+    def _checked(self, cell: tuple[int, int], text: "str | Edge") -> tuple[int, int]:
         if not self.exists[cell]:
             where = " and is read at its class (keys and values: at any, but only the end looks at the end)"
             raise bad_argument("edge", text, f"a writer that comes before its reader{where if self.classes else ''}")

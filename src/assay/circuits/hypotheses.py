@@ -251,13 +251,14 @@ def partial_necessity(
 
 def all_tests(
     bench: BenchLike, mask: Mask, *, eps: float = 0.1, n_permutations: int = 1000, n_random: int = 100, quantile: float = 0.9,
-    n_edges: int | None = None, unit: str = "pair", seed: int = 0,
+    n_inflated: int | None = None, n_edges: int | None = None, unit: str = "pair", seed: int = 0,
 ) -> CircuitTests:  # fmt: skip
-    """All five tests, with Holm over them. Runs 4 n_random + edges + 5 circuits."""
+    """All five tests, with Holm over them. `n_inflated`: inflated circuits of minimality (default: `n_random`). Runs
+    2 n_random + 2 n_inflated + edges + 5 circuits."""
     mask = mask & bench.graph.exists
     equal = equivalence(bench, mask, eps=eps, unit=unit)
     apart = independence(bench, mask, n_permutations=n_permutations, unit=unit, seed=seed)
-    minimal = minimal_edges(bench, mask, n_random=n_random, quantile=quantile, n_edges=n_edges, seed=seed)
+    minimal = minimal_edges(bench, mask, n_random=n_inflated or n_random, quantile=quantile, n_edges=n_edges, seed=seed)
     enough = sufficiency(bench, mask, n_random=n_random, quantile=quantile, seed=seed)
     needed = partial_necessity(bench, mask, n_random=n_random, quantile=quantile, seed=seed)
     p = {"equivalence": equal.p, "independence": apart.p, "minimality": minimal.p, "sufficiency": enough.p,

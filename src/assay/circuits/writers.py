@@ -9,7 +9,7 @@ derivative at the actual run, large ones through the norm itself.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -37,6 +37,7 @@ class Block:
     norm: Norm | None
     raw: Site | None
     scale: float
+    bias: Float[Tensor, " d_model"] | None = None  # of the heads' projection; before the norm
 
     @property
     def slice(self) -> slice:
@@ -48,6 +49,11 @@ class Block:
         if self.weight is None:
             return change.float()[:, None]
         return torch.einsum("thk,hkd->thd", change.float(), self.weight.float())
+
+    def together(self, values: Float[Tensor, "t ..."]) -> Float[Tensor, "t d_model"]:
+        """What the writers add together, before any norm, with these outputs."""
+        whole = self.before_norm(values).sum(1)
+        return whole if self.bias is None else whole + self.bias.float()
 
     def small(self, change: Float[Tensor, "t ..."], raw: Float[Tensor, "t d_model"] | None) -> Float[Tensor, "t n d_model"]:
         """First-order changes of the stream, for changes of the outputs at a run with `raw` before the norm."""
@@ -68,7 +74,8 @@ class Writers:
             first = 1 + layer * (dims.n_heads + 1)
             heads, mlp = Site("z", layer), Site("mlp_out", layer)
             scale = model.layout.points[Site("attn_out", layer)].scale
-            self.blocks.append(self._block(readers, heads, first, dims.n_heads, maths.output_weight(layer), scale))
+            weight, bias = maths.output_weight(layer), maths.output_bias(layer)
+            self.blocks.append(replace(self._block(readers, heads, first, dims.n_heads, weight, scale), bias=bias))
             self.blocks.append(self._block(readers, mlp, first + dims.n_heads, 1, None, model.layout.points[mlp].scale))
         self.n = 1 + dims.n_layers * (dims.n_heads + 1)
         self.d_model = dims.d_model

@@ -178,7 +178,7 @@ def _share(estimate: Any) -> str:
 @click.argument("path", metavar="CIRCUIT")
 @click.option("--task", default=None, help="A bundled task or a file: for a circuit that no claim is stated about yet.")
 @click.option("--format", "form", default="assay", show_default=True, help="assay or eap (files of EAP-IG and MIB)")
-@click.option("--tests", default=50, show_default=True,
+@click.option("--tests", default=44, show_default=True,
               help="Random circuits for the tests of Shi et al., on tune pairs; 0: none. Below 44 none is shown.")  # fmt: skip
 @click.option("--require", type=click.Choice(["supported"]), help="Exit 1 unless the verdict is this, and not exploratory.")
 @model_options

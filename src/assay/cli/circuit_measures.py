@@ -6,7 +6,6 @@ Both are of tune pairs, which were looked at when the circuit was found: they de
 from collections.abc import Callable, Sequence
 from typing import Any
 
-AT_ONCE = 8  # circuits between two reports
 AXES = (("linear", "cpr", "cmd"), ("log", "cpr_log", "cmd_log"))
 
 
@@ -61,10 +60,11 @@ def shi_tests(common: Any, store: Any, model: Any, claim: Any, n_random: int) ->
     task = prepare(pairs, model)
     graph = graph_of(model, classes_for(claim.subject["sites"], task))
     mask = mask_of(graph, parts_of(model, claim.subject["sites"]))
-    n_edges = min(n_random // 2 or 1, int(mask.sum()))
+    half = n_random // 2 or 1
+    n_edges = min(half, int(mask.sum()))
     with common.progress("tests of Shi et al.") as report:
-        bench: Any = _Counted(Bench(model, task, graph), report, 4 * n_random + n_edges + 5)
-        found = all_tests(bench, mask, n_random=n_random, n_edges=n_edges, seed=common.seed)
+        bench: Any = _Counted(Bench(model, task, graph), report, 2 * n_random + 2 * half + n_edges + 5)
+        found = all_tests(bench, mask, n_random=n_random, n_inflated=half, n_edges=n_edges, seed=common.seed)
     record_look(store, model.digest, "circuit test: tests of Shi et al.", task.pairs)
     return found
 
@@ -79,14 +79,11 @@ class _Counted:
         return getattr(self._bench, name)
 
     def scores(self, masks: Sequence[Any]) -> Any:
-        import numpy as np
+        return self._bench.scores(masks, self._told)
 
-        found = []
-        for start in range(0, len(masks), AT_ONCE):
-            found.extend(self._bench.scores(masks[start : start + AT_ONCE]))
-            self._done += len(masks[start : start + AT_ONCE])
-            self._report("circuits", min(self._done, self._total), self._total)
-        return np.array(found)
+    def _told(self, circuits: int) -> None:
+        self._done += circuits
+        self._report("circuits", min(self._done, self._total), self._total)
 
 
 def tests_text(found: Any) -> list[str]:

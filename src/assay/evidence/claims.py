@@ -402,7 +402,7 @@ def claim_id(body: Mapping[str, Any]) -> str:
 def seen_gates(gates: Sequence[GatePlan]) -> list[GatePlan]:
     """Gates cheap enough to be tried on tune: all but controls and what needs many runs."""
     costly = ("random", "complement", "untrained", "rival", "instrument", "control", "capacity", "rank", "minimality",
-              "stability")  # fmt: skip
+              "stability", "kept alone")  # fmt: skip
     return [gate for gate in gates if gate.group not in costly]
 
 

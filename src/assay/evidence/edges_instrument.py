@@ -115,13 +115,13 @@ class EdgeInstrument:
         """Every set on the control pairs, many circuits to a pass."""
         todo = [units for units in dict.fromkeys(sets) if ("many", units, how) not in self._kept]
         masks = [self._patched_mask(units, how) for units in todo]
-        for units, column in zip(todo, self._scores(masks, "resample", True, together=True), strict=True):
+        for units, column in zip(todo, self._scores(masks, "resample", True), strict=True):
             self._kept["many", units, how] = column
         return [self._kept["many", units, how] for units in sets]
 
     def alone(self, units: Parts, how: str) -> tuple[Column, Column]:
-        """Only these edges kept, and none, with all others at zero or at their means."""
-        return self._one(self.mask(units), how), self._one(torch.zeros_like(self.graph.exists), how)
+        """Only these edges kept, and none, with all others at zero or at their means; on the control pairs."""
+        return self._one(self.mask(units), how, True), self._one(torch.zeros_like(self.graph.exists), how, True)
 
     def rivals(self, sets: Sequence[Parts]) -> list[Column]:
         """Each of these circuits alone, on all pairs."""
@@ -162,10 +162,10 @@ class EdgeInstrument:
             self._kept[key] = self._scores([mask], ablation, controls)[0]
         return self._kept[key]
 
-    def _scores(self, masks: Sequence[Tensor], ablation: str, controls: bool, together: bool = False) -> list[Column]:
+    def _scores(self, masks: Sequence[Tensor], ablation: str, controls: bool) -> list[Column]:
         if controls and not self._controls or not masks:
             return [[None] * len(self.task) for _ in masks]
-        values = self._bench(ablation, controls).scores(masks, together=together or None)
+        values = self._bench(ablation, controls).scores(masks)
         return [self._spread(row) if controls else row.tolist() for row in values]
 
     def _spread(self, values: Any) -> Column:

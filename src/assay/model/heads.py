@@ -34,10 +34,8 @@ class HeadMaths:
 
     def bias_share(self, layer: int, stash: dict[tuple[str, int], Tensor]) -> Tensor | float:
         """What the output projection's bias adds."""
-        o_proj = self._o_proj(layer)
-        with brought_in(o_proj):
-            bias = getattr(o_proj, "bias", None)
-        if not isinstance(bias, Tensor):
+        bias = self.output_bias(layer)
+        if bias is None:
             return 0.0
         parts = bias[None, None, None].expand(*stash["z", layer].shape[:2], 1, -1)
         return self._normed(layer, stash, parts)[:, :, 0] * self._scale(layer)
@@ -51,6 +49,13 @@ class HeadMaths:
             assert isinstance(weight, Tensor)
             is_conv1d = type(o_proj).__name__ == "Conv1D"  # GPT-2 keeps (in, out)
             return (weight if is_conv1d else weight.T).view(n_heads, d_head, -1)
+
+    def output_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
+        """The bias of the output projection, which is no head's."""
+        o_proj = self._o_proj(layer)
+        with brought_in(o_proj):
+            bias = getattr(o_proj, "bias", None)
+        return bias if isinstance(bias, Tensor) else None
 
     def _o_proj(self, layer: int) -> nn.Module:
         path = self.layout.blocks[layer].o_proj

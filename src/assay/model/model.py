@@ -29,10 +29,11 @@ from assay.model.gradients import gradients
 from assay.model.hooks import Sink
 from assay.model.layout import Layout
 from assay.model.points import Dims
-from assay.model.prefix import Prefixes
+from assay.model.prefix import Prefixes, continued
 from assay.model.proofs import fresh_proof, proof_of
 from assay.model.prove import Proof
 from assay.model.readers import Readers
+from assay.model.request import Prefix
 from assay.model.run import BATCH_TOKENS, Checkpoint, Engine, LogitsAt, Metric, Progress, Request
 from assay.sites import INDEXED, Site, parse_sites
 
@@ -283,7 +284,7 @@ class Model:
         edits: Sequence[Edit] = (),
         logits: bool = False,
         gradients: bool = False,
-        shared: int = 0,
+        begun: tuple[Prefix, Sequence[int]] | None = None,
         resume: Checkpoint | None = None,
     ) -> Tensor | None:
         """One pass of these prompts as one batch, padded on the right; `visit(site, value)` sees every site as it runs.
@@ -291,16 +292,15 @@ class Model:
         `value` is (batch, pos, *feature), the model's own tensor: copy what you keep, and return a tensor of the same
         shape to replace it from there on. The last position's logits (batch, vocab) are returned where asked for, with
         their graph if `gradients`. `batches` says which prompts to take together.
-        `shared`: so many first tokens, the same in all prompts, are run once, unchanged and unseen; values begin after
-        them. No more than `shareable` says.
+        `begun`: the first tokens of the prompts were run by `begin`, unchanged and unseen; which of its rows each prompt
+        begins like. Values start after them.
         `resume` skips the blocks before the first site and edit; it must come from the same prompts.
         """
         request = self._request(prompts, self.sites(sites), edits, "all", "last" if logits else None, resume)
         with self.engine.exclusive(), torch.set_grad_enabled(gradients):
             batch = self.engine.batch(request.tokens, list(range(len(request.tokens))))
-            if shared:
-                plain = replace(request, edits=(), captures=() if logits else request.captures)
-                batch = Prefixes(self.hf, self.layout, plain).cut_at(batch, shared)
+            if begun is not None:
+                batch = continued(batch, begun[0].length, *begun)
             found = self.engine.run(batch, request, visit)
         return None if found is None else found[:, 0].float()
 
@@ -308,8 +308,15 @@ class Model:
         """Logits of what `final_norm` gives, by the model's own last map; a soft cap after it is not applied."""
         return self.hf.get_submodule(self.layout.unembed)(hidden)
 
-    def shareable(self, length: int) -> bool:
-        """Whether prompts of this many tokens may share their first ones: proved at load."""
+    def begin(self, prompts: Prompts, length: int) -> Prefix:
+        """The first `length` tokens of every prompt, run once for any number of passes that leave them as they are."""
+        request = self._request(prompts, [], (), "all", "last")
+        with self.engine.exclusive(), torch.no_grad():
+            like = self.engine.batch(request.tokens[:1], [0]).ids
+            return Prefixes(self.hf, self.layout, request).begin(request.tokens, length, like)
+
+    def beginnable(self, length: int) -> bool:
+        """Whether prompts of this many tokens may be continued from their first ones: proved at load."""
         return length <= self.layout.prefix_width
 
     def batches(self, prompts: Prompts, *, gradients: bool = False, tokens: int | None = None) -> list[list[int]]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from assay.model.edits import Frame, listed_positions
 from assay.model.hooks import Pass, StopPass, attached, ignore
 from assay.model.layout import Layout
-from assay.model.request import Batch, Checkpoint, Request
+from assay.model.request import Batch, Checkpoint, Prefix, Request
 
 MIN_SAVED = 96  # tokens through all layers; less does not pay for a second pass (measured: even at 60 to 100)
 KEPT_BYTES = 1 << 28  # of a checkpoint's prefixes
@@ -69,15 +69,11 @@ class Prefixes:
         """The batch from position `length` on, with a cache of each row's own first tokens."""
         if kept.prefix.length < length:
             kept.prefix.cache, kept.prefix.length = self._run(_padded(kept.tokens, length, batch.ids)), length
-        which = torch.tensor([kept.index[row] for row in batch.rows.tolist()], device=batch.ids.device)
-        cache = copy.copy(kept.prefix.cache)
-        cache.layers = [copy.copy(layer) for layer in cache.layers]
-        for number, layer in enumerate(cache.layers):
-            for name in ("keys", "values"):  # layers that do not run say only how long the cache is
-                whole = getattr(layer, name)[:, :, :length]
-                rows = whole[:1].expand(len(which), -1, -1, -1) if number < start else whole[which]
-                setattr(layer, name, rows)
-        return replace(batch, start=length, cache=cache)
+        return continued(batch, length, kept.prefix, [kept.index[row] for row in batch.rows.tolist()], start)
+
+    def begin(self, prompts: Sequence[Sequence[int]], length: int, like: Tensor) -> Prefix:
+        """What the first `length` tokens of these prompts, none of them shorter, leave in the cache."""
+        return Prefix(length, self._run(_padded(prompts, length, like)))
 
     def cut_at(self, batch: Batch, length: int) -> Batch:
         """The batch from position `length` on, with a cache of what comes before, a copy per row."""
@@ -135,6 +131,18 @@ class Prefixes:
             positions = listed_positions(edit, batch.frame())[hit]
             first = min(first, int(positions.min())) if positions.numel() else first
         return first
+
+
+def continued(batch: Batch, length: int, prefix: Prefix, which: Sequence[int], start: int = 0) -> Batch:
+    """The batch from position `length` on: its rows begin like the prefix's rows `which`. Layers below `start` do not run."""
+    rows = torch.tensor(list(which), device=batch.ids.device)
+    cache = copy.copy(prefix.cache)
+    cache.layers = [copy.copy(layer) for layer in cache.layers]
+    for number, layer in enumerate(cache.layers):
+        for name in ("keys", "values"):  # layers that do not run say only how long the cache is
+            whole = getattr(layer, name)[:, :, :length]
+            setattr(layer, name, whole[:1].expand(len(rows), -1, -1, -1) if number < start else whole[rows])
+    return replace(batch, start=length, cache=cache)
 
 
 def _agreeing(batch: Batch) -> int:

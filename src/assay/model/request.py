@@ -20,7 +20,7 @@ Progress = Callable[[int], None]
 
 @dataclass(eq=False)
 class Prefix:
-    """What the first `length` tokens of a checkpoint's prompts leave in the model's KV cache; nothing at first."""
+    """What the first `length` tokens of some prompts leave in the model's KV cache, a row each; nothing at first."""
 
     length: int = 0
     cache: Any = None

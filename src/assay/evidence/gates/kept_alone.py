@@ -1,7 +1,7 @@
 """Kept alone: does a circuit do the task when everything outside of it is at its mean, or at zero?
 
 1. Only the circuit's edges carry what they should; all others carry means over clean prompts, or zeros.
-2. Contrast per pair: (kept - all edges cut) / mean over the split of (clean - all edges cut).
+2. Contrast per pair, on the first few pairs of every template: (kept - all edges cut) / mean of (clean - all edges cut).
 
 Reported, not required: `sufficiency` asks the same with the corrupted run outside, which keeps all that the two
 prompts share. A circuit found on minimal pairs usually needs it; one that does not stands on its own. Where
@@ -27,7 +27,7 @@ def contrast(table: Table, gate: GatePlan) -> Contrast:
     """Share of the way from everything cut to the whole model. KeyError where that way has no length."""
     how = gate.options["ablation"]
     nothing = column(table, f"cut.{how}")
-    size = mean(column(table, "clean")) - mean(nothing)
+    size = mean(difference(column(table, "clean"), nothing))
     if size <= 0:
         raise KeyError("no effect")
     return Contrast(difference(column(table, f"kept.{how}"), nothing, size))
