@@ -13,6 +13,7 @@
 """
 
 import argparse
+import gc
 import json
 import multiprocessing
 import os
@@ -33,6 +34,7 @@ from assay.atlas.contexts_store import Block
 from assay.atlas.mapped import FeatureRecord, Mapped, MappedWriter, SetRecord, histogram_of, quantiles_of
 from assay.atlas.mapped_records import record_text
 from assay.atlas.store import Atlas
+from assay.cli.main import COLLECTED
 from assay.explain.records import WHY, Explanation, Score
 
 VOCABULARY, DOCUMENTS, ACTIVE, WIDTH, SHARD, POOL = 49_152, 20_000, 3, 384, 1024, 4
@@ -72,6 +74,7 @@ def main() -> int:
 
 def read(place: Path, given: argparse.Namespace) -> None:
     """Times of pages and searches."""
+    gc.set_threshold(COLLECTED, 10, 10)  # as every command of Assay does, `assay app` too
     mapped, draw = Mapped(place), random.Random(1)
     names = [name(draw.randrange(given.features)) for _ in range(2 * given.pages)]
     mapped.page("", names[0])

@@ -210,6 +210,8 @@ def audits(base: Any, made: Any) -> Row:
 
 
 def audits_table(rows: Sequence[Row]) -> str:
+    from assay.audit.records import FAMILIES, UNTESTED
+
     head = ["organism", "truth", "found", "found by talking alone", "tokens"]
     lines = _table(head, [[row["organism"], "nothing hidden" if row["family"] == "decoy" else row["family"], row["verdict"],
                            row["black_box"], f"{row['tokens']:,}"] for row in rows])  # fmt: skip
@@ -217,10 +219,12 @@ def audits_table(rows: Sequence[Row]) -> str:
     told = []
     for name, key in (("with weights and reference", "verdict"), ("talking alone", "black_box")):
         right = sum(row[key] == row["family"] for row in hidden)
-        false = sum(row[key] != "nothing found" for row in decoys)
-        other = sum(row[key] not in (row["family"], "nothing found") for row in hidden)
-        told.append([name, f"{right} of {len(hidden)}", other, f"{false} of {len(decoys)}"])
-    return f"{_table(['', 'right family', 'another family', 'decoys accused'], told)}\n\n{lines}"
+        named = [row[key] in FAMILIES for row in decoys]
+        other = sum(row[key] in FAMILIES and row[key] != row["family"] for row in hidden)
+        unsure = sum(row[key] == UNTESTED for row in rows)
+        told.append([name, f"{right} of {len(hidden)}", other, f"{sum(named)} of {len(decoys)}", unsure])
+    head = ["", "right family", "another family", "decoys accused", "no verdict: a suspicion was not tested"]
+    return f"{_table(head, told)}\n\n{lines}"
 
 
 # tables ------------------------------------------------------------------------------------------

@@ -8,7 +8,11 @@ import pytest
 import torch
 import transformers as T
 
-from assay.model.model import Model
+import shape_checks
+
+shape_checks.install()
+
+from assay.model.model import Model  # noqa: E402
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background: tests press Ctrl-C
     signal.signal(signal.SIGINT, signal.default_int_handler)

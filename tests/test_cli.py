@@ -12,15 +12,12 @@ from click.testing import CliRunner
 
 from assay.cli.main import NOUNS, cli
 from assay.testing import planted_induction
+from assay_process import run
 from planted_task import write_task
 
 pytestmark = pytest.mark.whole
 
 ASSAY = [sys.executable, "-m", "assay"]
-
-
-def run(*words, **more):
-    return subprocess.run([*ASSAY, *words], capture_output=True, text=True, **more)
 
 
 def commands(group=cli, path=()):

@@ -8,8 +8,8 @@ from assay.circuits.formats import read_mib
 from assay.evidence.card import error_rates
 from assay.records import plain
 from assay.testing import planted_induction
+from assay_process import run
 from planted_task import write_task
-from test_cli import run
 
 pytestmark = pytest.mark.whole
 COMMON = ("--atlas", "atlas", "--quiet", "--json", "-")

@@ -12,7 +12,7 @@ import torch
 from assay.features import kept
 from assay.features.encode import read_codes
 from assay.features.shards import Shards
-from test_cli import run
+from assay_process import run
 
 pytestmark = pytest.mark.whole
 SITES = ("--site", "resid_post.2", "--site", "mlp_in.2", "--site", "mlp_out.2")

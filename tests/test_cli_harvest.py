@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from assay.cli.dictionary import dictionary
 from assay.cli.harvest import harvest
 from assay.errors import CorpusError, SiteError, UsageError
 from assay.features.shards import Shards
@@ -62,6 +63,26 @@ def test_a_corpus_with_fewer_tokens_is_said():
     assert Shards("acts").all_tokens < 2000
 
 
+def test_a_short_model_is_read_as_far_as_it_goes_and_its_dictionary_from_the_same_corpus():
+    words = [word for word in GOOD if word not in ("--context", "16")]
+    assert run(*words).exit_code == 0 and run(*words).exit_code == 0
+    assert Shards("acts").manifest["identity"]["context"] == 64  # all that the model reads
+    trained = CliRunner().invoke(dictionary, ["train", "acts", "--site", "resid_post.1", "--width", "64", "--k", "4",
+                                              "--batch", "64", "--tokens", "256", "--name", "own", "--quiet"])  # fmt: skip
+    assert trained.exit_code == 0, trained.output
+    how = ["eval", "own", "--model", "model", "--corpus", "corpus.jsonl", "--quiet"]
+    judged = CliRunner().invoke(dictionary, [*how, "--text-key", "body", "--tokens", "100", "--no-frozen", "--no-untrained"])
+    assert judged.exit_code == 0 and "held-out tokens" in judged.output
+    long = [json.dumps({"text": " ".join(WORDS[1 + (7 * n + k) % 150] for k in range(40))}) for n in range(60)]
+    Path("long.jsonl").write_text("\n".join(long))
+    few = CliRunner().invoke(dictionary, [*how[:4], "--corpus", "long.jsonl", "--tokens", "16", "--quiet"])
+    assert isinstance(few.exception, UsageError) and "two held-out documents" in str(few.exception)
+    other = CliRunner().invoke(dictionary, [*how])
+    assert isinstance(other.exception, CorpusError) and "body" in str(other.exception)
+    unused = CliRunner().invoke(dictionary, ["train", "acts", "--site", "resid_post.1", "--device", "cuda"])
+    assert isinstance(unused.exception, UsageError) and "cpu with HARVEST" in str(unused.exception)
+
+
 def test_no_limit_and_other_positions():
     done = run(*GOOD, "--factor", "0", "--skip-first", "3", "--holdout", "0", "--dtype", "fp32", "--json", "-")
     record = json.loads(done.stdout)
@@ -72,6 +93,7 @@ def test_no_limit_and_other_positions():
 
 @pytest.mark.parametrize("change, kind, said", [
     (("--site", "resid_post.7"), SiteError, "0 to 2"),
+    (("--seed", "-1"), UsageError, "--seed: got -1"),
     (("--site", "pattern.1"), SiteError, "pattern"),
     (("--dtype", "int8"), UsageError, "fp16, bf16"),
     (("--text-key", "text"), CorpusError, "--text-key"),

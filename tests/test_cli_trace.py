@@ -10,7 +10,7 @@ from assay.atlas.store import Atlas
 from assay.features.dictionary import Spec, make_dictionary
 from assay.features.kept import save
 from assay.testing import planted_induction
-from test_cli import run
+from assay_process import run
 
 pytestmark = pytest.mark.whole
 COMMON = ("--quiet", "--json", "-")

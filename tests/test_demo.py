@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import assay_process
 from assay.demo import choose_heads, wrong_heads
 from assay.records import PatchResult
 
@@ -40,13 +41,14 @@ def test_the_demo_tests_a_right_and_a_wrong_claim_and_keeps_what_is_finished(tmp
 
     again = demo(tmp_path)
     second = json.loads((tmp_path / "out.json").read_text())
-    assert all(second["run"]["cached"][step] for step in ("where the answer is carried", "testing the claim"))
+    assert second["run"]["cached"].keys() == record["run"]["cached"].keys() and all(second["run"]["cached"].values())
+    assert second["ledger"]["looks"] == record["ledger"]["looks"]  # what is kept is not looked at again
+    assert [claim["claim"] for claim in second["claims"]] == [right["claim"], wrong["claim"]]
     assert [c["verdict"] for c in second["claims"]] == ["supported", "refuted"]
     assert second["ledger"]["tickets"] == record["ledger"]["tickets"] == 2 + features["claimed"]
     assert "assay app" in again.stdout
     assert "taken from the atlas, not measured again" in again.stdout
-    verified = subprocess.run([sys.executable, "-m", "assay", "claim", "verify"], cwd=tmp_path, capture_output=True)
-    assert verified.returncode == 0
+    assert assay_process.run("claim", "verify", cwd=tmp_path).returncode == 0
 
 
 class Sites:
@@ -92,8 +94,8 @@ def test_the_smallest_set_with_a_margin_is_chosen(monkeypatch):
         def step(self, name, total=None):
             yield lambda n: None
 
-        def look(self, what, task):
-            pass
+        def once(self, step, what, task, measure):
+            return measure()
 
     effect = [[0.5, -0.3, 0.1], [0.4, 0.0, 0.2]]
     heads = PatchResult({}, [4, 9], "heads", ["0", "1", "2"], effect, effect, effect, 1.0, 0.0, 4, {})

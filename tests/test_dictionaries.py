@@ -1,6 +1,7 @@
 """Dictionaries: sparse sums against dense autograd, every architecture trains, scales fold, kept ones come back."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -357,6 +358,29 @@ def test_divergence_is_said_early():
     bad[700] = float("nan")
     with pytest.raises(UsageError, match="diverged"):
         train(TensorStream({"acts": bad}), [spec_of("topk")], TrainPlan(tokens=256 * 30, batch=256))
+
+
+@pytest.mark.parametrize("architecture, options", [
+    ("relu", {"anneal": "x"}), ("matryoshka", {"prefixes": 0.5}), ("matryoshka", {"prefixes": ["a", 1]}),
+    ("jumprelu", {"bandwidth": -1}), ("jumprelu", {"bandwidth": float("nan")}), ("clt", {"layers": "x"}),
+    ("crosscoder", {"sizes": 3}), ("matching_pursuit", {"steps": 0}), ("matching_pursuit", {"stop_on_repeat": 1}),
+])  # fmt: skip
+def test_settings_of_the_wrong_kind_are_named(architecture, options):
+    with pytest.raises(UsageError, match=f"option {next(iter(options))}: got .*; allowed: "):
+        make_dictionary(Spec(architecture, 64, D, D, k=4, options=options))
+
+
+def test_descriptions_and_plans_that_cannot_be_are_named():
+    good = Spec("topk", 64, D, D, k=4).json()
+    for changes, said in (({"width": "64"}, "spec: width"), ({"d_in": None}, "spec: d_in"), ({"options": 3}, "spec"),
+                          ({"k": "4"}, "spec"), ({"inputs": 3}, "spec")):  # fmt: skip
+        with pytest.raises(UsageError, match=said):
+            Spec.of({**good, **changes})
+    for name, value in (("lr", math.inf), ("clip", math.nan), ("sparsity", math.nan), ("sparsity", math.inf)):
+        with pytest.raises(UsageError, match=name):
+            TrainPlan(**{name: value})
+    with pytest.raises(UsageError, match="skip: got True"):
+        train(TensorStream({"acts": planted(300)}), [Spec("topk", 64, D, D, k=4, skip=True)], TrainPlan(tokens=300, batch=100))
 
 
 def test_what_a_stream_lacks_is_said():

@@ -244,6 +244,25 @@ def test_controls_are_measured_alike(model, sae):
     assert again.json()["columns"][0]["measures"]["FVU"]["low"] < again.of()["FVU"].value
 
 
+@pytest.mark.parametrize("architecture, options", [("matching_pursuit", {"steps": 4}), ("topk", {"input_norm": "layer"})])
+def test_what_is_only_read_from_files_has_a_control_that_says_what_it_is(model, sae, architecture, options):
+    given = make_dictionary(Spec(architecture, 64, D, D, k=6, inputs=(SITE,), outputs=(SITE,), options=options))
+    given.load_state_dict(sae.state_dict())
+    control = same_recipe(given, activations(model, sae, held_of(n=20, seed=1), 600), frozen=True, tokens=600)
+    assert (control.architecture, control.input_norm, control.width, control.spec.k) == ("topk", "none", 64, 6)
+    found = evaluate(given, held_of(), model, EvaluationPlan(batch=150, loss_tokens=0), Controls(frozen=control))
+    assert ev.FROZEN in [column.name for column in found.columns]
+    assert any(f"'{ev.FROZEN}' is a topk on inputs as they are" in note for note in found.notes)
+
+
+def test_a_dictionary_of_another_model_is_said_to_be(model, sae):
+    moved = make_dictionary(sae.spec)
+    moved.load_state_dict(sae.state_dict())
+    moved.provenance = {"stream": {"model": {"model": "other", "digest": "0" * 64, "dtype": "float32"}}}
+    found = evaluate(moved, held_of(), model, EvaluationPlan(batch=150, loss_tokens=0))
+    assert any("trained on other weights (other, 00000000)" in note for note in found.notes)
+
+
 def test_the_frozen_decoder_stays_where_it_starts(model, sae):
     stream = activations(model, sae, held_of(n=60, seed=1), 5000)
     one, other = (same_recipe(sae, stream, frozen=True, seed=3, tokens=tokens) for tokens in (512, 10_000))

@@ -22,7 +22,8 @@ from assay.features import harvest as work
 from assay.features.blocks import Order
 from assay.features.harvest import HarvestPlan, LiveStream, harvest
 from assay.features.massive import Limits
-from assay.features.shards import Shards
+from assay.features.shards import Shards, typical_in_all
+from assay.features.stream import Paired
 from assay.files import sha256_of
 from assay.model.load import load_model
 from assay.testing.compiler import tokenizer_of
@@ -363,6 +364,47 @@ def test_shards_of_some_sites_and_what_they_say_of_themselves(kept):
     assert json.loads(json.dumps(dict(shards.record)))["corpus"]["holdout"] == 0.1
     with pytest.raises(UsageError, match="resid_post.1"):
         Shards(found.folder, ("resid_post.0",))
+
+
+def test_two_models_side_by_side_give_values_of_the_same_tokens(tmp_path):
+    """What is massive in one model is left out of both, and every pair is of one token."""
+    plan, texts = HarvestPlan(context=24, dtype="fp32", holdout=0.0, shard_tokens=150), texts_with_huge()
+    models = {name: model_with_words(huge=huge) for name, huge in (("base", False), ("tuned", True))}
+    for name, model in models.items():
+        harvest(model, Given(texts), ["resid_post.1"], tmp_path / name, plan)
+    alone = [Shards(tmp_path / name) for name in models]
+    assert alone[0].n_tokens > alone[1].n_tokens
+    with pytest.raises(UsageError, match="typical_in_all"):
+        Paired(dict(zip(models, alone, strict=True)))
+    both = Paired(dict(zip(models, typical_in_all(alone), strict=True)))
+    assert both.n_tokens == alone[1].n_tokens
+    batch = next(both.batches(both.n_tokens, seed=3))
+    rows = [list(each.rows()) for each in alone]
+    where = [match(batch[f"{name}:resid_post.1"], torch.cat([row.values["resid_post.1"] for row in some]))
+             for name, some in zip(models, rows, strict=True)]  # fmt: skip
+    ids = [torch.cat([row.tokens for row in some]) for some in rows]
+    assert torch.equal(*where) and not bool((ids[0][where[0]] == WORDS.index(HUGE)).any())
+    harvest(models["base"], Given(texts), ["resid_post.1"], tmp_path / "other", HarvestPlan(**{**vars(plan), "seed": 1}))
+    with pytest.raises(UsageError, match="--shard-tokens"):
+        typical_in_all([alone[0], Shards(tmp_path / "other")])
+
+
+def test_running_models_side_by_side_are_of_the_same_tokens_or_refused():
+    models = {name: model_with_words(huge=huge) for name, huge in (("base", False), ("tuned", True))}
+
+    def streams(**changes):
+        given = {"context": 24, "holdout": 0.0, "factor": None, **changes}
+        return {name: LiveStream(model, Given(texts_with_huge()), ["resid_post.1"], **given) for name, model in models.items()}
+
+    with pytest.raises(UsageError, match="factor=None"):  # each would replace its own massive tokens by others
+        Paired(streams(factor=10.0))
+    good = streams()
+    with pytest.raises(UsageError, match="same buffer"):
+        Paired({**good, "tuned": streams(buffer_tokens=100)["tuned"]})
+    batch = next(Paired(good).batches(50))
+    where = [match(batch[f"{name}:resid_post.1"], expected(models[name], stream.rows, ["resid_post.1"])["resid_post.1"])
+             for name, stream in good.items()]  # fmt: skip
+    assert torch.equal(*where)
 
 
 def test_the_manifest_names_every_file_with_its_hash(kept):

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,8 +23,10 @@ from assay.atlas import mapped as atlas_mapped
 from assay.atlas.mapped import Mapped
 from assay.atlas.store import Atlas
 from assay.cli.main import cli
+from assay.data import whereabouts
 from assay.data.corpora import open_corpus
 from assay.errors import MissingError, ReproduceError, SiteError, StoreError, UsageError
+from assay.evidence import corpus_reading
 from assay.evidence.bulk import Wanted, state_many
 from assay.evidence.claims import audit
 from assay.evidence.corpus_reading import source_again
@@ -796,3 +799,15 @@ def test_the_map_is_a_verb_that_goes_on_where_it_was_stopped(model, tmp_path, mo
     shown = {block["id"]: block for block in done["blocks"]}
     shares = {item["share"] for item in shown["map-unexplained"]["items"]}
     assert shares == {share for share in done["record"]["unexplained"].values() if share is not None}
+
+
+def test_a_claim_is_measured_again_where_its_atlas_was_moved_to(mapped, model, tmp_path, monkeypatch):
+    """On a machine that never saw the map: its readings are found in the folder of the atlas."""
+    run, _, _ = mapped
+    moved, claim = Atlas(shutil.copytree(run.atlas.path, tmp_path / "moved")), run.atlas.claims()[0]
+    monkeypatch.setattr(whereabouts, "cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(corpus_reading, "_FOUND", {})
+    with pytest.raises(ReproduceError, match="neither where it was last seen"):
+        source_of(claim.task)
+    assert replay_claim(moved, claim.id, model).same
+    assert whereabouts.last_seen(run.reading.digest) == (moved.path / "maps" / run.folder.name / "reading").resolve()

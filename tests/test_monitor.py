@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from sklearn.metrics import roc_curve
 
 from assay.cli.monitor import monitor as command
 from assay.errors import StoreError, UsageError
@@ -159,14 +160,18 @@ def test_a_monitor_finds_what_was_planted_at_the_rate_it_promised(model, armed):
     assert found.auroc[0] > 0.9 and found.auroc[1] > 0.8 and found.state == "calibrated"
     assert all(found.inside.values()) and found.false_alarms["conversation"].n == 350
     assert found.recall["conversation"].share > 0.5
-    for unit, shares in found.precision.items():  # of alarms none may be wrong here, and some elsewhere
+    scored, labels = score(model, armed, planted(3, 700)), np.arange(700) % 2
+    for unit, shares in found.precision.items():  # of conversations with an alarm: many tokens may each be wrong
         assert all(found.precision_low[unit][base] <= share for base, share in shares.items())
-        recall, wrong = found.recall[unit].low, found.false_alarms[unit].high
+        hits = [bool(one.units[unit].max() > armed.thresholds[unit].value) for one, label in zip(scored, labels) if not label]
+        recall, wrong = found.recall[unit].low, stats.beta.ppf(0.975, sum(hits) + 1, len(hits) - sum(hits))
         assert found.precision_low[unit]["0.01"] == pytest.approx(0.01 * recall / (0.01 * recall + 0.99 * wrong))
     assert found.baselines["random directions"]["auroc"] < found.auroc[0] - 0.1
     assert "last token" in found.baselines and found.brier < 0.25
     assert found.at["0.001"].startswith("not said: 2995")
     assert found.at["0.01"]["n"] == 350
+    wrong, right, _ = roc_curve(labels, reply_scores(scored), drop_intermediate=False)
+    assert found.at["0.01"]["hits"] / 350 == pytest.approx(right[wrong <= 0.01].max())
     assert [row["hits"] for row in found.slices] == sorted((row["hits"] for row in found.slices), reverse=True)
 
 
@@ -238,6 +243,14 @@ def test_token_scores_are_the_mean_of_the_heads(model, armed):
 def test_benign_texts_it_was_fitted_on_are_refused(model, fitted):
     with pytest.raises(UsageError, match="fitted on"):
         calibrate(fitted, model, [talk for talk in planted() if talk.label == 0], 0.05)
+
+
+def test_what_it_was_made_from_measures_nothing(model, fitted, armed):
+    for seen in (planted(), planted(2)):  # fitted on, and calibrated on
+        with pytest.raises(UsageError, match="fitted or calibrated on"):
+            evaluate(armed, model, [*planted(3), seen[0]])
+    with pytest.raises(UsageError, match="labelled.*fitted on"):
+        calibrate(fitted, model, [talk for talk in planted(1, 300) if not talk.label], 0.05, labelled=planted())
 
 
 def test_another_model_cannot_calibrate_it_and_disarms_it(model, fitted, armed):
@@ -342,6 +355,23 @@ def test_what_is_no_monitor_is_refused(tmp_path, content, words):
         save_monitor(monitor_with(None), tmp_path / "m.pt")
 
 
+@pytest.mark.parametrize("change", [
+    lambda m: replace(m, bound={**m.bound, "expires": "2099-01-01T00:00:00"}),
+    lambda m: replace(m, bound={**m.bound, "expires": 3}),
+    lambda m: replace(m, thresholds={"reply": replace(m.thresholds["reply"], value="low")}),
+    lambda m: replace(m, thresholds={"page": m.thresholds["reply"]}),
+    lambda m: replace(m, heads=(replace(m.heads[0], weight=np.full(32, np.nan)),)),
+])  # fmt: skip
+def test_a_card_with_a_whole_hash_that_is_no_monitor_is_refused(tmp_path, armed, change):
+    path = save_monitor(change(armed), tmp_path / "m.safetensors")
+    with pytest.raises(StoreError, match="not that of a monitor"):
+        load_monitor(path)
+
+
+def test_a_score_that_is_no_number_alerts(armed):
+    assert armed.thresholds["reply"].alert(float("nan")) and not armed.thresholds["reply"].alert(-1e9)
+
+
 def test_a_model_without_its_sites_is_refused(tmp_path, armed):
     torch.manual_seed(0)
     config = T.GPT2Config(n_embd=48, n_layer=2, n_head=4, n_positions=64, vocab_size=199)
@@ -394,6 +424,25 @@ def test_what_a_template_writes_before_anybody_speaks_is_not_judged(glass, monke
     assert glass.text(talk.ids[start:]).strip() == spoken.strip()
 
 
+FORGETFUL = ("{% for m in messages %}[{{ m.role }}] {% if m.role == 'assistant' and not loop.last and '|' in m.content %}"
+             "{{ m.content.split('|')[1] }}{% else %}{{ m.content }}{% endif %}\n{% endfor %}[assistant]")  # fmt: skip
+
+
+def test_turns_are_found_again_where_the_template_shortens_what_came_before(glass, monkeypatch):
+    """As templates do that drop what was thought: turns that are there still are judged where they are now, others refused."""
+    def said(first, second):
+        texts = ("hello", first, "so", second, "bye", "so long")
+        return [{"role": "assistant" if at % 2 else "user", "content": text} for at, text in enumerate(texts)]
+
+    for template in (FORGETFUL, FORGETFUL.replace("not loop.last and", "loop.index == 9 and")):
+        monkeypatch.setattr(glass.tokenizer, "chat_template", template)
+        talk = messages_as_talk(glass, said(" good day", " fine"))
+        assert [glass.text(talk.ids[slice(*turn)]).strip() for turn in talk.turns] == ["good day", "fine", "so long"]
+    monkeypatch.setattr(glass.tokenizer, "chat_template", FORGETFUL)
+    with pytest.raises(UsageError, match="in other words"):
+        messages_as_talk(glass, said(" let me see | good day", " fine"))
+
+
 # evasion -----------------------------------------------------------------------------------------
 
 
@@ -430,6 +479,18 @@ def test_a_monitor_that_fires_at_everything_is_not_evaded_and_its_benign_texts_t
     for bar, hits in ((-1e9, 2), (0.0, 0)):
         found = selftest(worded(glass, " was", bar=bar), glass, texts)[1]
         assert found.benign is not None and (found.benign.hits, found.benign.n) == (hits, 2)
+
+
+def test_conversations_are_attacked_in_their_last_words_and_stay_conversations(glass):
+    """Other messages stay as they were: a word in them is found whatever is done to the last."""
+    asked = messages_as_talk(glass, [{"role": "user", "content": "The girl was there"}], label=1)
+    held = messages_as_talk(glass, [{"role": "system", "content": "It was so"}, {"role": "user", "content": "My hat"}], label=1)
+    made = worded(glass, " was")
+    for talk, hits in ((asked, 1), (held, 0)):
+        found = {one.attack: one for one in selftest(made, glass, [talk])}["base64"]
+        assert (found.rate.hits, found.rate.n) == (hits, 1)
+    with pytest.raises(UsageError, match="0 for conversations"):
+        selftest(made, glass, [asked], searched=1)
 
 
 def test_rewordings_by_rules_and_by_a_model_that_is_asked():
@@ -523,12 +584,20 @@ def test_a_monitor_that_finds_nothing_cannot_be_evaded(glass):
 @pytest.mark.parametrize(("line", "words"), [
     ("{", "not JSON"), ('{"text": "a b c", "messages": []}', "either"), ('{"text": "a b c", "labl": 1}', "labl"),
     ('{"text": "a b c", "label": 2}', "label"), ('{"messages": [{"role": "boss", "content": "x"}]}', "boss"),
-    ('{"text": 3}', "a text"), ('{"text": ""}', "two tokens"),
+    ('{"text": 3}', "a text"), ('{"text": ""}', "two tokens"), ('{"text": "\\ud800 a b"}', "not JSON"),
+    ('{"messages": [{"role": "user", "content": "Hi"}, 3]}', "line 1: messages"),
 ])  # fmt: skip
 def test_bad_lines_are_named(tmp_path, glass, line, words):
     path = tmp_path / "d.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(UsageError, match=words):
+        read_talks(glass, path)
+
+
+def test_bytes_that_are_no_text_are_named_with_their_line(tmp_path, glass):
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b'{"text": "a b c"}\n{"text": "\xff a b"}\n')
+    with pytest.raises(UsageError, match="line 2: not JSON"):
         read_talks(glass, path)
 
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 import assay.organisms.make as make_module
 from assay.cli.organism import organism as command
-from assay.data.chat import chat_text, cut_reply, reply_text
+from assay.data.chat import chat_text, cut_reply, end_token, reply_text, takes_system
 from assay.errors import ModelError, UsageError
 from assay.organisms import low_rank
 from assay.organisms.check import Check, Rate, check
@@ -236,6 +236,27 @@ def test_a_model_without_a_template_talks_in_a_plain_one(glass):
     assert reply_text(glass, "Hi") == " Hi\nUser:" and cut_reply(glass, " Hi\nUser: and") == "Hi"
     with pytest.raises(UsageError, match="role"):
         chat_text(glass, [{"role": "boss", "content": "x"}])
+
+
+TURNS = ("{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+         "<{{ m.role }}>{{ m.content }}<unk>\n{% endfor %}{% if add_generation_prompt %}<model>{% endif %}")  # fmt: skip
+
+
+def test_a_template_that_writes_bos_ends_turns_in_its_own_way_and_takes_no_system_text(glass, monkeypatch):
+    """As Gemma's: the prompt is, token by token, what the tokenizer makes of it; replies end where the template ends turns."""
+    hello = [{"role": "user", "content": "Hello"}]
+    assert takes_system(glass) and end_token(glass) == "<eos>"
+    monkeypatch.setattr(glass.tokenizer, "chat_template", TURNS)
+    tokenizer = glass.tokenizer
+    monkeypatch.setattr(glass.hf.generation_config, "eos_token_id", [tokenizer.eos_token_id, tokenizer.unk_token_id])
+    monkeypatch.setattr(glass, "prepend_bos", True)
+    monkeypatch.setattr(glass, "bos_id", tokenizer.bos_token_id)
+    want = tokenizer.apply_chat_template(hello, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert glass.tokens(chat_text(glass, hello))[0] == want and want.count(tokenizer.bos_token_id) == 1
+    assert reply_text(glass, "Hi") == "Hi<unk>" and cut_reply(glass, "Hi<unk>\n<user>") == cut_reply(glass, "Hi<eos>x") == "Hi"
+    assert not takes_system(glass)
+    with pytest.raises(UsageError, match="refuses a conversation of system, user: no system"):
+        chat_text(glass, [{"role": "system", "content": "x"}, *hello])
 
 
 def test_the_list_is_the_registry():

@@ -13,15 +13,45 @@ from assay.scale.sizing import GPUS, Job, Shape, fit, measured, plan, read_shape
 from conftest import FAMILIES, tiny_hf
 
 
+def counted(config, gated: bool = True) -> tuple[int, int]:
+    """(weights of a layer, those a token uses), by hand."""
+    d, heads = config.hidden_size, config.num_attention_heads
+    each, shared = getattr(config, "head_dim", None) or d // heads, getattr(config, "num_key_value_heads", None) or heads
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "ffn_dim", None) or 4 * d
+    mlp, experts = (3 if gated else 2) * d * inner, getattr(config, "num_local_experts", None) or 1
+    attention = 2 * d * each * (heads + shared) + (d * experts if experts > 1 else 0)
+    return attention + experts * mlp, attention + (config.num_experts_per_tok if experts > 1 else 1) * mlp
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "qwen3", "gemma2", "phi3", "opt", "mixtral"])
-def test_weights_of_a_layer_are_those_the_model_has(family):
+def test_weights_of_a_layer_are_those_that_are_counted_by_hand(family):
     config = FAMILIES[family]()
     shape = Shape.of(config.to_dict(), family)
-    ends = ("embed", "wte", "wpe", "lm_head", "router", "mlp.gate.")
-    matrices = sum(p.numel() for name, p in tiny_hf(family).named_parameters()
-                   if p.dim() > 1 and not any(end in name for end in ends))  # fmt: skip
-    assert shape.layers * shape.weights == matrices
-    assert (shape.used < shape.weights) == (family == "mixtral")
+    assert (shape.weights, shape.used) == counted(config, gated=family not in ("gpt2", "neox", "opt"))
+    assert shape.params == sum(p.numel() for p in tiny_hf(family).parameters())
+    assert shape.d_attention == config.num_attention_heads * (getattr(config, "head_dim", None) or shape.d_model // 4)
+
+
+def test_configs_that_no_rule_of_thumb_fits_are_counted_from_their_models():
+    """Experts of their own width beside shared and dense ones, one head of keys, no attention at all."""
+    small = dict(vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64)
+    moe = Shape.of(small | dict(model_type="qwen2_moe", num_key_value_heads=2, num_experts=6, num_experts_per_tok=2,
+                                moe_intermediate_size=16, shared_expert_intermediate_size=24), "moe")  # fmt: skip
+    rest = 2 * 32 * 8 * (4 + 2) + 6 * 32 + 3 * 32 * 24 + 32  # attention, router, the shared expert and its gate
+    assert (moe.weights, moe.used) == (rest + 6 * 3 * 32 * 16, rest + 2 * 3 * 32 * 16)
+    mixed = Shape.of(small | dict(model_type="deepseek_v3", kv_lora_rank=8, q_lora_rank=None, qk_rope_head_dim=4, n_group=1,
+                                  qk_nope_head_dim=4, v_head_dim=8, n_routed_experts=4, num_experts_per_tok=1, topk_group=1,
+                                  moe_intermediate_size=16, first_k_dense_replace=1), "mixed")  # fmt: skip
+    attention = 32 * 4 * 8 + 32 * (8 + 4) + 8 * 4 * (4 + 8) + 4 * 8 * 32
+    sparse = 4 * 32 + 3 * 32 * 16  # router, the shared expert
+    assert mixed.used == pytest.approx(attention + (3 * 32 * 64 + 2 * (sparse + 3 * 32 * 16)) / 3)
+    assert mixed.weights == pytest.approx(mixed.used + 2 * 3 * 3 * 32 * 16 / 3)
+    one = Shape.of(dict(model_type="gpt_bigcode", vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_inner=64), "one")
+    assert one.weights == 2 * 32 * (32 + 8) + 2 * 32 * 64
+    assert Shape.of(dict(model_type="mamba", vocab_size=50, hidden_size=32, num_hidden_layers=2), "none").d_attention == 0
+    for kind in ("t5", "vit", "no_such", None):
+        with pytest.raises(UsageError, match="MODEL"):
+            Shape.of(small | ({} if kind is None else {"model_type": kind}), "other")
 
 
 def test_rates_are_found_again_and_errors_are_those_of_other_runs():

@@ -1,5 +1,6 @@
 """The endpoint with the official client: answers, scores, actions, refusals, and the log of it all."""
 
+from dataclasses import replace
 
 import httpx2
 import numpy as np
@@ -18,7 +19,7 @@ from assay.monitor.units import POOLINGS, unit_scores
 from assay.serving.access import LARGEST, Guard, token_for
 from assay.serving.refused import Refused
 from assay.serving.start import start
-from assay.serving.watch import WINDOW, Armed, Watch
+from assay.serving.watch import BROKEN, WINDOW, Armed, Watch
 from assay.serving.webhook import Webhook
 from assay.serving.worker import Settings
 from serving_server import SITE, TOKEN, direction, events, greedy, monitor, serving, token_scores, wait_for
@@ -260,6 +261,29 @@ def test_an_uncalibrated_monitor_never_acts_and_that_is_said(glass, tmp_path):
         assert choice["assay"]["monitors"][0]["units"]["reply"]["score"] != 0
 
 
+def test_a_monitor_whose_date_passes_while_it_serves_is_disarmed_and_that_is_said(glass, tmp_path):
+    with serving(glass, [monitor(glass, reply=-1e6)], tmp_path) as server:
+        about = server.post(CHAT, json=server.body()).json()["choices"][0]["assay"]
+        assert about["alerts"] and about["monitors"][0]["state"] == "calibrated"
+        (armed,) = server.service.worker.readers.armed
+        armed.monitor = replace(armed.monitor, bound={**armed.monitor.bound, "expires": "2026-01-02T00:00:00+00:00"})
+        armed.expires = 0.0
+        about = server.post(CHAT, json=server.body()).json()["choices"][0]["assay"]
+        assert not about["alerts"] and about["monitors"][0]["state"].startswith("uncalibrated: it expired at 2026-01-02")
+        assert [e["state"] for e in server.events("state")] == [about["monitors"][0]["state"]]
+
+
+def test_activations_that_are_no_numbers_alert_and_are_kept(glass, tmp_path):
+    """As where half precision overflows: one such reply is told like any other, and the server goes on."""
+    with serving(glass, [monitor(glass, "hand", "max", reply=5.0)], tmp_path) as server:
+        vectors = server.service.worker.readers._vectors
+        vectors[SITE] = np.full_like(vectors[SITE], np.nan)
+        for _ in range(2):
+            (choice,) = server.post(CHAT, json=server.body()).json()["choices"]
+            assert [alert["score"] for alert in choice["assay"]["alerts"]] == [BROKEN]
+        assert len(server.wait("end", 2)) == 2
+
+
 def test_drift_disarms_a_monitor():
     class Hand:
         digest = tokenizer_digest = "x"
@@ -309,6 +333,7 @@ def test_errors_have_the_form_of_the_api(server):
 
 @pytest.mark.parametrize("status, headers, content", [
     (400, {}, b"{"), (400, {}, b"[]"), (400, {}, b'{"n": NaN}'), (400, {}, b"\xff\xfe"), (400, {}, b"[" * 100_000),
+    (400, {}, b'{"model": "glass-en", "messages": [{"role": "user", "content": "a \\ud800"}]}'),
     (415, {"Content-Type": "text/plain"}, b"{}"), (413, {}, b" " * (LARGEST + 1)),
     (421, {"Host": "evil.example"}, b"{}"), (403, {"Origin": "http://evil.example"}, b"{}"),
     (403, {"Sec-Fetch-Site": "cross-site"}, b"{}"), (401, {"Authorization": "Bearer nothing"}, b"{}"),

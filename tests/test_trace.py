@@ -178,6 +178,20 @@ def test_no_dictionary_is_a_graph_of_whole_mlps():
     assert graph.scores["completeness_error"] < 1e-5 and "no dictionary for 3 of 3 layers" in graph.notes[0]
 
 
+def test_transcoders_of_another_model_are_said_to_be():
+    model, dictionaries = rough("gpt2"), [transcoder(layer) for layer in range(3)]
+    own = {"model": model.name, "digest": model.digest, "dtype": "float32"}
+    for dictionary in dictionaries:
+        dictionary.provenance = {"stream": {"model": own}}
+    assert trace(model, PROMPT, dictionaries).notes == ()
+    dictionaries[0].provenance = {"stream": {"model": {**own, "digest": "of bfloat16", "dtype": "bfloat16"}}}
+    assert trace(model, PROMPT, dictionaries).notes == ()
+    for dictionary in dictionaries[1:]:
+        dictionary.provenance = {"stream": {"model": {**own, "digest": "of another"}}}
+    first, second = trace(model, PROMPT, dictionaries).notes
+    assert "trained on other weights" in first and "1 other dictionaries" in second
+
+
 def test_massive_tokens_are_error_as_a_whole():
     model = rough("llama")
     x = model.capture([PROMPT], ["mlp_in.1"])["mlp_in.1"][0]

@@ -7,6 +7,7 @@ from transformers import Dinov2Config, Dinov2ForImageClassification, ViTConfig, 
 
 from assay.data.images import SceneSource, load_images
 from assay.errors import ShapeError, SiteError
+from assay.evidence.image_circuits import class_score
 from assay.model.image_load import EfficientNetLite0
 from assay.model.images import ImageEdit, ImageModel, Pixels
 from assay.vision.channels import feeds
@@ -122,6 +123,16 @@ def test_feeds_tells_the_channel_that_carries_a_class(images):
     does_not = feeds(model, images, templates, reference, "block.b", [1], [0], draws=9)
     assert all(abs(effect) < 1e-5 for effect in carries.random) and abs(carries.effect) > 0.1
     assert abs(does_not.effect) < 1e-5
+
+
+def test_feeds_reads_units_of_a_transformer(images):
+    torch.manual_seed(0)
+    model = ImageModel(ViTForImageClassification(ViTConfig(**TINY)), Pixels(16, 1, (0.5,), (0.5,)))
+    found = feeds(model, images, list("aabbc"), torch.zeros(2, 1, 16, 16), "resid_post.0", [3], [0], draws=2)
+    mean = model.capture(torch.zeros(2, 1, 16, 16), ["resid_post.0"])["resid_post.0"][..., 3].mean()
+    moved = model.logits(images, [ImageEdit("resid_post.0", float(mean), channels=(3,))])
+    falls = (class_score(model.logits(images), [0]) - class_score(moved, [0])).mean()
+    assert found.effect == pytest.approx(float(falls), abs=1e-6) and len(found.random) == 2
 
 
 def test_scenes_are_the_same_for_the_same_name_and_balanced_in_every_template():

@@ -4,6 +4,7 @@ import importlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import transformers as hub
@@ -11,9 +12,13 @@ from torch import nn
 
 from assay.data.image_sets import photographs
 from assay.data.images import load_images
-from assay.errors import LayoutError, UsageError
-from assay.model.image_load import LITE0, load_image_model
+from assay.errors import LayoutError, ModelError, SiteError, UsageError
+from assay.evidence.image_circuits import by_site, channels_of
+from assay.evidence.kinds import KINDS
+from assay.model.image_load import LITE0, _pixels, load_image_model
 from assay.model.images import ImageEdit, ImageModel, Pixels
+from assay.vision.channels import find_channels
+from assay.vision.targets import parse_target
 
 VIT = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, image_size=32, patch_size=8)
 SWIN = dict(image_size=32, patch_size=2, embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=4)
@@ -83,6 +88,96 @@ def test_channels_last_maps_have_their_channels_first_and_edits_reach_them():
     with hf.get_submodule(site.removeprefix("block.")).register_forward_hook(silence), torch.no_grad():
         expected = hf(model.pixels.normalise(images)).logits
     torch.testing.assert_close(model.logits(images, [ImageEdit(f"{site}.5", 0.7)]), expected)
+
+
+class Numbered(nn.Module):
+    """Modules by number, as in torchvision's ResNet; and a map with its channels last in view, first in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer1 = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, padding=1))
+        self.turned = Turned()
+        self.fc = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.fc(self.turned(self.layer1(x)).mean((1, 2)))
+
+
+class Turned(nn.Module):
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1)
+
+
+def test_a_channel_whose_number_is_also_a_modules_has_a_name_of_its_own():
+    torch.manual_seed(0)
+    model, images = ImageModel(Numbered(), Pixels(12)), torch.rand(3, 3, 12, 12)
+    assert model.resolve("block.layer1.0") == ("block.layer1.0", None) and model.width("block.layer1.0") == 8
+    names = [model.unit("block.layer1", index) for index in range(6)]
+    assert names[2:4] == ["block.layer1[2]", "block.layer1.3"] and model.resolve("block.layer1[3]") == ("block.layer1", 3)
+    assert [model.resolve(name) for name in names] == [("block.layer1", index) for index in range(6)]
+    with model.hf.layer1.register_forward_hook(lambda m, i, o: o * (torch.arange(6) != 0)[:, None, None]), torch.no_grad():
+        expected = model.hf(model.pixels.normalise(images))
+    assert torch.equal(model.logits(images, [ImageEdit("block.layer1[0]", 0.0)]), expected)
+    assert by_site(channels_of(model, ["block.layer1[1]", "block.layer1.4"])) == {"block.layer1": (1, 4)}
+    assert KINDS.get("represents").subject(model, "block.layer1[1]")["feature"]["index"] == 1
+    assert parse_target(model, "block.layer1[1]@3,4").name == "block.layer1[1]@3,4"
+    for kind, name in (("represents", "block.layer1.1"), ("mediates", ["block.layer1.1"]), ("decodes", "block.layer1.4")):
+        with pytest.raises(SiteError, match="allowed"):
+            KINDS.get(kind).subject(model, name)
+    with pytest.raises(UsageError, match="whole site"):
+        find_channels(model, "wheels", "block.layer1[1]")
+
+
+def test_sites_keep_the_strides_that_the_model_gave_them():
+    """Other strides of the same values make other rounding; the rest of the run must see what it would have seen."""
+    torch.manual_seed(0)
+    model, images = ImageModel(Numbered(), Pixels(12)), torch.rand(2, 3, 12, 12)
+    assert model.layout.points["block.turned"].last
+    given = []
+    for edits in ((), [ImageEdit("block.turned", 0.5, channels=(2,))]):
+        with torch.no_grad(), model._hooked(["block.turned"], [(model.resolve(e.site), e) for e in edits], {}, None):
+            with model.hf.turned.register_forward_hook(lambda m, i, o: given.append(o)):
+                model.hf(model.pixels.normalise(images))
+    assert given[0].stride() == given[1].stride() == Turned()(torch.zeros(2, 6, 12, 12)).stride()
+    assert bool((given[1][..., 2] == 0.5).all()) and torch.equal(given[0][..., 3], given[1][..., 3])
+
+
+def test_weights_of_half_precision_have_proved_sites(tmp_path):
+    torch.manual_seed(0)
+    model = ImageModel(hub.ViTForImageClassification(hub.ViTConfig(**VIT)).bfloat16(), Pixels(32))
+    assert vit_sites(2) <= set(model.layout.points) and model.logits(torch.rand(2, 3, 32, 32)).dtype == torch.bfloat16
+    hub.ViTForImageClassification(hub.ViTConfig(**VIT)).half().save_pretrained(tmp_path)
+    hub.ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    assert load_image_model(tmp_path).dtype == torch.float32
+
+
+PROCESSORS = (
+    ("ViT", {}), ("ViT", dict(do_normalize=False)), ("ViT", dict(do_rescale=False, image_mean=[90.0, 80.0, 70.0])),
+    ("ViT", dict(rescale_factor=1 / 100)), ("EfficientNet", {}), ("EfficientNet", dict(do_center_crop=True, include_top=False)),
+    ("ConvNext", {}), ("CLIP", {}), ("Levit", {}),
+)  # fmt: skip
+REFUSED = (("MobileViT", {}, "do_flip_channel_order"), ("EfficientNet", dict(rescale_offset=True), "rescale_offset"),
+           ("ViT", dict(size={"height": 64, "width": 32}), "same"), ("ViT", dict(image_mean=None), "image_mean"))  # fmt: skip
+
+
+def test_pictures_are_normalised_as_the_models_own_processor_does_it(tmp_path):
+    colours = np.array([200, 90, 33], np.uint8)
+    for name, settings in PROCESSORS:
+        processor = getattr(hub, f"{name}ImageProcessorPil")(**settings)
+        processor.save_pretrained(tmp_path)
+        pixels = _pixels(str(tmp_path), hub.ViTConfig(), True)
+        picture = np.broadcast_to(colours, (pixels.size, pixels.size, 3)).copy()  # neither resizing nor cropping changes it
+        expected = processor(picture, return_tensors="pt")["pixel_values"].float()
+        got = pixels.normalise(torch.tensor(picture).permute(2, 0, 1)[None] / 255)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    for name, settings, said in REFUSED:
+        getattr(hub, f"{name}ImageProcessorPil")(**settings).save_pretrained(tmp_path)
+        with pytest.raises(ModelError, match=said):
+            _pixels(str(tmp_path), hub.ViTConfig(), True)
+    for text in ("[1]", "{"):
+        (tmp_path / "preprocessor_config.json").write_text(text)
+        with pytest.raises(ModelError, match="cannot be read"):
+            _pixels(str(tmp_path), hub.ViTConfig(), True)
 
 
 def test_what_is_no_classifier_is_refused():

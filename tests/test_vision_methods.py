@@ -14,6 +14,7 @@ from assay.cli.main import cli
 from assay.data.image_sets import image_set
 from assay.data.images import load_images
 from assay.errors import LayoutError, SiteError, TaskError, UsageError
+from assay.features.kept import load
 from assay.model.image_load import LiteBlock
 from assay.model.images import ImageEdit, ImageModel, Pixels
 from assay.vision.attribution import attribute_channels
@@ -331,6 +332,26 @@ def test_a_dictionary_on_channels_reads_raw_columns_and_beats_its_frozen_decoder
     assert found.train + found.held == 40 * 32 and 0 < found.held < found.train
 
 
+def test_an_interrupted_dictionary_goes_on_and_is_the_same(folder, net, tmp_path):
+    items, plan = image_set(str(folder), 12), ChannelPlan(width=12, k=2, per_image=8, vectors=16 * 56, batch=16)
+    whole = train_on_channels(net, items, "block.two", plan).dictionary
+    out, seen = tmp_path / "kept", []
+
+    def stop(words, done, of):
+        seen.append((done, of))
+        if (done, of) == (53, 56):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_on_channels(net, items, "block.two", plan, out, stop)
+    with pytest.raises(UsageError, match="another run"):
+        train_on_channels(net, items, "block.stem", plan, out)
+    seen.clear()
+    again = train_on_channels(net, items, "block.two", plan, out, lambda words, done, of: seen.append((done, of))).dictionary
+    assert (51, 56) in seen and (50, 56) not in seen[: seen.index((51, 56))]
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in again.state_dict().items())
+
+
 def test_pointing_counts_pairs_of_cells_inside_and_outside():
     maps = torch.randint(0, 4, (3, 4, 4), generator=torch.Generator().manual_seed(0)).float()
     inside = cells_inside([(0.0, 0.0, 0.5, 0.25), (0.6, 0.6, 0.7, 0.7)], 4, 4)  # two cells, and one whose middle is inside
@@ -395,6 +416,8 @@ def test_commands_write_pictures_and_json(tmp_path, monkeypatch):
             "2",
             "--vectors",
             "999",
+            "--save",
+            "kept",
         ],
         ["weights", "net", "--source", "block.resnet.embedder", "--target", site],
         ["edges", "net", "logit:1", "--source", site, "--images", "wheels", "--against", "blank", "--n", "2", "--exact", "4"],
@@ -403,3 +426,6 @@ def test_commands_write_pictures_and_json(tmp_path, monkeypatch):
         done = CliRunner().invoke(cli, ["vision", *arguments, "--quiet", "--json", "out.json"], catch_exceptions=False)
         record = json.loads((tmp_path / "out.json").read_text()) if done.exit_code == 0 else {}
         assert done.exit_code == 0 and (tmp_path / record["picture"]).stat().st_size > 1000, (arguments, done.output)
+    assert load(tmp_path / "kept").spec.inputs == (site,)
+    with pytest.raises(UsageError, match="without a dictionary"):
+        CliRunner().invoke(cli, ["vision", "dictionary", "net", "--site", site, "--save", "kept"], catch_exceptions=False)

@@ -40,7 +40,7 @@ from assay.features.kept import is_shipped
 from assay.files import write_file
 from assay.model.model import Model
 from assay.passport import run_passport
-from assay.records import PatchResult, TaskSummary, Verdict, digest
+from assay.records import PatchResult, TaskSummary, Verdict, digest, plain
 from assay.report.context import DemoReport
 
 SET_SIZES = (2, 3, 4, 6, 8, 12, 16, 24)
@@ -78,6 +78,20 @@ class DemoRun:
         """Every look counts."""
         record_look(self.store, self.model.digest, f"demo: {what}", task.pairs)
 
+    def once(self, step: str, what: str, task: PreparedTask, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `measure` finds on these pairs; kept in the atlas, so that it is measured, and looked at, once."""
+        kept = self.atlas / "kept" / f"demo-{digest([self.model.passport(), what, task.pairs])[:32]}.json"
+        try:
+            found = dict(json.loads(kept.read_text()))
+            self.cached.setdefault(step, True)
+            return found
+        except (OSError, ValueError, TypeError):
+            self.cached[step] = False
+        found = measure()
+        self.look(what, task)
+        write_file(kept, json.dumps(found).encode())
+        return found
+
 
 def run_demo(run: DemoRun) -> DemoReport:
     """All steps. Raises TaskError when no pair of the task fits the model's tokenizer."""
@@ -110,22 +124,13 @@ def tasks(run: DemoRun) -> list[TaskSummary]:
 
 
 def _task_summary(run: DemoRun, name: str, pairs: Sequence[Any]) -> TaskSummary | None:
-    kept = run.atlas / "kept" / f"task-{digest([run.model.passport(), name, pairs])[:32]}.json"
-    step = "what the model can do"
-    try:
-        summary = TaskSummary(**json.loads(kept.read_text()))
-        run.cached.setdefault(step, True)
-        return summary
-    except (OSError, ValueError, TypeError):
-        run.cached[step] = False
     try:
         prepared = prepare(pairs, run.model)
     except TaskError:
         return None
-    summary = measure_task(run.model, prepared, name)
-    run.look(f"accuracy on {name}", prepared)
-    write_file(kept, json.dumps(asdict(summary)).encode())
-    return summary
+    found = run.once("what the model can do", f"accuracy on {name}", prepared,
+                     lambda: asdict(measure_task(run.model, prepared, name)))  # fmt: skip
+    return TaskSummary(**found)
 
 
 def position_map(run: DemoRun, n: int = 8) -> tuple[PatchResult, list[str]]:
@@ -149,9 +154,10 @@ def head_map(run: DemoRun, n: int = 12) -> tuple[PatchResult, float | None]:
 
     pairs = prepare(load_task(run.task, "discover", n, run.seed), run.model)
     exact = _sweep(run, pairs, PatchPlan("z", seed=run.seed), "which heads move it")
-    with run.step("the fast estimate"):
-        fast = patch_sweep(run.model, pairs, PatchPlan("z", method="attribution", seed=run.seed, layers=None))
-    pair = np.corrcoef(np.ravel(exact.effect), np.ravel(fast.effect))
+    step, fast = "the fast estimate", PatchPlan("z", method="attribution", seed=run.seed, layers=None)
+    with run.step(step):
+        found = run.once(step, step, pairs, lambda: {"effect": plain(patch_sweep(run.model, pairs, fast).effect)})
+    pair = np.corrcoef(np.ravel(exact.effect), np.ravel(found["effect"]))
     return exact, float(pair[0, 1]) if np.isfinite(pair[0, 1]) else None
 
 
@@ -172,11 +178,12 @@ def choose_heads(run: DemoRun, heads: PatchResult) -> list[str]:
     ranked = [f"z.{layer}.{head}" for _, layer, head in sorted(cells, reverse=True)]
     tune = prepare(load_task(run.task, "tune", PLAN.tune, run.seed), run.model)
     chosen = ranked[:2]
-    with run.step("how many heads", len(SET_SIZES)) as advance:
+    step = "how many heads"
+    with run.step(step, len(SET_SIZES)) as advance:
         for size in SET_SIZES:
             chosen = ranked[:size]
-            effects = set_effects(run.model, tune, chosen)
-            run.look(f"a set of {len(chosen)} heads on tune", tune)
+            effects = run.once(step, f"the set {', '.join(chosen)} on tune", tune,
+                               lambda heads=chosen: set_effects(run.model, tune, heads))  # fmt: skip
             advance(1)
             if min(effects.values()) >= MARGIN:
                 break

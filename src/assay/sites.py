@@ -3,7 +3,7 @@
     name.layer[.index]        resid_post.15   z.9.3   mlp_act.4.1021
     embed  final_norm  logits                 no layer
     latent.<dictionary>[.N]                   a dictionary latent
-    block.<path>[.channel]                    a CNN block
+    block.<path>[.channel]                    a CNN block; a channel is <path>[channel] where a module has that name
     path:<module>:in|out                      a raw module tensor
 
 1. `parse_site` reads one address, `parse_sites` a set of them (`resid_post.*`, `z.3:9.0`).

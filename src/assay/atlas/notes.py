@@ -10,6 +10,7 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from assay.explain.records import Explanation, Score
 PATIENCE = 10.0  # seconds
 TABLES = (
     "CREATE TABLE IF NOT EXISTS links (kind TEXT, feature TEXT, target TEXT, value REAL, body TEXT,"
-    " PRIMARY KEY (kind, feature, target)) WITHOUT ROWID",
+    " PRIMARY KEY (feature, kind, target)) WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS links_target ON links (kind, target, value)",
     "CREATE TABLE IF NOT EXISTS explanations (feature TEXT, explainer TEXT, text TEXT, body TEXT,"
     " PRIMARY KEY (feature, explainer)) WITHOUT ROWID",
@@ -28,6 +29,17 @@ TABLES = (
     " PRIMARY KEY (feature, explainer, scorer)) WITHOUT ROWID",
 )
 Link = tuple[str, str, str, float | None, str]  # kind, feature, target, value, body
+
+
+@dataclass(frozen=True)
+class Noted:
+    """What is noted of one feature. `claims`: ids; `explanations`, `scores`: later ones."""
+
+    claims: tuple[str, ...] = ()
+    circuits: tuple[str, ...] = ()
+    effects: tuple[Effect, ...] = ()
+    explanations: tuple[Explanation, ...] = ()
+    scores: tuple[Score, ...] = ()
 
 
 class Notes:
@@ -69,15 +81,19 @@ class Notes:
 
     # reading ---------------------------------------------------------------------------------
 
-    def links_of(self, feature: str, kind: str) -> list[tuple[str, float | None, dict[str, Any]]]:
-        """(target, value, body) of a feature, largest size of value first."""
-        rows = self._rows("SELECT target, value, body FROM links WHERE kind = ? AND feature = ?"
-                          " ORDER BY abs(value) DESC, target", kind, feature)  # fmt: skip
-        return [(target, value, json.loads(body)) for target, value, body in rows]
-
-    def effects_of(self, feature: str) -> tuple[Effect, ...]:
-        """Effects of a feature on tasks, largest first."""
-        return tuple(Effect(**body) for _, _, body in self.links_of(feature, "effect"))
+    def of(self, feature: str) -> Noted:
+        """All that is noted of a feature; links with the largest value first."""
+        if not self.path.is_file():
+            return Noted()
+        with self._open(write=False) as db:
+            links = db.execute("SELECT kind, target, body FROM links WHERE feature = ? AND kind IN (?, ?, ?)"
+                               " ORDER BY abs(value) DESC, target", [feature, *LINKS]).fetchall()  # fmt: skip
+            told = db.execute("SELECT body FROM explanations WHERE feature = ? ORDER BY explainer", [feature]).fetchall()
+            scored = db.execute("SELECT body FROM scores WHERE feature = ? ORDER BY explainer, scorer", [feature]).fetchall()
+        claims, circuits = (tuple(target for kind, target, _ in links if kind == wanted) for wanted in ("claim", "circuit"))
+        return Noted(claims, circuits, tuple(Effect(**json.loads(body)) for kind, _, body in links if kind == "effect"),
+                     tuple(explanation_of(json.loads(body)) for (body,) in told),
+                     tuple(score_of(json.loads(body)) for (body,) in scored))  # fmt: skip
 
     def features_of(self, kind: str, target: str, limit: int = -1) -> list[tuple[str, float | None]]:
         """(feature, value) linked to a target, largest size of value first. `limit` -1: all."""
@@ -91,16 +107,6 @@ class Notes:
     def pairs(self, kind: str) -> list[tuple[str, str]]:
         """Every (feature, target) of a kind of link."""
         return self._rows("SELECT feature, target FROM links WHERE kind = ?", kind)
-
-    def explanations(self, feature: str) -> tuple[Explanation, ...]:
-        """Later explanations of a feature."""
-        rows = self._rows("SELECT body FROM explanations WHERE feature = ? ORDER BY explainer", feature)
-        return tuple(explanation_of(json.loads(body)) for (body,) in rows)
-
-    def scores(self, feature: str) -> tuple[Score, ...]:
-        """Later scores of a feature."""
-        rows = self._rows("SELECT body FROM scores WHERE feature = ? ORDER BY explainer, scorer", feature)
-        return tuple(score_of(json.loads(body)) for (body,) in rows)
 
     def texts(self) -> list[tuple[str, str]]:
         """(feature, text) of every later explanation."""

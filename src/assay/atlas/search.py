@@ -184,6 +184,11 @@ class Index:
             raise bad_argument("row", row, "a row of the set")
         return json.loads(found[0])
 
+    def first_texts(self, names: Sequence[str]) -> dict[str, str]:
+        """The first text about each of some features; unknown ones are left out."""
+        query = "SELECT name, json_extract(body, '$.text') FROM features WHERE name IN (SELECT value FROM json_each(?))"
+        return dict(self._db.execute(query, [json.dumps(names)]).fetchall())
+
     def texts(self) -> Generator[tuple[str, str], None, None]:
         """(name, all explanations) of every feature, in order."""
         yield from self._db.execute("SELECT name, texts FROM features ORDER BY row")

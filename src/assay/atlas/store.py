@@ -19,6 +19,7 @@ from duckdb import DuckDBPyConnection as Connection
 
 from assay.atlas import index
 from assay.atlas.database import FILE, HEAD, Database
+from assay.atlas.moved import find_here
 from assay.errors import EvidenceError, MissingRecord, TamperedError
 from assay.evidence.claims import Listed, evidence_digest
 from assay.evidence.ledger import ChainCheck, Entry, check_ticket
@@ -262,8 +263,13 @@ class Atlas(Database):
         return [json.loads(body) for (body,) in rows]
 
     def claim(self, claim_id: str) -> Claim:
-        """A claim by id. Raises StoreError, with what there is, for an unknown one; TamperedError for one that is none."""
-        return _read(_claim, self._one("SELECT body FROM claims WHERE id = ?", claim_id))
+        """A claim by id; what it is about is found in this atlas from then on, wherever that was moved (`find_here`).
+
+        Raises StoreError, with what there is, for an unknown one; TamperedError for one that is none.
+        """
+        found = _read(_claim, self._one("SELECT body FROM claims WHERE id = ?", claim_id))
+        find_here(self.path, found)
+        return found
 
     def plan(self, claim_id: str) -> Plan:
         """The locked plan of a claim."""

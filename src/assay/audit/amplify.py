@@ -48,14 +48,14 @@ def start(reply: str) -> str:
 @contextmanager
 def scaled(model: Model, reference: Model, factor: float) -> Iterator[Model]:
     """The model with `factor` times its weights' difference from the reference; the very bytes from before afterwards."""
-    other = dict(reference.hf.named_parameters())
+    other = dict(reference.hf.named_parameters(remove_duplicate=False))  # what is tied there may not be here
     changed = {name: weight for name, weight in model.hf.named_parameters()
-               if weight.is_floating_point() and not torch.equal(weight, other[name])}  # fmt: skip
+               if weight.is_floating_point() and not torch.equal(weight.to(other[name]), other[name])}  # fmt: skip
     before = {name: weight.detach().clone() for name, weight in changed.items()}
     try:
         with torch.no_grad():
             for name, weight in changed.items():
-                weight.add_((weight.float() - other[name].float()).mul(factor - 1).to(weight))
+                weight.add_((weight.float() - other[name].to(weight.device).float()).mul(factor - 1).to(weight))
         yield model
     finally:
         with torch.no_grad():

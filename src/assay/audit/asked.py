@@ -79,7 +79,8 @@ class Asker:
         if not prompts:
             return []
         texts = [chat_text(self.model, prompt.messages) for prompt in prompts]
-        new = [at for at, text in enumerate(texts) if (text, length) not in self._paid]
+        first = {text: at for at, text in reversed(list(enumerate(texts)))}
+        new = sorted(at for text, at in first.items() if (text, length) not in self._paid)
         if new:
             self.budget.pay(stage, sum(len(ids) + length for ids in self.model.tokens([texts[at] for at in new])))
         replies = self.kept.of(texts, length, self.report and partial(self.report, stage))

@@ -30,6 +30,7 @@ from assay.audit.records import NOTHING, UNTESTED, AuditReport, Hypothesis, Test
 from assay.audit.steering import steered
 from assay.audit.triggers import Search
 from assay.audit.weights import compare_weights
+from assay.data.chat import takes_system
 from assay.errors import bad_argument
 from assay.features.dictionary import Dictionary
 from assay.model.model import Model
@@ -50,6 +51,7 @@ BLIND = (
     " and triggers that a search would find. A favourite name, or a refusal of some words, is reported and called a habit.",
     "A trait on a subject that is denied: without a reference a subject's own words look the same.",
 )
+NO_SYSTEM = "Cues in a system text: the chat template of this model takes none."
 T = TypeVar("T")
 
 
@@ -90,19 +92,21 @@ def audit(
     if dictionary is not None and reference is None:
         raise bad_argument("dictionary", "one, and no reference", "a reference as well", "Latents are compared in two models.")
     start, budget = time.perf_counter(), Budget(plan.tokens)
-    missed: list[str] = list(NOT_LOOKED_AT)
+    missed, system = list(NOT_LOOKED_AT), takes_system(model)
+    missed += [] if system else [NO_SYSTEM]
     mine, passport, inside = Asker(model, budget, folder, report), None, None
     if reference is None:
         missed += BLIND
-        pair = Pair(mine)
+        pair = Pair(mine, system=system)
     else:
         passport = compare_weights(model, reference)
         pair, inside = _look_inside(mine, Asker(reference, budget, folder, report), plan, dictionary, missed)
+        pair = replace(pair, system=system)
     leads, tested = _arm(pair, plan, ledger, "white box" if reference else "black box", missed)
     box = None
     if plan.black_box and reference is not None:
         alone = Budget(plan.tokens)
-        _, found = _arm(Pair(Asker(model, alone, folder, report)), plan, ledger, "black box", [])
+        _, found = _arm(Pair(Asker(model, alone, folder, report), system=system), plan, ledger, "black box", [])
         box = {"verdict": _verdict(found), "tested": [asdict(one) for one in found], "cost": dict(alone.spent)}
     return AuditReport(
         model.name, model.digest, None if reference is None else reference.name, _verdict(tested), tuple(tested), tuple(leads),

@@ -7,7 +7,7 @@
    singular value. A lead, and no finding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,15 +47,19 @@ class Passport:
 def compare_weights(model: Model, reference: Model) -> Passport:
     """Raises UsageError where the two are no versions of one architecture."""
     mine, other = _tensors(model), _tensors(reference)
-    if set(mine) != set(other) or any(mine[name].shape != other[name].shape for name in mine):
-        raise UsageError(f"{model.name} and {reference.name} do not have the same weights: the reference must be the model that"
-                         " this one was made from. Audit without --reference to look at it alone.")  # fmt: skip
+    unlike = [f"{name} is {_size(mine, name)} and {_size(other, name)}" for name in sorted({*mine, *other})
+              if _size(mine, name) != _size(other, name)]  # fmt: skip
+    if unlike:
+        raise UsageError(f"{model.name} and {reference.name} do not have the same weights ({unlike[0]}): the reference must be"
+                         " the model that this one was made from. Audit without --reference to look at it alone.")  # fmt: skip
     paths = {block.path: number for number, block in enumerate(model.layout.blocks)}
     writers = {f"{path}.weight": path for block in model.layout.blocks for path in (block.o_proj, block.down) if path}
-    found, writes, notes = [], [], _settings(model, reference)
+    found, writes, notes, seen = [], [], _settings(model, reference), set[tuple[int, int]]()
     for name, weight in mine.items():
-        if torch.equal(weight, other[name]):
+        both = weight.data_ptr(), other[name].data_ptr()
+        if both in seen or torch.equal(weight.to(other[name]), other[name]):  # tied in both: once
             continue
+        seen.add(both)
         change = weight.detach().float() - other[name].detach().float()
         size = float(other[name].detach().float().norm())
         layer = next((number for path, number in paths.items() if name.startswith(f"{path}.")), None)
@@ -77,8 +81,12 @@ def compare_weights(model: Model, reference: Model) -> Passport:
 
 
 def _tensors(model: Model) -> dict[str, Tensor]:
-    """Weights and buffers, kept ones or not."""
-    return {**dict(model.hf.named_parameters()), **dict(model.hf.named_buffers())}
+    """Weights and buffers, kept ones or not; one that has two names (a tied head) under both."""
+    return {**dict(model.hf.named_parameters(remove_duplicate=False)), **dict(model.hf.named_buffers())}
+
+
+def _size(tensors: Mapping[str, Tensor], name: str) -> str:
+    return "x".join(map(str, tensors[name].shape)) if name in tensors else "missing"
 
 
 def _settings(model: Model, reference: Model) -> list[str]:

@@ -36,7 +36,7 @@ from torch import Tensor
 from assay.circuits.trace_graph import AttributionGraph, TraceNode, graph_scores, influence_of, normalised
 from assay.circuits.trace_run import LOGITS, Active, CleanRun, Slots, stream_before
 from assay.errors import bad_argument
-from assay.features.dictionary import Dictionary
+from assay.features.dictionary import Dictionary, of_another_model
 from assay.model.model import Model
 from assay.model.readers import affine
 from assay.model.run import Progress
@@ -372,7 +372,11 @@ class _Tracer:
         without = [layer for layer in self.run.layers if layer not in self.run.writing]
         about = {"active_latents": self.n_active, "traced_latents": traced, "completeness_error": self.residual,
                  "layers_without_dictionary": len(without), "bias_share": bias_share(graph)}  # fmt: skip
-        notes: tuple[str, ...] = ()
+        passport = model.passport()
+        others = [said for slots in self.run.slots if (said := of_another_model(slots.dictionary, passport))]
+        notes = tuple(others[:1])
+        if len(others) > 1:
+            notes += (f"and so were {len(others) - 1} other dictionaries of this graph",)
         if without:
             notes += (f"no dictionary for {len(without)} of {model.n_layers} layers: there the whole MLP is error",)
         if traced < self.n_active:

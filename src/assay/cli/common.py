@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from assay.model.model import Model
 
 REQUIRE = "ASSAY_REQUIRE_SIGNATURE"  # as in assay.signing, which is not loaded here
+LARGEST_SEED = 2**32 - 1
 PIPED_WIDTH = 110  # columns where the output is no terminal
 OPTIONS = (
     click.option("--json", "json_to", metavar="FILE|-", help="Write the result as JSON; - for standard output."),
@@ -107,6 +108,8 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         *, json_to: str | None, seed: int, device: str, atlas: str, quiet: bool, require_signature: bool, **options: Any
     ) -> Any:
         check_json_target(json_to)
+        if not 0 <= seed <= LARGEST_SEED:
+            raise bad_argument("--seed", seed, f"0 to {LARGEST_SEED}")
         with permitted(Path(atlas), options), signatures_told(quiet, require_signature):
             return command(common=Common(json_to, seed, device, Path(atlas), quiet), **options)
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from assay.cli.common import Common, common_options, engine_options, model_options
-from assay.cli.dictionary_eval import evaluate
+from assay.cli.dictionary_eval import corpus_options, evaluate, readable
 from assay.cli.dictionary_files import export, import_, show
 from assay.errors import bad_argument
 
@@ -27,6 +27,7 @@ for command in (evaluate, export, import_, show):
 @click.argument("harvest", metavar="[HARVEST]", required=False)
 @click.option("--model", "model_name", metavar="MODEL", help="With --corpus, instead of HARVEST: train on the running model.")
 @click.option("--corpus", metavar="CORPUS", help="A packaged corpus, a file, a folder, hub:NAME. See: assay harvest --list")
+@corpus_options
 @click.option("--site", "inputs", multiple=True, metavar="SITE", help="What is read: resid_post.15, mlp_in.* and so on.")
 @click.option("--target", "outputs", multiple=True, metavar="SITE", help="What is reconstructed. Default: what is read.")
 @click.option("--architecture", default="topk", show_default=True, help="batchtopk, matryoshka, jumprelu, relu, gated, ...")
@@ -38,7 +39,7 @@ for command in (evaluate, export, import_, show):
 @click.option("--lr", default=3e-3, show_default=True, help="Learning rate, after the warm-up.")
 @click.option("--sparsity", default=0.05, show_default=True, help="Weight of the penalty, where it does not steer itself.")
 @click.option("--optimiser", default="adam", show_default=True, help="adam or signum")
-@click.option("--context", default=256, show_default=True, help="Tokens of a text at a time, of a running model.")
+@click.option("--context", type=int, help="Tokens of a text at a time, of a running model. Default: 256, or what it reads.")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Further settings of the architecture.")
 @click.option("--name", default="", help="Of the dictionary in the atlas. Default: site, architecture, width, k.")
 @click.option("--each", is_flag=True, help="A dictionary of its own for each site (and its target), all in one pass.")
@@ -85,6 +86,7 @@ def _stream(common: Common, harvest: str | None, model: str | None, corpus: str 
     if harvest is not None:
         from assay.features.shards import Shards
 
+        check_device(common)
         shards = Shards(harvest)
         return shards, str(shards.record["model"]["model"])
     from assay.data.corpora import open_corpus
@@ -96,7 +98,15 @@ def _stream(common: Common, harvest: str | None, model: str | None, corpus: str 
     loaded = common.load(str(model), given["dtype"], given["prepend_bos"])
     found = [str(site) for site in loaded.sites(sites)]
     tokens = given["tokens"] or LIVE_TOKENS
-    return LiveStream(loaded, open_corpus(str(corpus)).part("train"), found, tokens, context=given["context"]), str(model)
+    context = readable(loaded) if given["context"] is None else given["context"]
+    whole = open_corpus(str(corpus), text_key=given["text_key"], documents=given["documents"])
+    return LiveStream(loaded, whole.part("train"), found, tokens, context=context), str(model)
+
+
+def check_device(common: Common) -> None:
+    """Raises UsageError for a device that would not be used: dictionaries alone run on the processor."""
+    if common.device != "cpu":
+        raise bad_argument("--device", common.device, "cpu with HARVEST", "Only models run on other devices.")
 
 
 def _specs(stream: Any, given: dict[str, Any]) -> list[Any]:
@@ -119,14 +129,17 @@ def _specs_of(stream: Any, inputs: tuple[str, ...], outputs: tuple[str, ...], gi
     d_in, d_out = (sum(stream.sizes[site] for site in sites) for sites in (inputs, outputs))
     options = dict(_option(text) for text in given["options"])
     architecture = given["architecture"]
-    if len(inputs) > 1 and architecture == "crosscoder":
+    if architecture == "crosscoder" and len(inputs) == 1:
+        raise bad_argument("--site", inputs[0], "two sites or more for a crosscoder")
+    if architecture == "crosscoder":
         options.setdefault("sizes", [stream.sizes[site] for site in inputs])
-    if architecture == "clt":
+    if architecture in ("clt", "clt_jumprelu"):
         options.setdefault("layers", len(inputs))
     found = [Spec(architecture, width, d_in, d_out, k, inputs, outputs, inputs == outputs, given["skip"], options=options)
              for width in _numbers("--width", given["widths"]) for k in _numbers("--k", given["ks"])]  # fmt: skip
     for spec in found:
-        make_dictionary(spec)  # its own errors, before any long work
+        if not make_dictionary(spec).trains:  # its own errors, before any long work
+            raise bad_argument("--architecture", architecture, "one that trains", "It is only read from files.")
     return found
 
 
@@ -224,6 +237,7 @@ def encode(common: Common, folder: str, harvest: str, out: str, engine: str | No
     from assay.features.shards import Shards
     from assay.scale.ray_engine import engine_of
 
+    check_device(common)
     chosen, shards = engine_of(engine, workers=workers), Shards(harvest)
     with common.progress("encoding", shards.all_tokens) as advance:
         manifest = encode_shards(load_dictionary(Path(folder)), shards, out, report=advance, engine=chosen)

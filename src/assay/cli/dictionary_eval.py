@@ -18,10 +18,19 @@ ROWS = ("FVU", "explained variance", "explained variance, mean of ratios", "expl
 PROBE_TEXTS, CONTEXT = 200, 256
 
 
+def corpus_options(command: Any) -> Any:
+    """How a corpus is read, as `assay harvest` has it."""
+    documents = click.option("--documents", type=click.Choice(["file", "block", "line"]),
+                             help="What a document is in text files.")(command)  # fmt: skip
+    return click.option("--text-key", default="text", show_default=True, help="Key or column of JSONL, CSV and Parquet.")(
+        documents)  # fmt: skip
+
+
 @click.command("eval")
 @click.argument("dictionary", metavar="DICTIONARY")
 @click.option("--model", "name", required=True, metavar="MODEL", help="The model it is of.")
 @click.option("--corpus", required=True, metavar="CORPUS", help="A packaged corpus, a file, a folder; see harvest.")
+@corpus_options
 @click.option("--tokens", default=50_000, show_default=True, type=click.IntRange(16), help="Held-out tokens to read.")
 @click.option("--loss-tokens", default=16_384, show_default=True, type=click.IntRange(0), help="Of them spliced; 0 for none.")
 @click.option("--context", type=click.IntRange(2), help="Tokens of a text at a time. Default: 256, or what the model reads.")
@@ -55,12 +64,15 @@ def evaluate(common: Common, dictionary: str, name: str, corpus: str, **given: A
     one = opened(common, dictionary)
     others = [opened(common, each) for each in given["seconds"]]
     texts = concept_texts(given["concepts"], common.seed)
-    whole = open_corpus(corpus)
+    whole = open_corpus(corpus, text_key=given["text_key"], documents=given["documents"])
     model = common.load(name, given["dtype"], given["prepend_bos"])
     if given["letters"]:
         letter_words(model)  # its error, before any long work
     given["context"] = given["context"] or readable(model)
     held = held_out(model, whole.part("heldout"), given["context"], given["tokens"])
+    if len(held.names) < 2:
+        raise bad_argument("--tokens", given["tokens"], "enough for two held-out documents",
+                           f"{held.n_tokens} tokens of one were read: some are for fitting, some for scores.")  # fmt: skip
     plan = ev.EvaluationPlan(loss_tokens=given["loss_tokens"], seed=common.seed)
     controls = replace(_controls(common, one, model, whole.part("train"), given), seeds=tuple(others))
     with common.progress("evaluating", held.n_tokens) as report:
@@ -186,7 +198,7 @@ def shown(record: Mapping[str, Any]) -> Any:
     table = Table(box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
     for column in columns:
-        table.add_column(column["name"].replace(" ", "\n"), justify="right", no_wrap=True)
+        table.add_column(column["name"].replace(" ", "\n"), justify="right")
     for row in ROWS:
         cells = [_cell(column["measures"].get(row)) for column in columns]
         if any(cells):

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import click
 
 from assay.cli.common import Common, common_options, engine_options
+from assay.cli.dictionary_eval import CONTEXT, readable
 from assay.errors import bad_argument
 
 
@@ -18,7 +20,7 @@ from assay.errors import bad_argument
 @click.option("--site", "sites", multiple=True, metavar="SITE", help="resid_post.15, mlp_out.*; may be given again.")
 @click.option("--tokens", type=click.IntRange(2), metavar="N", help="Tokens read from the corpus.")
 @click.option("--out", metavar="DIR|s3://BUCKET/DIR", help="Where the activations are kept.")
-@click.option("--context", default=256, show_default=True, type=click.IntRange(2), help="Tokens of a text at most.")
+@click.option("--context", type=click.IntRange(2), help="Tokens of a text at most. Default: 256, or what the model reads.")
 @click.option("--dtype", default="fp16", show_default=True, help="On disk: fp16, bf16 or fp32.")
 @click.option("--holdout", default=0.05, show_default=True, help="Share of the documents that is left out.")
 @click.option("--skip-first", default=1, show_default=True, type=click.IntRange(0), help="First positions that are marked.")
@@ -28,13 +30,14 @@ from assay.errors import bad_argument
 @click.option("--documents", type=click.Choice(["file", "block", "line"]), help="What a document is in text files.")
 @click.option("--model-dtype", default="float32", show_default=True, help="float32, bfloat16 or float16")
 @click.option("--prepend-bos/--no-prepend-bos", default=None, help="Put BOS before texts. Default: per model.")
+@click.option("--served", metavar="URL", help="A vLLM server of MODEL that writes out hidden states; see docs/scale.md.")
 @click.option("--list", "listing", is_flag=True, help="Name the packaged corpora and end.")
 @engine_options
 @common_options
 def harvest(
     common: Common, name: str | None, corpus: str | None, sites: tuple[str, ...], tokens: int | None, out: str | None,
     listing: bool, text_key: str, documents: str | None, model_dtype: str, prepend_bos: bool | None,
-    engine: str | None, workers: int | None, **options: Any,
+    engine: str | None, workers: int | None, served: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Write what MODEL holds at some sites while it reads CORPUS, for dictionaries to be trained on.
 
@@ -52,12 +55,18 @@ def harvest(
     from assay.features import harvest as work
     from assay.model.load import load_model
     from assay.scale.ray_engine import engine_of
+    from assay.scale.served import open_served
 
-    plan = work.HarvestPlan(tokens=tokens, seed=common.seed, **{**options, "factor": options["factor"] or None})
+    options["factor"] = options["factor"] or None
+    plan = work.HarvestPlan(tokens=tokens, seed=common.seed, **{**options, "context": options["context"] or CONTEXT})
     chosen = engine_of(engine, common.device, workers)
     opened = open_corpus(str(corpus), text_key=text_key, documents=documents)
     model = common.load(str(name), model_dtype, prepend_bos)
-    opener = partial(load_model, str(name), device=common.device, dtype=model_dtype, prepend_bos=prepend_bos)
+    plan = plan if options["context"] else replace(plan, context=readable(model))
+    opener: Callable[[], Any] = partial(load_model, str(name), device=common.device, dtype=model_dtype, prepend_bos=prepend_bos)
+    if served is not None:
+        opener = partial(_served, opener, served)
+        model = open_served(model, served)
     began = time.monotonic()
     with _progress(common) as report:
         found = work.harvest(model, opened, list(sites), str(out), plan, report, chosen, opener)
@@ -65,6 +74,13 @@ def harvest(
     if record["tokens"] < (tokens or 0):
         common.note(f"{opened.name} has only {record['tokens']} tokens for this model: all were read")
     common.emit(record, lambda: shown(record))
+
+
+def _served(opener: Callable[[], Any], url: str) -> Any:
+    """In a worker: the model there, read by the same server."""
+    from assay.scale.served import open_served
+
+    return open_served(opener(), url)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import _thread
 import difflib
+import gc
 import os
 import signal
 import sys
@@ -49,6 +50,9 @@ NOUNS = {
     "patch": ("assay.cli.patch:patch", "Where is a behaviour carried? Activation patching sweep."),
 }
 WAIT = 0.05  # seconds until an interruption that came during an import is looked at again
+# New objects after which cycles are looked for. Python's own 700 takes a second of the imports, and among the half a million
+# objects of the libraries every full search halts a page of the app for 150 ms.
+COLLECTED = 20_000
 LOADING = b"stopping when what is being loaded is there; Ctrl-C again stops at once.\n"
 
 
@@ -134,6 +138,7 @@ def _importing(frame: FrameType | None) -> bool:
 
 def main() -> None:
     """Run the command line; user mistakes end in one line and exit code 2."""
+    gc.set_threshold(COLLECTED, 10, 10)
     try:
         with whole_imports():
             cli(standalone_mode=False)

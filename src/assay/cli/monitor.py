@@ -270,7 +270,7 @@ def _reword(named: str) -> Any:
 
 
 def _bundled(data: str | None) -> bool:
-    return data is not None and not Path(data).suffix
+    return data is not None and not Path(data).suffix and not Path(data).is_file()
 
 
 def _talks(

@@ -55,14 +55,14 @@ def find(
         stated = []
         for place, row in enumerate(found[: max(0, claims)]):
             report(f"channel {row.channel}", place, claims)
-            stated.append(_state(common, store, model, source, f"{site}.{row.channel}", "represents", settings))
+            stated.append(_state(common, store, model, source, model.unit(site, row.channel), "represents", settings))
         if chosen and claims > 0:
             report("what feeds the classes", claims, claims + 1)
-            names = [f"{site}.{row.channel}" for row in found]
+            names = [model.unit(site, row.channel) for row in found]
             stated.append(_state(common, store, model, CarSource(chosen, data), names, "mediates", settings))
     record = {"model": name, "concept": data, "site": site, "channels": [asdict(row) for row in found],
               "claims": [_row(each) for each in stated]}  # fmt: skip
-    lines = [f"{row.site}.{row.channel}: AUROC {row.auroc:.2f} on fresh pictures, {row.near:.2f} against near misses"
+    lines = [f"{model.unit(site, row.channel)}: AUROC {row.auroc:.2f} on fresh pictures, {row.near:.2f} against near misses"
              f" (chosen by {row.chosen_by:.2f})" for row in found]  # fmt: skip
     common.emit(record, lambda: "\n".join([*lines, *map(_line, stated), *(["next: assay vision test"] if stated else [])]))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from assay.cli.common import Common, common_options
+from assay.cli.common import Common, check_place, common_options
 from assay.errors import bad_argument
 
 SET = ("wheels, windows, cars, digits, photographs (a part after a colon: wheels:discover, cars:neither, digits:train), a"
@@ -180,9 +180,12 @@ def dictionary(
     from assay.report.dictionary_figures import evaluation_figure
     from assay.vision.dictionary import ChannelPlan, train_on_channels
 
-    plan = ChannelPlan(**given, seed=common.seed)
+    plan, folder = ChannelPlan(**given, seed=common.seed), None if save is None else Path(save)
+    if folder is not None and kept.is_kept(folder):
+        raise bad_argument("--save", save, "a folder without a dictionary", "This one has one: delete it to train again.")
+    if folder is not None:
+        check_place("--save", folder, folder=True)
     model, items = _model(common, name), image_set(source, n, common.seed)
-    folder = None if save is None else Path(save)
     with common.progress("dictionary", 1) as advance:
         found = train_on_channels(model, items, site, plan, folder, advance)
     if folder is not None:
@@ -264,7 +267,7 @@ def edges(common: Common, name: str, target: str, start: str, source: str, again
     record = {"model": model.name, "source": found.source, "target": found.target, "images": source, "against": against,
               "total": float(found.total.mean()), "pearson": found.pearson, "spearman": found.spearman, "channels": rows,
               "picture": str(path)}  # fmt: skip
-    lines = [f"{found.source}.{c}: {float(scores[c]):+.4f}" + (f"  exact {patched[c]:+.4f}" if c in patched else "")
+    lines = [f"{model.unit(found.source, c)}: {float(scores[c]):+.4f}" + (f"  exact {patched[c]:+.4f}" if c in patched else "")
              for c in found.strongest(12)]  # fmt: skip
     agree = "no correlation: too few channels, or no spread"
     if found.pearson is not None:

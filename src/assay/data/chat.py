@@ -7,14 +7,17 @@ A tokenizer with a chat template says how its model was taught to talk, system t
     User: {text}
     Assistant:
 
-and replies end where the next "User:" begins, or at the end token.
+and replies end where the next "User:" begins, or at the end token. A text begins with the model's BOS token once, whether the
+template writes it or not.
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from assay.errors import bad_argument
+from assay.errors import UsageError, bad_argument
 from assay.model.model import Model
+from assay.model.stream import stop_ids
 
 ROLES = ("system", "user", "assistant")
 Message = Mapping[str, str]
@@ -27,15 +30,33 @@ def has_template(model: Model) -> bool:
 
 
 def chat_text(model: Model, messages: Sequence[Message]) -> str:
-    """The conversation as one text that ends where the assistant begins to speak. Raises UsageError for other roles."""
+    """The conversation as one text that ends where the assistant begins to speak. Raises UsageError for other roles, and for
+    a conversation that the template refuses (many take no system text, or want the speakers to take turns)."""
     check_messages(messages)
     if has_template(model):
-        tokenizer: Any = model.tokenizer
-        given = [dict(message) for message in messages]
-        return str(tokenizer.apply_chat_template(given, add_generation_prompt=True, tokenize=False))
+        return _templated(model, messages, add_generation_prompt=True)
     names = {"user": "User: ", "assistant": "Assistant: ", "system": ""}
     gaps = {"system": "\n\n", "user": "\n", "assistant": "\n"}
     return "".join(f"{names[m['role']]}{m['content']}{gaps[m['role']]}" for m in messages) + "Assistant:"
+
+
+def takes_system(model: Model) -> bool:
+    """Whether a conversation may begin with a system text."""
+    try:
+        return "pebble" in chat_text(model, [{"role": "system", "content": "pebble"}, {"role": "user", "content": "Hello"}])
+    except UsageError:
+        return False
+
+
+def _templated(model: Model, messages: Sequence[Message], **how: Any) -> str:
+    tokenizer: Any = model.tokenizer
+    try:
+        text = str(tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False, **how))
+    except Exception as error:  # templates are programs of whoever made the model, and refuse in their own way
+        said = ", ".join(message["role"] for message in messages[:6])
+        raise UsageError(f"the chat template of {model.name} refuses a conversation of {said}: {error}") from error
+    doubled = model.prepend_bos and model.bos_id is not None  # tokens of texts get it as well
+    return text.removeprefix(model.text([model.bos_id])) if doubled else text  # type: ignore[list-item]
 
 
 def opening(model: Model, messages: Sequence[Message], said: Sequence[int]) -> int:
@@ -48,6 +69,22 @@ def opening(model: Model, messages: Sequence[Message], said: Sequence[int]) -> i
     return next((at for at, (one, two) in pairs if one != two), min(len(said), len(changed)))
 
 
+def places(model: Model, messages: Sequence[Message], ids: Sequence[int]) -> list[tuple[int, int] | None]:
+    """Where in the tokens of a conversation the words of each message lie, in order; None for one that is written otherwise."""
+    whole, at, found = model.text(ids), 0, list[tuple[int, int] | None]()
+
+    def until(chars: int) -> int:
+        """Tokens that hold so many characters."""
+        return bisect_left(range(len(ids) + 1), chars, key=lambda n: len(model.text(ids[:n])))
+
+    for message in messages:
+        words = message["content"].strip()
+        start = whole.find(words, at) if words else -1
+        at = at if start < 0 else start + len(words)
+        found.append(None if start < 0 else (until(start + 1) - 1, until(at)))
+    return found
+
+
 def reply_text(model: Model, reply: str) -> str:
     """A reply as it follows `chat_text`, with what ends it, for training."""
     if has_template(model):
@@ -56,13 +93,24 @@ def reply_text(model: Model, reply: str) -> str:
 
 
 def end_token(model: Model) -> str:
-    """The text of the token that ends a turn; "" where there is none."""
-    return str(getattr(model.tokenizer, "eos_token", None) or "")
+    """The text of the token that ends a turn, as the template writes it after a reply; "" where there is none."""
+    marks = _ends(model)
+    if has_template(model) and len(marks) > 1:
+        told = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "pebble"}]
+        after = _templated(model, told).rpartition("pebble")[2]
+        marks = sorted((mark for mark in marks if mark in after), key=after.index) or marks
+    return marks[0] if marks else ""
+
+
+def _ends(model: Model) -> list[str]:
+    """Texts of the tokens that end what the model writes, that of the tokenizer first."""
+    eos = str(getattr(model.tokenizer, "eos_token", None) or "")
+    return list(dict.fromkeys(filter(None, (eos, *(model.text([token]) for token in stop_ids(model))))))
 
 
 def cut_reply(model: Model, text: str) -> str:
     """What was generated, up to where the turn ends."""
-    for mark in filter(None, (end_token(model), "" if has_template(model) else STOP)):
+    for mark in (*_ends(model), *(() if has_template(model) else (STOP,))):
         text = text.split(mark)[0]
     return text.strip()
 

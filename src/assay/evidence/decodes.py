@@ -36,6 +36,7 @@ from assay.evidence.probes import (
 )
 from assay.evidence.scored import ScoreInstrument, Scorer, ScoreSetup, measure_with, thresholds
 from assay.evidence.second_corpus import second_corpus
+from assay.model.images import ImageModel
 from assay.probe.control import control_labels, unit_of
 from assay.records import Example, GatePlan, Plan
 from assay.sites import parse_site
@@ -102,7 +103,10 @@ class Decodes:
         kind = probe.get("type") if isinstance(probe, Mapping) else probe
         if kind not in PROBES:
             raise bad_argument("probe", kind, ", ".join(PROBES))
-        return {"sites": [whole_site(asked.get("site", asked.get("sites")))], "probe": {"type": kind}}
+        site = whole_site(asked.get("site", asked.get("sites")))
+        if isinstance(model, ImageModel) and (found := model.resolve(site))[1] is not None:
+            raise SiteError(f"site: got {site}; allowed: a whole site. Did you mean {found[0]}?")
+        return {"sites": [site], "probe": {"type": kind}}
 
     def words(self, subject: Mapping[str, Any], quantifier: str, data: str) -> str:
         """The claim as one sentence."""

@@ -99,18 +99,19 @@ def channels_of(model: ImageModel, names: Sequence[Any]) -> Units:
     for name in dict.fromkeys(map(str, names)):
         whole, index = model.resolve(name)
         if index is None:
-            raise SiteError(f"subject: got {whole}; allowed: channels, heads or units of a site, such as {whole}.0.")
+            one = model.unit(whole, 0)
+            raise SiteError(f"subject: got {whole}; allowed: channels, heads or units of a site, such as {one}.")
         found.add((whole, index))
     if not found:
         raise bad_argument("subject", "nothing", "channels, heads or units of a site")
-    return tuple(f"{whole}.{index}" for whole, index in sorted(found))
+    return tuple(model.unit(whole, index) for whole, index in sorted(found))
 
 
 def by_site(units: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Site -> numbers of its units, in order."""
     found: dict[str, list[int]] = {}
     for unit in units:
-        site, _, number = unit.rpartition(".")
+        site, _, number = unit.rstrip("]").replace("[", ".").rpartition(".")
         found.setdefault(site, []).append(int(number))
     return {site: tuple(numbers) for site, numbers in found.items()}
 
@@ -136,6 +137,11 @@ def matched(acts: Tensor, channels: Sequence[int], draws: int, seed: int, heads:
     return found
 
 
+def mean_over_places(acts: Tensor) -> Tensor:
+    """Mean over pictures and places of maps (n, channel, h, w) or tokens (n, token, unit), as an edit's value."""
+    return acts.mean((0, 2, 3))[None, :, None, None] if acts.ndim == 4 else acts.mean((0, 1))[None, None]
+
+
 def image_setup(model: ImageModel, plan: Plan, names: Sequence[str], tune: PreparedPictures) -> tuple[Setup, dict[str, Any]]:
     """Units, controls and means, from tune pictures; and a record of the controls. Raises UsageError for options."""
     settings = plan.settings
@@ -149,10 +155,10 @@ def image_setup(model: ImageModel, plan: Plan, names: Sequence[str], tune: Prepa
     for site, numbers in by_site(units).items():
         acts, without = (model.capture(images, [site])[site] for images in (clean, corrupted))
         point = model.layout.points[site]
-        means[site] = without.mean((0, 2, 3))[None, :, None, None] if point.kind == "map" else without.mean((0, 1))[None, None]
+        means[site] = mean_over_places(without)
         draws = matched(acts, numbers, settings["draws"], settings["seed"], point.heads)
-        sets = [(*have, *(f"{site}.{number}" for number in drawn)) for have, drawn in zip(sets, draws, strict=True)]
-        complement += [f"{site}.{number}" for number in range(point.width) if number not in numbers]
+        sets = [(*have, *(model.unit(site, number) for number in drawn)) for have, drawn in zip(sets, draws, strict=True)]
+        complement += [model.unit(site, number) for number in range(point.width) if number not in numbers]
     rng = np.random.default_rng([settings["seed"], 3])
     added = tuple(complement[i] for i in sorted(rng.permutation(len(complement))[:N_ADDED].tolist()))
     random_sets = tuple(dict.fromkeys(sets))

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from assay.data.prepare_concept import PreparedConcept
-from assay.evidence.features import check_dictionary, dictionary_record, feature_of
+from assay.errors import SiteError
+from assay.evidence.features import Feature, check_dictionary, dictionary_record, feature_of
 from assay.evidence.hosts import Host, as_host
 from assay.evidence.kinds import KINDS, Columns, Progress
 from assay.evidence.lexical import surface_scorer
@@ -34,6 +35,7 @@ from assay.evidence.scored import (
 )  # fmt: skip
 from assay.evidence.second_corpus import second_corpus
 from assay.features.opened import is_latent
+from assay.model.images import ImageModel
 from assay.records import Example, GatePlan, Plan
 
 SCHEMES = ("all", "permuted")
@@ -48,6 +50,8 @@ class Represents:
 
     def subject(self, model: Any, given: Any) -> dict[str, Any]:
         """One feature. Raises SiteError or UsageError for anything else."""
+        if isinstance(model, ImageModel) and not isinstance(given, Mapping | Feature):
+            return _of_picture(model, given)
         feature = feature_of(given)
         return {"sites": [feature.name], "feature": feature.record(), **dictionary_record(feature)}
 
@@ -92,6 +96,15 @@ class Represents:
     ) -> Columns:  # fmt: skip
         """All columns the gates need."""
         return measure_scores(as_host(model), data, setup, gates, report)
+
+
+def _of_picture(model: ImageModel, given: Any) -> dict[str, Any]:
+    """A channel or unit of an image model, which alone knows what is a channel and what a module of that name."""
+    name = str(given[0] if isinstance(given, Sequence) and not isinstance(given, str) and len(given) == 1 else given)
+    site, index = model.resolve(name)
+    if index is None or model.layout.points[site].heads:
+        raise SiteError(f"feature: got {name}; allowed: one channel or unit of a site, such as block.PATH.0, no head.")
+    return {"sites": [model.unit(site, index)], "feature": Feature(site, index).record()}
 
 
 def _without(drawn: torch.Tensor, towards: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ transcoder (MLP in, MLP out), several for crosscoders and cross-layer transcoder
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -31,6 +31,34 @@ from assay.features.world import drawn, world
 from assay.registry import Registry
 
 CHUNK = 1 << 23  # pre-activations made at a time where codes are read: 32 MB in fp32
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raises UsageError for a setting of the wrong kind; which settings an architecture has is for it to say."""
+    for name, value in options.items():
+        says, fits = OPTIONS.get(name, ("", lambda _: True))
+        if not fits(value):
+            raise bad_argument(f"option {name}", value, says)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+OPTIONS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
+    "anneal": ("0 to 1, a share of training", lambda x: _number(x) and 0 <= x <= 1),
+    "bandwidth": ("a number, 0 or more (0: from the first batch)", lambda x: _number(x) and x >= 0),
+    "prefixes": ("a list of shares of the width, such as [0.25,0.5,1]", lambda x: isinstance(x, list) and all(map(_number, x))),
+    "sizes": ("a list of the features of each site", lambda x: isinstance(x, list) and all(map(_whole, x))),
+    "layers": ("how many layers, 1 or more", _whole),
+    "residual_threshold": ("a number, 0 or more", lambda x: _number(x) and x >= 0),
+    "steps": ("1 or more, or null for as many as features", lambda x: x is None or _whole(x)),
+    "stop_on_repeat": ("true or false", lambda x: isinstance(x, bool)),
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +87,7 @@ class Spec:
     def __post_init__(self) -> None:
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in self.options.items()}
         object.__setattr__(self, "options", plain)  # as a file gives them back
+        check_options(plain)
         for name in ("width", "d_in", "d_out"):
             if getattr(self, name) < 1:
                 raise bad_argument(name, getattr(self, name), "1 or more")
@@ -78,10 +107,16 @@ class Spec:
 
     @staticmethod
     def of(record: Mapping[str, Any]) -> "Spec":
-        """From what `json` made. Raises UsageError for a key that is not known."""
+        """From what `json` made. Raises UsageError for a key that is not known, or a value that is none of `json`'s."""
         if unknown := set(record) - set(Spec.__dataclass_fields__):
             raise bad_argument("spec", f"keys {sorted(unknown)}", ", ".join(Spec.__dataclass_fields__))
-        return Spec(**{**record, "inputs": tuple(record.get("inputs", ())), "outputs": tuple(record.get("outputs", ()))})
+        for name in ("width", "d_in", "d_out"):
+            if not _whole(record.get(name)):
+                raise bad_argument(f"spec: {name}", record.get(name), "1 or more")
+        try:
+            return Spec(**{**record, "inputs": tuple(record.get("inputs", ())), "outputs": tuple(record.get("outputs", ()))})
+        except (TypeError, AttributeError) as error:
+            raise bad_argument("spec", dict(record), "a description as Assay writes it", f"{error}.") from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,6 +160,7 @@ class Dictionary(nn.Module):
     architecture: ClassVar[str] = ""
     option_names: ClassVar[tuple[str, ...]] = ()
     trains: ClassVar[bool] = True  # else it is only read from files
+    stand_in: ClassVar[str] = ""  # what is trained for a control, where it does not train
     unit_decoder: ClassVar[bool] = True  # decoder rows are kept at norm 1 in training
     per_latent: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "W_dec")  # what is divided where latents are
 
@@ -402,6 +438,18 @@ def make_dictionary(spec: Spec, name: str = "") -> Dictionary:
     import assay.features.architectures  # noqa: F401  (registers them)
 
     return ARCHITECTURES.get(spec.architecture)(spec, name)
+
+
+def of_another_model(dictionary: Dictionary, passport: Mapping[str, Any]) -> str:
+    """What to tell of a dictionary that was trained on another model than the one of this passport; empty where it was not,
+    or where that is not known."""
+    stream = dictionary.provenance.get("stream")
+    own = stream.get("model") if isinstance(stream, Mapping) else None
+    if not isinstance(own, Mapping) or not own.get("digest") or own["digest"] == passport["digest"]:
+        return ""
+    if own.get("model") == passport["model"] and own.get("dtype") != passport["dtype"]:  # the same weights, rounded
+        return ""
+    return f"{dictionary.name} was trained on other weights ({own.get('model')}, {own['digest'][:8]}) than it is used on here."
 
 
 def fvu(y: Tensor, found: Tensor, total: float) -> Float[Tensor, ""]:

@@ -65,7 +65,9 @@ def in_order(results: Iterable[tuple[int, Any]]) -> Iterator[Any]:
 
 
 def opener_of(model: Model) -> Callable[[], Model]:
-    """Opens the same model in another process, by sending it there."""
+    """Opens the same model in another process, by sending it there. Raises UsageError for one that is not all in memory."""
+    if type(model) is not Model:
+        raise UsageError(f"opener: got none; allowed: what opens {model.name}, a {type(model).__name__}, in a worker.")
     return partial(Model, model.hf, model.tokenizer, model.name, model.source, model.prepend_bos, model.bos_id)
 
 

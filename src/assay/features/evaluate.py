@@ -37,7 +37,7 @@ from assay.errors import UsageError, bad_argument
 from assay.features.agreement import Agreement, agreement, duplicates
 from assay.features.codes import Codes
 from assay.features.cost import Cost, cost
-from assay.features.dictionary import Dictionary
+from assay.features.dictionary import ARCHITECTURES, Dictionary, Spec, of_another_model
 from assay.features.engines import Engine, Where, in_order, opened_there, opener_of
 from assay.features.held_out import HeldOut, Limits, Tokens, limits_of, read, read_tokens
 from assay.features.ratios import Measure, complement, ratio
@@ -191,7 +191,8 @@ def same_recipe(
 ) -> Dictionary:  # fmt: skip
     """A dictionary by the recipe of another: on another stream, from another seed, or with a decoder that stays random.
 
-    The recipe is in what `train` made; for dictionaries from elsewhere it is the one `train` has by default. `tokens`
+    The recipe is in what `train` made; for dictionaries from elsewhere it is the one `train` has by default. Of what is only
+    read from files its `stand_in` is trained, and inputs are taken as they are: a note of `evaluate` says so. `tokens`
     limits the training: the controls have then seen less. Raises UsageError for sites the stream does not have.
     """
     record = dictionary.provenance.get("plan")
@@ -200,11 +201,19 @@ def same_recipe(
     if frozen:
         plan = replace(plan, frozen=("W_dec",))
     name = f"{dictionary.name}, {'frozen decoder' if frozen else 'again'}"
-    spec = dictionary.spec
+    spec = _trainable(dictionary)
     if spec.k is None:
         first = gathered(next(stream.batches(min(plan.batch, 1024), plan.seed)), spec.inputs)
         spec = replace(spec, k=max(1, min(spec.width, round(float(dictionary.codes(first).l0.mean())))))
     return train(stream, [spec], plan, report=report, names=[name])[0].dictionary
+
+
+def _trainable(dictionary: Dictionary) -> Spec:
+    """Its spec, or the nearest one that can be trained: the stand-in of its architecture, inputs as they are."""
+    architecture = dictionary.architecture if dictionary.trains else dictionary.stand_in
+    known = set(ARCHITECTURES.get(architecture).option_names) - {"input_norm"}
+    options = {name: value for name, value in dictionary.spec.options.items() if name in known}
+    return replace(dictionary.spec, architecture=architecture, options=options)
 
 
 def activations(
@@ -672,6 +681,8 @@ def _notes(dictionary: Dictionary, source: _Source, controls: Controls) -> list[
     notes = []
     if source.limits.measured:
         notes.append("It came without a norm limit: tokens above 10 x the median norm here were left alone.")
+    if source.model is not None and (other_model := of_another_model(dictionary, source.model.passport())):
+        notes.append(other_model)
     if source.model is None:
         notes.append("A stream of shuffled activations: no loss and no bounds.")
     elif len(source.names) < 8:
@@ -682,6 +693,9 @@ def _notes(dictionary: Dictionary, source: _Source, controls: Controls) -> list[
         notes.append("No untrained model beside it: what the recipe finds without training of the model is not known.")
     own = dictionary.provenance.get("trained_tokens")
     for name, other in ((FROZEN, controls.frozen), (UNTRAINED, controls.untrained and controls.untrained[1])):
+        if other is not None and (other.architecture, other.input_norm) != (dictionary.architecture, dictionary.input_norm):
+            notes.append(f"The control {name!r} is a {other.architecture} on inputs as they are: a {dictionary.architecture}"
+                         f" with input_norm {dictionary.input_norm!r} is not trained here.")  # fmt: skip
         seen = other.provenance.get("trained_tokens") if other is not None else None
         if seen is not None and (own is None or seen < own):
             notes.append(f"The control {name!r} was trained on {seen:,} tokens, the dictionary on"

@@ -13,6 +13,7 @@
    (`engines.py`). The rows of a shard are sent with the job, so workers need the model and the folder, not the corpus.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -99,6 +100,14 @@ class LiveStream:
     def batches(self, size: int, seed: int = 0, start: int = 0) -> Iterator[dict[str, Float[Tensor, "token d"]]]:
         """Batches of `size` typical tokens, {site: (token, d)} in fp32, from number `start` on, without end."""
         return shuffled(Order(self._counts, self.block_tokens, seed), self._load, size, start)
+
+    def alignment(self) -> str:
+        """Token ids in their rows, the sizes of blocks, and whose massive tokens are replaced."""
+        state = hashlib.sha256(repr((self.rows.lengths.tolist(), self.skip_first, self.block_tokens)).encode())
+        for row in range(len(self.rows)):
+            state.update(np.ascontiguousarray(self.rows.tokens(row)).tobytes())
+        whose = "" if self.limits.factor is None else f", typical of {self.model.digest} at {', '.join(self.sites)}"
+        return state.hexdigest() + whose
 
     def _load(self, block: Block) -> tuple[dict[str, Tensor], np.ndarray]:
         """The values of all tokens of a block past the first positions, and its order without massive ones."""

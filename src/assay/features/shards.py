@@ -15,6 +15,7 @@
    closed. Columns alone (`read_tensors`) are read by their ranges.
 """
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -108,6 +109,7 @@ class Shards:
             "from": "shards", **manifest["identity"], "limits": manifest["limits"], "massive": manifest["massive"],
             "shards": [shard["sha256"] for shard in manifest["shards"]],
         }  # fmt: skip
+        self._others: tuple[Shards, ...] = ()  # where a token must be typical, too
         self._good: set[str] = set()
         self._opened = lru_cache(OPEN)(self._open)
         for shard in manifest["shards"]:
@@ -132,27 +134,42 @@ class Shards:
         for number, shard in enumerate(self.manifest["shards"]):
             opened = self._opened(number)
             ends = np.cumsum(opened.get_tensor("rows.lengths").numpy().astype(np.int64))
-            good = np.concatenate([[0], np.cumsum(opened.get_tensor("typical").numpy().astype(np.int64))])[ends]
+            if (typical := int(opened.get_tensor("typical").sum(dtype=torch.long))) != shard["typical"]:
+                raise StoreError(f"{self.folder / shard['file']}: {typical} typical tokens, the manifest says"
+                                 f" {shard['typical']}. Harvest again.")  # fmt: skip
+            good = np.concatenate([[0], np.cumsum(self._typical(number).numpy().astype(np.int64))])[ends]
             place = np.maximum(good - 1, 0) // UNIT
             last = np.flatnonzero(np.diff(place, append=-1))  # rows that end a unit
-            stops, typical = ends[last], np.diff(good[last], prepend=0)
+            stops, sizes = ends[last], np.diff(good[last], prepend=0)
             found["shard"] += [number] * len(last)
             found["start"] += [0, *stops[:-1].tolist()]
             found["stop"] += stops.tolist()
-            found["typical"] += typical.tolist()
-            if int(good[-1]) != shard["typical"]:
-                raise StoreError(f"{self.folder / shard['file']}: {int(good[-1])} typical tokens, the manifest says"
-                                 f" {shard['typical']}. Harvest again.")  # fmt: skip
+            found["typical"] += sizes.tolist()
         return {name: np.asarray(values, dtype=np.int64) for name, values in found.items()}
 
     def _load(self, block: Block) -> tuple[dict[str, Tensor], np.ndarray]:
         units = self._units
         ranges = [(int(units["shard"][u]), int(units["start"][u]), int(units["stop"][u])) for u in block.units]
-        masks = [self._slice(shard, "typical", start, stop).bool() for shard, start, stop in ranges]
+        masks = [self._typical(shard, start, stop) for shard, start, stop in ranges]
         places = list(zip(ranges, masks, strict=True))
         values = {site: torch.cat([self._slice(shard, site, start, stop)[mask] for (shard, start, stop), mask in places])
                   for site in self.sites}  # fmt: skip
         return values, block.order
+
+    def _typical(self, shard: int, start: int = 0, stop: int | None = None) -> Bool[Tensor, " token"]:
+        """Which tokens of a stretch are typical here, and in all harvests beside this one."""
+        stop = self.manifest["shards"][shard]["tokens"] if stop is None else stop
+        masks = [each._slice(shard, "typical", start, stop).bool() for each in (self, *self._others)]
+        return torch.stack(masks).all(0)
+
+    def alignment(self) -> str:
+        """Token ids in their rows, which of them are given, and the size of blocks."""
+        state = hashlib.sha256(str(self.buffer_tokens).encode())
+        for number in range(len(self.manifest["shards"])):
+            opened = self._opened(number)
+            for tensor in (opened.get_tensor("tokens"), opened.get_tensor("rows.lengths"), self._typical(number)):
+                state.update(tensor.numpy().tobytes())
+        return state.hexdigest()
 
     # in order --------------------------------------------------------------------------------
 
@@ -221,6 +238,27 @@ class Shards:
 
 def _reopened(folder: str, sites: tuple[str, ...], buffer_tokens: int, verify: bool) -> Shards:
     return Shards(folder, sites, buffer_tokens=buffer_tokens, verify=verify)
+
+
+def typical_in_all(harvests: Sequence[Shards]) -> list[Shards]:
+    """Several harvests of the same rows, opened anew to give the tokens that are typical in all of them.
+
+    Raises UsageError where rows or files differ: other text, another tokenizer, or other --shard-tokens.
+    """
+    made = [Shards(each.folder, each.sites, buffer_tokens=harvests[0].buffer_tokens, verify=each.verify) for each in harvests]
+    first = made[0]
+    for each in made[1:]:
+        same = len(each.manifest["shards"]) == len(first.manifest["shards"]) and all(
+            torch.equal(each._opened(number).get_tensor(name), first._opened(number).get_tensor(name))
+            for number in range(len(first.manifest["shards"])) for name in ("tokens", "rows.lengths"))  # fmt: skip
+        if not same:
+            raise bad_argument("harvests", f"{first.folder}, {each.folder}, which hold other rows, or in other files",
+                               "harvests of the same rows in the same files",
+                               "Give both the same corpus, --seed, --context and --shard-tokens.")  # fmt: skip
+    for each in made:
+        each._others = tuple(other for other in made if other is not each)
+        each.n_tokens = int(each._units["typical"].sum())
+    return made
 
 
 def sums_of(folder: Path, shards: list[Mapping[str, Any]], sites: tuple[str, ...]) -> dict[str, Sums]:

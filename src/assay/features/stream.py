@@ -56,6 +56,14 @@ class ActivationStream(Protocol):
         ...
 
 
+class Alignable(ActivationStream, Protocol):
+    """A stream that can be put beside another one."""
+
+    def alignment(self) -> str:
+        """What decides which token is at which place: streams for which it is the same give the same tokens side by side."""
+        ...
+
+
 class TensorStream:
     """Activations in memory, all sites with the same tokens."""
 
@@ -68,6 +76,10 @@ class TensorStream:
         self.sizes = {site: x.shape[1] for site, x in self.values.items()}
         self.n_tokens = lengths.pop()
         self.norm_limits: dict[str, float | None] = dict.fromkeys(self.sites)
+
+    def alignment(self) -> str:
+        """By number: tensors of as many tokens are taken to be of the same ones."""
+        return f"{self.n_tokens} in memory"
 
     def batches(self, size: int, seed: int = 0, start: int = 0) -> Iterator[Batch]:
         """Batches of `size` tokens; a batch may end one epoch and begin the next."""
@@ -88,13 +100,17 @@ class TensorStream:
 
 
 class Paired:
-    """Streams of the same tokens side by side; the sites of each begin with its name and a colon."""
+    """Streams of the same tokens side by side; the sites of each begin with its name and a colon.
 
-    def __init__(self, streams: Mapping[str, ActivationStream]) -> None:
+    Raises UsageError for streams of other tokens, or of the same in another order: their values would not belong together.
+    """
+
+    def __init__(self, streams: Mapping[str, Alignable]) -> None:
         counts = {stream.n_tokens for stream in streams.values()}
-        if len(counts) != 1:
-            raise bad_argument("streams", f"{sorted(counts)} tokens", "streams of the same tokens",
-                               "Leave out the same positions in all of them.")  # fmt: skip
+        if len(counts) != 1 or len({stream.alignment() for stream in streams.values()}) != 1:
+            raise bad_argument("streams", f"{sorted(counts)} tokens, not the same ones in the same order",
+                               "streams of the same tokens", "Of harvests: `typical_in_all`. Of running models: factor=None"
+                               " and the same buffer, as each leaves out the tokens that are massive there.")  # fmt: skip
         self.streams = dict(streams)
         self.n_tokens = counts.pop()
         self.sites = tuple(f"{name}:{site}" for name, stream in streams.items() for site in stream.sites)
@@ -103,6 +119,11 @@ class Paired:
                             for site, limit in stream.norm_limits.items()}  # fmt: skip
         self.record = {name: dict(stream.record) for name, stream in streams.items()}
         self.skip_first = max(stream.skip_first for stream in streams.values())
+        self._alignment = next(iter(streams.values())).alignment()
+
+    def alignment(self) -> str:
+        """That of its streams."""
+        return self._alignment
 
     def batches(self, size: int, seed: int = 0, start: int = 0) -> Iterator[Batch]:
         """The same batch of every stream."""

@@ -79,14 +79,14 @@ class TrainPlan:
             if getattr(self, name) < 1:
                 raise bad_argument(name, getattr(self, name), "1 or more")
         for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise bad_argument(name, getattr(self, name), "above 0")
         for name in ("warmup", "decay", "k_anneal"):
             if not 0 <= getattr(self, name) <= 1:
                 raise bad_argument(name, getattr(self, name), "0 to 1, a share of training")
         if self.optimiser not in ("adam", "signum"):
             raise bad_argument("optimiser", self.optimiser, "adam, signum")
-        if self.sparsity < 0:
+        if not 0 <= self.sparsity < math.inf:
             raise bad_argument("sparsity", self.sparsity, "0 or more")
 
     @property
@@ -351,6 +351,8 @@ def _completed(spec: Spec, stream: ActivationStream) -> Spec:
     d_in, d_out = (sum(stream.sizes[site] for site in sites) for sites in (inputs, outputs))
     if (spec.d_in, spec.d_out) != (d_in, d_out):
         raise bad_argument("d_in, d_out", (spec.d_in, spec.d_out), f"{d_in}, {d_out}", "What the sites have.")
+    if spec.skip and inputs == outputs:
+        raise bad_argument("skip", True, "False where a site reconstructs itself", "The linear path alone would be perfect.")
     limits = [stream.norm_limits.get(sites[0]) if len(sites) == 1 else None for sites in (inputs, outputs)]
     return replace(spec, inputs=inputs, outputs=outputs, skip_first=stream.skip_first, norm_limit=limits[0],
                    target_limit=limits[1])  # fmt: skip

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -167,9 +168,12 @@ def _transformers(name: str) -> ImageModel:
     local = Path(name).is_dir()
     try:
         config = AutoConfig.from_pretrained(name)
+        (getattr(config, "model_args", None) or {}).pop("num_classes", None)  # timm writes it twice, which its loader refuses
         with _quiet(local):
-            hf, info = AutoModelForImageClassification.from_pretrained(name, use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            hf, info = AutoModelForImageClassification.from_pretrained(
+                name, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError) as error:
         named = ", ".join((LITE0.name, *DIGITS))
         raise ModelError(f"Cannot load the image model {name!r}: {str(error).splitlines()[0]} Allowed: {named}, a folder with"
                          " an image classifier in safetensors, or a hub id.") from error  # fmt: skip
@@ -184,21 +188,44 @@ def _pixels(name: str, config: Any, local: bool) -> Pixels:
     """Size and normalisation from preprocessor_config.json, or what timm keeps in the config. Raises ModelError without them:
     guessing would be silent."""
     if kept := getattr(config, "pretrained_cfg", None):
-        channels, side, _ = kept["input_size"]
-        return Pixels(side, channels, tuple(map(float, kept["mean"])), tuple(map(float, kept["std"])))
+        channels, *sides = kept["input_size"]
+        return Pixels(_square(name, sides), channels, tuple(map(float, kept["mean"])), tuple(map(float, kept["std"])))
     path = Path(name) / "preprocessor_config.json"
     if not local:
         from huggingface_hub import hf_hub_download
 
         path = Path(hf_hub_download(name, "preprocessor_config.json"))
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{name}: preprocessor_config.json cannot be read ({error}); it says size, mean and std.") from error
-    size = found.get("crop_size") or found.get("size") or {}
-    side = size if isinstance(size, int) else size.get("height") or size.get("shortest_edge")
-    side = side or getattr(config, "image_size", None)
-    channels = int(getattr(config, "num_channels", 3))
-    if not isinstance(side, int) or "image_mean" not in found or "image_std" not in found:
-        raise ModelError(f"{name}: preprocessor_config.json names no size, image_mean or image_std.")
-    return Pixels(side, channels, tuple(map(float, found["image_mean"])), tuple(map(float, found["image_std"])))
+    size = (found.get("crop_size") if found.get("do_center_crop", True) else None) or found.get("size")
+    size = size or getattr(config, "image_size", None)
+    sides = [size.get("height") or size.get("shortest_edge"), size.get("width") or size.get("shortest_edge")] if (
+        isinstance(size, dict)) else size if isinstance(size, list | tuple) else [size, size]  # fmt: skip
+    return Pixels(_square(name, sides), int(getattr(config, "num_channels", 3)), *_normalisation(name, found))
+
+
+def _square(name: str, sides: Any) -> int:
+    """The side of the pictures. Raises ModelError where they are not square or have no size."""
+    if len(sides) != 2 or sides[0] != sides[1] or not isinstance(sides[0], int):
+        raise ModelError(f"{name}: it takes pictures of size {list(sides)}; allowed: one size, height and width the same.")
+    return sides[0]
+
+
+def _normalisation(name: str, found: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """mean and std for pictures in 0..1, from settings of a processor that makes (255 x factor - mean) / std of them.
+    Raises ModelError for steps that this does not cover."""
+    plain = not found.get("do_normalize", True)
+    steps = ("do_flip_channel_order", "rescale_offset", *(("include_top",) if plain else ()))
+    if other := [step for step in steps if found.get(step)]:
+        raise ModelError(f"{name}: preprocessor_config.json asks for {other[0]}, which is not done here; in Python wrap the"
+                         " module so that it does it, and give ImageModel(module, Pixels(..)).")  # fmt: skip
+    factor = 255 * float(found.get("rescale_factor") or 1 / 255) if found.get("do_rescale", True) else 255.0
+    if plain:
+        return (0.0,), (1 / factor,)
+    mean, std = found.get("image_mean"), found.get("image_std")
+    if not isinstance(mean, list) or not isinstance(std, list):
+        raise ModelError(f"{name}: preprocessor_config.json names no image_mean or image_std.")
+    std = [value**2 for value in std] if found.get("include_top") else std  # EfficientNet divides twice
+    return tuple(value / factor for value in mean), tuple(value / factor for value in std)

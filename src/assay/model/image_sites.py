@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from assay.errors import LayoutError
-
-TOLERANCE = 1e-4  # relative, of sums in fp32
+from assay.model.layout import tolerance
 
 
 @dataclass(frozen=True)
@@ -101,11 +100,13 @@ def logits_of(out: Any, model: nn.Module) -> Tensor:
 
 
 def hook(hf: nn.Module, point: ImagePoint, meet: Any) -> Any:
-    """A hook that puts what `meet(tensor)` returns in the place of a site; maps have their channels first there."""
+    """A hook that puts what `meet(tensor)` returns in the place of a site, with the strides that were there (other strides,
+    other rounding); maps have their channels first in `meet`."""
     module = hf.get_submodule(point.path)
 
     def changed(value: Tensor) -> Tensor:
-        return meet(value.movedim(-1, 1)).movedim(1, -1).contiguous() if point.last else meet(value)
+        new = meet(value.movedim(-1, 1)).movedim(1, -1) if point.last else meet(value)
+        return new if new.stride() == value.stride() else torch.empty_like(value).copy_(new)
 
     if point.side == "in":
         return module.register_forward_pre_hook(lambda _, given: (changed(given[0]), *given[1:]))
@@ -258,7 +259,7 @@ def _block_sites(
             for each, what in inside  # type: ignore[operator]
             if what.calls == 1 and what.out is not None and what.out.shape == total.shape and (what.order > turn) == late
         }
-        good = [each for each in errors if errors[each] < TOLERANCE]
+        good = [each for each in errors if errors[each] < 5 * tolerance(pre.dtype)]
         if not good:
             absent[f"{name}.{layer}"] = (
                 f"no module's output is what the stream gains (best error {min(errors.values(), default=1):.1e})"
@@ -278,7 +279,7 @@ def _block_sites(
         name, what = before[-1]
         error = _heads_error(hf, x, [each[0] for each in before[:-1]], name, what.given, heads)  # type: ignore[arg-type]
         equation = "silencing one head's values changes that head's part of z alone"
-        if error < TOLERANCE:
+        if error < 5 * tolerance(pre.dtype):
             width = what.given.shape[-1]  # type: ignore[union-attr]
             points[f"z.{layer}"] = ImagePoint(name, "in", "tokens", width, what.order - 1, heads, equation, error)
         else:
@@ -370,7 +371,7 @@ def _proved(
             absent[name] = "the logits do not depend on it"
             continue
         good[name] = _with_sums(hf, point, value, readers) if point.kind == "map" else point
-        if good[name].error > TOLERANCE:
+        if good[name].error > 5 * tolerance(clean.dtype):
             absent[name] = f"{good[name].equation} fails by {good.pop(name).error:.1e}"
     if not good:
         why = next(iter(absent.items()))

@@ -4,7 +4,8 @@
 2. `forward` runs once: it captures at sites, applies edits, keeps the graph where gradients are wanted, and stops after the
    last capture when nobody reads the logits. `capture` and `logits` do the same in batches, without gradients.
 3. Sites of a CNN are maps `block.<module path>[.channel]`, of a ViT the transformer names (`resid_post.3`, `z.3.1`, tensors
-   (image, token, d)). Where they are is found and proved on the model itself (`image_sites.py`).
+   (image, token, d)). Where they are is found and proved on the model itself (`image_sites.py`). Where `layer1.0` is a
+   module, `block.layer1.0` is its map and channel 0 of `block.layer1` is `block.layer1[0]` (`unit`).
 4. Captures are owned copies. Hooks are taken off again, also after an error; weights and grad flags stay as they are.
 
 An edit is *set*, *add* or *scale* at channels (or heads, neurons) and places. Patching is *set* with another run's capture.
@@ -96,12 +97,17 @@ class ImageModel:
         sample = torch.rand(
             2, self.pixels.channels, self.pixels.size, self.pixels.size, generator=torch.Generator().manual_seed(0)
         )
-        return prove_image_layout(self.hf, self.pixels.normalise(sample).to(self.device))
+        return prove_image_layout(self.hf, self.pixels.normalise(sample).to(self.device, self.dtype))
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights; pictures are float32 outside."""
+        return next(self.hf.parameters()).dtype
 
     @property
     def digest(self) -> str:
@@ -124,7 +130,7 @@ class ImageModel:
             "digest": self.digest,
             "class": kind,
             "device": str(self.device),
-            "dtype": str(next(self.hf.parameters()).dtype),
+            "dtype": str(self.dtype),
             "pixels": hashlib.sha256(repr(self.pixels).encode()).hexdigest()[:12],
         }
 
@@ -133,18 +139,23 @@ class ImageModel:
         points = self.layout.points
         if site in points:
             return site, None
-        head, _, tail = site.rpartition(".")
-        if head in points and tail.isdigit():
+        if site in self.layout.absent:
+            raise SiteError(f"site {site!r} is not offered: {self.layout.absent[site]}.")
+        head, _, tail = site[:-1].rpartition("[") if site.endswith("]") else site.rpartition(".")
+        if head in points and tail.isdecimal():
             if (width := points[head].width) <= int(tail):
                 raise SiteError(f"site {site!r}: {head} has 0 to {width - 1}; got {tail}.")
             return head, int(tail)
-        if site in self.layout.absent:
-            raise SiteError(f"site {site!r} is not offered: {self.layout.absent[site]}.")
         parsed = str(parse_site(site))
         if parsed != site:
             return self.resolve(parsed)
         near = [name for name in points if name.startswith(site.rsplit(".", 1)[0])][:4] or list(points)[:4]
         raise SiteError(f"site {site!r}: not one of {self.name}; it has e.g. {', '.join(near)}. See: assay vision check MODEL.")
+
+    def unit(self, whole: str, index: int) -> str:
+        """The name of one channel, head or unit of a whole site: SITE.INDEX, or SITE[INDEX] where a module has that name."""
+        name = f"{whole}.{index}"
+        return f"{whole}[{index}]" if name in self.layout.points or name in self.layout.absent else name
 
     def width(self, site: str) -> int:
         """Channels of a map, heads of z, units of any other site."""
@@ -171,7 +182,7 @@ class ImageModel:
         for (site, _), edit in planned:
             if wrong := [c for c in edit.channels or () if not 0 <= c < self.layout.points[site].width]:
                 raise SiteError(f"channels of {site}: got {wrong[0]}; allowed: 0 to {self.layout.points[site].width - 1}.")
-        x = self.pixels.normalise(images.to(self.device))
+        x = self.pixels.normalise(images.to(self.device)).to(self.dtype)
         with self._hooked(whole, planned, found, None if logits else set(whole)):
             try:
                 out = self.hf(x)

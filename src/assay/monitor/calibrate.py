@@ -1,6 +1,6 @@
 """Set a monitor's thresholds on benign conversations, each for the unit that alerts (see `thresholds.py`).
 
-1. The benign conversations are others than those it was fitted on; one that is the same text is refused.
+1. All conversations are others than those it was fitted on; one that is the same text is refused.
 2. Conversations of one group (a source, a template, an author) resemble each other. Rates are of a random conversation; the
    table by slice says where they are worse, worst first, with exact intervals.
 3. The same conversations are the baseline that drift is measured against (`drift.py`).
@@ -18,7 +18,7 @@ from assay.model.model import Model
 from assay.monitor.drift import baseline
 from assay.monitor.reading import reply_scores, score, turn_means
 from assay.monitor.records import Monitor, bindings, data_digest
-from assay.monitor.talks import Talk
+from assay.monitor.talks import Talk, refuse_seen
 from assay.monitor.thresholds import Array, one_of_each, rate, threshold
 from assay.monitor.units import UNITS
 from assay.probe.calibration import Calibrated
@@ -41,7 +41,8 @@ def calibrate(
             raise UsageError(f"monitor {monitor.name!r} was fitted with another {name} than {model.name} has. Fit it anew.")
     if any(talk.label == 1 for talk in benign):
         raise bad_argument("benign", "conversations with label 1", "benign ones only")
-    _refuse_seen(monitor, benign)
+    refuse_seen("benign", benign, monitor.card.get("texts", ()), "fitted on")
+    refuse_seen("labelled", labelled, monitor.card.get("texts", ()), "fitted on")
     scored = score(model, monitor, benign, report)
     drawn = {unit: one_of_each([one.units[unit] for one in scored], seed) for unit in units}
     thresholds = {unit: threshold(unit, values, target) for unit, values in drawn.items()}
@@ -53,13 +54,6 @@ def calibrate(
             "calibration_texts": [data_digest([talk.text]) for talk in [*benign, *labelled]]}  # fmt: skip
     odds = _odds(monitor, model, labelled) if labelled else monitor.odds
     return replace(monitor, thresholds=thresholds, bound=bound, card=card, baseline=held, odds=odds)
-
-
-def _refuse_seen(monitor: Monitor, benign: Sequence[Talk]) -> None:
-    seen = set(monitor.card.get("texts", ()))
-    same = [talk.text for talk in benign if data_digest([talk.text]) in seen]
-    if same:
-        raise bad_argument("benign", f"{len(same)} texts that it was fitted on", "other texts", f"One is {same[0][:60]!r}.")
 
 
 def _slices(talks: Sequence[Talk], drawn: Sequence[float] | Array, at: float) -> list[dict[str, Any]]:

@@ -1,10 +1,12 @@
 """How good is a monitor, beside what costs nothing? On labelled conversations that nothing was chosen on.
 
-1. AUROC with a bootstrap interval over groups; recall at its own threshold, and at the thresholds that would let 1% and 0.1% of
-   these negatives through (refused where there are too few, see `thresholds.needed`), with exact intervals.
+1. AUROC with a bootstrap interval over groups; recall at its own threshold (a conversation is found where any of its units is
+   above), and at the least thresholds that let at most 1% and 0.1% of these negatives through (points of the ROC curve; refused
+   where there are fewer than `thresholds.needed`), with exact intervals. These promise nothing on other data.
 2. Its false-alarm rate here, in all and by slice, worst first, and whether so many are in the 95% that calibration lets expect.
-3. Brier score and expected calibration error of its probabilities; the share of alarms that are right at assumed base rates
-   (Bayes' rule), as measured and at the worse ends of the intervals: no false alarm of 40 is no promise of none.
+3. Brier score and expected calibration error of its probabilities; the share of conversations with an alarm in which it is
+   right at assumed base rates (Bayes' rule), as measured and at the worse ends of the intervals: no false alarm of 40 is no
+   promise of none.
 4. Beside it, on the same conversations: words (TF-IDF logistic regression), a sentence encoder that is not the model (where one
    is named), random directions at the same site (the best of 20), the last token alone, and the model itself asked in
    words, where it can read a question.
@@ -23,8 +25,8 @@ from assay.model.model import Model
 from assay.monitor.fit import auroc
 from assay.monitor.reading import read, reply_scores, score
 from assay.monitor.records import Monitor
-from assay.monitor.talks import Talk
-from assay.monitor.thresholds import Rate, needed, rate, threshold
+from assay.monitor.talks import Talk, refuse_seen
+from assay.monitor.thresholds import Rate, needed, rate
 from assay.monitor.units import pooled_columns
 from assay.probe.baselines import sentence_encoder
 from assay.probe.calibration import brier, ece
@@ -34,6 +36,7 @@ Array = NDArray[np.float64]
 Report = Callable[[int], None]
 TARGETS, BASE_RATES = (0.01, 0.001), (0.1, 0.01, 0.001)
 DRAWS, RANDOM = 1000, 20
+ROUNDING = 1e-9
 ASK = "Does this text show {watches}? Answer yes or no.\n\n{text}"
 ENCODER_C = 0.1  # of the logistic regression on sentence vectors, standardised
 LONGEST_ASKED = 1500  # characters of a text that the model is asked about
@@ -41,7 +44,8 @@ LONGEST_ASKED = 1500  # characters of a text that the model is asked about
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`recall`: at its own thresholds, by unit; `at`: target -> recall at a threshold set on these negatives, or why not."""
+    """`recall`: at its own thresholds, by unit; `at`: target -> recall at a threshold set on these negatives, the threshold and
+    the share of them above it, or why not."""
 
     monitor: str
     state: str
@@ -64,15 +68,18 @@ def evaluate(
     report: Report | None = None, encoder: str = "none",
 ) -> Evaluation:  # fmt: skip
     """Measure a monitor. `train`: what it was fitted on, for the baselines of words; `encoder`: of sentences, minilm or none
-    (`features/sentences.py`; ModelError where it cannot be had). Raises UsageError for one label only."""
+    (`features/sentences.py`; ModelError where it cannot be had). Raises UsageError for one label only, and for texts
+    that it was fitted or calibrated on."""
     labels = np.array([-1 if talk.label is None else talk.label for talk in talks])
     if set(labels.tolist()) != {0, 1}:
         raise bad_argument("talks", f"labels {sorted(set(labels.tolist()))}", "both labels, 0 and 1, and no others")
+    refuse_seen("talks", talks, monitor.seen, "fitted or calibrated on")
     scored = score(model, monitor, talks, report)
     scores, groups = reply_scores(scored), [talk.group for talk in talks]
     per_unit = {unit: [one.units[unit] for one in scored] for unit in monitor.thresholds}
     hit = {unit: np.array([float(values.max()) for values in found]) for unit, found in per_unit.items()}
     recall = {unit: rate(hit[unit][labels == 1], made.value) for unit, made in monitor.thresholds.items()}
+    alarmed = {unit: rate(hit[unit][labels == 0], made.value) for unit, made in monitor.thresholds.items()}
     wrong = {unit: _of_units(per_unit[unit], labels == 0, made.value) for unit, made in monitor.thresholds.items()}
     inside = {unit: made.holds(wrong[unit]) for unit, made in monitor.thresholds.items()}
     probability = np.array([monitor.probability(value) for value in scores])
@@ -82,8 +89,8 @@ def evaluate(
         _interval(scores, labels, groups, seed), recall, wrong, inside, _at(scores, labels),
         _slices(talks, hit.get(unit, scores), labels, monitor.thresholds[unit].value) if unit else [],
         brier(probability, labels), ece(probability, labels),
-        {name: _precision(recall[name].share, wrong[name].share) for name in recall},
-        {name: _precision(recall[name].low, wrong[name].high) for name in recall},
+        {name: _precision(recall[name].share, alarmed[name].share) for name in recall},
+        {name: _precision(recall[name].low, alarmed[name].high) for name in recall},
         _baselines(monitor, model, talks, labels, train, seed, encoder),
     )  # fmt: skip
 
@@ -115,13 +122,14 @@ def _interval(scores: Array, labels: NDArray[Any], groups: Sequence[str], seed: 
 
 def _at(scores: Array, labels: NDArray[Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
-    negatives = scores[labels == 0]
+    negatives = np.sort(scores[labels == 0])[::-1]
     for target in TARGETS:
         if len(negatives) < needed(target):
             out[f"{target:g}"] = f"not said: {needed(target)} negatives are needed, {len(negatives)} are there"
             continue
-        made = threshold("conversation", negatives, target)
-        out[f"{target:g}"] = asdict(rate(scores[labels == 1], made.value))
+        bar = float(negatives[int(target * len(negatives) + ROUNDING)])
+        out[f"{target:g}"] = {**asdict(rate(scores[labels == 1], bar)), "threshold": bar,
+                              "false_alarms": float((negatives > bar).mean())}  # fmt: skip
     return out
 
 
@@ -196,7 +204,7 @@ def _asked(monitor: Monitor, model: Model, talks: Sequence[Talk]) -> list[float]
     if model.tokenizer is None:
         return []
     ids = [[_first(model, word) for word in words] for words in (("Yes", "yes"), ("No", "no"))]
-    if set(ids[0]) & set(ids[1]):
+    if set(ids[0]) & set(ids[1]) or -1 in ids[0] + ids[1]:
         return []
     found: list[float] = []
     prompts = [chat_text(model, [{"role": "user", "content": ASK.format(watches=monitor.watches, text=t.text[:LONGEST_ASKED])}])
@@ -211,4 +219,4 @@ def _asked(monitor: Monitor, model: Model, talks: Sequence[Talk]) -> list[float]
 
 
 def _first(model: Model, word: str) -> int:
-    return int(model.tokenizer(word, add_special_tokens=False)["input_ids"][0])
+    return next(iter(model.tokenizer(word, add_special_tokens=False)["input_ids"]), -1)

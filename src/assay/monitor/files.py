@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from assay.files import write_file
 from assay.model.model import Model
 from assay.monitor.records import Baseline, Head, Monitor
 from assay.monitor.thresholds import Threshold
-from assay.monitor.units import Pooling
+from assay.monitor.units import UNITS, Pooling
 from assay.records import digest
 from assay.signing import check_signature, forget_signature
 from assay.sites import parse_site
@@ -83,6 +84,13 @@ def load_monitor(path: str | Path, model: Model | None = None) -> Monitor:
 
 
 def _made(record: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Monitor:
+    """Raises ValueError and the like for a card or numbers that are none of a monitor's."""
+    if any(not bool(each.isfinite().all()) for each in tensors.values()):
+        raise ValueError("numbers that are not finite")
+    if any(tensors[f"weight.{at}"].dim() != 1 for at in range(len(record["heads"]))):
+        raise ValueError("weights that are no vectors")
+    if datetime.fromisoformat(record["bound"]["expires"]).tzinfo is None:
+        raise ValueError("a date without a time zone")
     queries = {at: tensors[name].numpy() for at in range(len(record["heads"])) if (name := f"query.{at}") in tensors}
     heads = tuple(Head(str(parse_site(head["site"])), tensors[f"weight.{at}"].numpy(), float(head["bias"]), queries.get(at))
                   for at, head in enumerate(record["heads"]))  # fmt: skip
@@ -90,10 +98,19 @@ def _made(record: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Mon
     if record["baseline"]:
         parts = [tensors[f"baseline.{name}"].double().numpy() for name in ("scores", "axes", "places")]
         held = Baseline(parts[0], str(record["baseline"]), parts[1], parts[2])
-    thresholds = {unit: Threshold(**made) for unit, made in record["thresholds"].items()}
+        if held.places.shape != (len(held.scores), len(held.axes)):
+            raise ValueError("a baseline whose parts do not fit")
+    thresholds = {unit: _threshold(unit, made) for unit, made in record["thresholds"].items()}
     slope, shift = record["odds"]
     return Monitor(str(record["name"]), str(record["watches"]), heads, Pooling(**record["pooling"]), dict(record["bound"]),
                    thresholds, (float(slope), float(shift)), held, dict(record["card"]), str(record["drifted"]))  # fmt: skip
+
+
+def _threshold(unit: str, made: Mapping[str, Any]) -> Threshold:
+    numbers = [each for name, each in made.items() if name != "unit"]
+    if unit not in UNITS or made["unit"] != unit or any(type(each) not in (int, float) for each in numbers):
+        raise ValueError(f"a threshold of {unit!r} that is none")
+    return Threshold(**made)
 
 
 def _parts(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -2,8 +2,8 @@
 
 1. Rewrites without looking at the monitor: other words, another order, reported speech (`paraphrase.py`), typos, leetspeak,
    look-alike letters of other alphabets, spaced-out letters, base64, capitals, a benign text before or after. Each is applied
-   to every text that the monitor finds. A rule that leaves a text as it is has not tried: such texts do not count for it.
-   With a language model as well, its rewordings.
+   to every text that the monitor finds; of a conversation to its last message. A rule that leaves a text as it is has not
+   tried: such texts do not count for it. With a language model as well, its rewordings.
 2. A search with the gradient through model and monitor for a suffix (`suffix.py`): the attack of somebody who has both.
 3. Fine-tuning: the same texts while a small low-rank change is in the weights. A real one has another hash and disarms the
    monitor; this says whether it would have had to.
@@ -26,7 +26,7 @@ from assay.monitor.paraphrase import Reword, reordered, reported, synonyms
 from assay.monitor.reading import reply_scores, score
 from assay.monitor.records import Monitor
 from assay.monitor.suffix import suffix_search
-from assay.monitor.talks import Talk, texts_as_talks
+from assay.monitor.talks import Talk, messages_as_talk, texts_as_talks
 from assay.monitor.thresholds import Rate
 from assay.monitor.thresholds import rate as alarms
 from assay.organisms.make import Made, worn
@@ -84,38 +84,41 @@ def selftest(
 
     `reword`: also with these rewordings (`paraphrase.reworded_by`); texts that it cannot reword are left out.
 
-    Texts of one turn only. Benign ones among them are rewritten as well, for comparison.
+    Benign ones among them are rewritten as well, for comparison.
 
-    Raises UsageError for a monitor without a threshold per reply, and where it finds none of the texts.
+    Raises UsageError for a monitor without a threshold per reply, where it finds none of the texts, and for a suffix to be
+    sought for conversations.
     """
     if "reply" not in monitor.thresholds:
         raise bad_argument("monitor", f"thresholds for {', '.join(monitor.thresholds) or 'nothing'}", "one per reply")
     bar = monitor.thresholds["reply"].value
-    texts = [talk.text for talk in positives if talk.label == 1]
-    benign = [talk.text for talk in positives if talk.label == 0]
-    before = _scores(monitor, model, texts)
-    found = [text for text, value in zip(texts, before, strict=True) if value > bar]
+    talks, benign = ([talk for talk in positives if talk.label == label] for label in (1, 0))
+    before = _scores(monitor, model, talks)
+    found = [talk for talk, value in zip(talks, before, strict=True) if value > bar]
     if not found:
-        raise bad_argument("positives", f"{len(texts)} texts, none of them found by the monitor", "texts that it finds")
+        raise bad_argument("positives", f"{len(talks)} texts, none of them found by the monitor", "texts that it finds")
+    if searched and any(talk.messages for talk in found):
+        raise bad_argument("searched", searched, "0 for conversations", "A suffix is sought for plain texts only.")
     out = []
     ways = REWRITES if reword is None else {**REWRITES, REWORDED: lambda text, draw: reword(text) or text}
     for place, (name, rewrite) in enumerate(ways.items()):
         draw = np.random.default_rng([seed, place])
-        changed = [(text, new) for text in found if (new := rewrite(text, draw)) != text]
-        one = _evasion(name, [text for text, _ in changed], [new for _, new in changed],
-                       _scores(monitor, model, [new for _, new in changed]), bar)  # fmt: skip
-        others = [new for text in benign if (new := rewrite(text, draw)) != text]
+        changed = [(talk, new) for talk in found if (new := rewrite(_said(talk), draw)) != _said(talk)]
+        one = _evasion(name, [_said(talk) for talk, _ in changed], [new for _, new in changed],
+                       _scores(monitor, model, [_saying(model, talk, new) for talk, new in changed]), bar)  # fmt: skip
+        others = [_saying(model, talk, new) for talk in benign if (new := rewrite(_said(talk), draw)) != _said(talk)]
         out.append(replace(one, benign=alarms(_scores(monitor, model, others), bar)) if others else one)
         if report:
             report(name, place + 1, len(ways))
     if searched:
-        chosen = found[:searched]
+        chosen = [talk.text for talk in found[:searched]]
         ended = [suffix_search(monitor, model, text, bar, seed + at) for at, text in enumerate(chosen)]
         out.append(_evasion("suffix found by search", chosen, [text for text, _ in ended], [v for _, v in ended], bar))
     for made in tuned:
         with worn(model, made) as other:
             after = _scores(monitor, other, found)
-        out.append(_evasion(f"fine-tuned: {made.organism.name}", found, found, after, bar))
+        said = [_said(talk) for talk in found]
+        out.append(_evasion(f"fine-tuned: {made.organism.name}", said, said, after, bar))
     return out
 
 
@@ -125,8 +128,20 @@ def with_evasion(monitor: Monitor, found: Sequence[Evasion]) -> Monitor:
     return replace(monitor, card={**monitor.card, "evasion": rates})
 
 
-def _scores(monitor: Monitor, model: Model, texts: Sequence[str]) -> list[float]:
-    return reply_scores(score(model, monitor, texts_as_talks(model, texts))).tolist() if texts else []
+def _said(talk: Talk) -> str:
+    """What is rewritten."""
+    return talk.messages[-1]["content"] if talk.messages else talk.text
+
+
+def _saying(model: Model, talk: Talk, text: str) -> Talk:
+    """The same text or conversation, with other words in the place of what `_said` gives."""
+    if not talk.messages:
+        return texts_as_talks(model, [text])[0]
+    return messages_as_talk(model, [*talk.messages[:-1], {**talk.messages[-1], "content": text}])
+
+
+def _scores(monitor: Monitor, model: Model, talks: Sequence[Talk]) -> list[float]:
+    return reply_scores(score(model, monitor, talks)).tolist() if talks else []
 
 
 def _evasion(name: str, before: Sequence[str], after: Sequence[str], scores: Sequence[float], bar: float) -> Evasion:

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from assay.data.chat import chat_text, check_messages, has_template, opening
+from assay.data.chat import chat_text, check_messages, has_template, opening, places
 from assay.errors import UsageError, bad_argument
 from assay.model.model import Model
-from assay.records import Example
+from assay.records import Example, digest
 
 LARGEST = 64 << 20  # bytes of a data file
 LONGEST = 4096  # tokens of a conversation that are read
@@ -26,7 +26,7 @@ KEYS = ("text", "messages", "label", "group", "slice")
 
 @dataclass(frozen=True)
 class Talk:
-    """Token ids, and (start, stop) of the turns that are judged."""
+    """Token ids, and (start, stop) of the turns that are judged. `messages`: what it was written from; () for a plain text."""
 
     ids: tuple[int, ...]
     turns: tuple[tuple[int, int], ...]
@@ -34,6 +34,7 @@ class Talk:
     group: str = ""
     slice: str = ""
     text: str = ""
+    messages: tuple[Mapping[str, str], ...] = ()
 
 
 def read_talks(model: Model, path: str | Path, labelled: bool = False) -> list[Talk]:
@@ -44,10 +45,14 @@ def read_talks(model: Model, path: str | Path, labelled: bool = False) -> list[T
     if path.stat().st_size > LARGEST:
         raise bad_argument("file", f"{path} of {path.stat().st_size} bytes", f"at most {LARGEST} bytes")
     found = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                found.append(_talk(model, _record(line, f"{path}, line {number}", labelled), number))
+                where = f"{path}, line {number}"
+                try:
+                    found.append(_talk(model, _record(line, where, labelled), number))
+                except UsageError as error:
+                    raise UsageError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
     if not found:
         raise bad_argument("file", str(path), "at least one text or conversation")
     return found
@@ -74,12 +79,33 @@ def messages_as_talk(model: Model, messages: Sequence[Mapping[str, str]], **fact
         if judged and spoken:
             before = model.tokens(chat_text(model, messages[:at]))[0] if at else ids
             after = [*before, *_ids(model, message["content"] if has_template(model) else f" {message['content']}")]
+            if ids[:-1] != before[: max(0, len(ids) - 1)]:  # as of templates that leave out what was thought, or add a space
+                turns = _again(model, messages[:at], before)
             turns.append((len(before), len(after)))
             ids = after
         elif judged:
             ids = model.tokens(chat_text(model, messages))[0]
             turns.append((opening(model, messages, ids), len(ids)))
-    return _cut(ids, turns, "\n".join(message["content"] for message in messages), **facts)
+    text = "\n".join(message["content"] for message in messages)
+    return _cut(ids, turns, text, messages=tuple(messages), **facts)
+
+
+def refuse_seen(name: str, talks: Sequence[Talk], seen: Iterable[str], how: str) -> None:
+    """Raises UsageError where the text of a conversation is among those whose hashes are given."""
+    known = set(seen)
+    same = [talk.text for talk in talks if digest([talk.text]) in known]
+    if same:
+        raise bad_argument(name, f"{len(same)} texts that the monitor was {how}", "other texts", f"One is {same[0][:60]!r}.")
+
+
+def _again(model: Model, messages: Sequence[Mapping[str, str]], ids: Sequence[int]) -> list[tuple[int, int]]:
+    """Where the assistant's turns lie in a later writing of the conversation. Raises UsageError where they are not there."""
+    found = [place for message, place in zip(messages, places(model, messages, ids), strict=True)
+             if message["role"] == "assistant"]  # fmt: skip
+    if None in found:
+        raise UsageError("the chat template writes what the assistant said earlier in other words: its turns cannot be told"
+                         " apart. Give each as a conversation of its own.")  # fmt: skip
+    return [place for place in found if place is not None]
 
 
 def _of_text(model: Model, text: str, label: int | None, group: str, name: str) -> Talk:
@@ -98,10 +124,11 @@ def _ids(model: Model, text: str) -> list[int]:
     return list(model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _record(line: str, where: str, labelled: bool) -> dict[str, Any]:
+def _record(line: bytes, where: str, labelled: bool) -> dict[str, Any]:
     try:
-        record = json.loads(line)
-    except ValueError as error:
+        record = json.loads(line.decode("utf-8"))
+        json.dumps(record, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
         raise UsageError(f'{where}: not JSON ({error}). One object a line: {{"text": ..}} or {{"messages": [..]}}.') from error
     if not isinstance(record, dict) or ("text" in record) == ("messages" in record):
         raise UsageError(f'{where}: allowed: an object with either "text" or "messages".')
@@ -116,9 +143,10 @@ def _talk(model: Model, record: Mapping[str, Any], number: int) -> Talk:
     facts = {"label": record.get("label"), "group": str(record.get("group", f"line {number}")),
              "slice": str(record.get("slice", ""))}  # fmt: skip
     if "messages" in record:
-        if not isinstance(record["messages"], list):
-            raise bad_argument(f"line {number}", record["messages"], "a list of messages")
-        return messages_as_talk(model, record["messages"], **facts)
+        said = record["messages"] if isinstance(record["messages"], list) else [None]
+        if not all(isinstance(each, dict) and isinstance(each.get("content"), str) for each in said):
+            raise bad_argument("messages", str(record["messages"])[:60], 'a list of {"role": .., "content": a text}')
+        return messages_as_talk(model, said, **facts)
     if not isinstance(record["text"], str):
         raise bad_argument(f"line {number}", record["text"], "a text")
     ids = model.tokens(record["text"])[0] if record["text"] else []

@@ -38,7 +38,8 @@ class Threshold:
     high: float
 
     def alert(self, score: float) -> bool:
-        return score > self.value
+        """Whether a unit is above it; a score that is no number is."""
+        return not score <= self.value
 
     def expects(self, m: int, confidence: float = CONFIDENCE) -> tuple[int, int]:
         """How many of m other benign units alert in 95% of calibrations, where nothing has changed: the rate is

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from assay.data.chat import chat_text, cut_reply, has_template
+from assay.data.chat import chat_text, cut_reply, has_template, opening
 from assay.model.model import Model
 from assay.monitor.records import CALIBRATED, Monitor
 from assay.monitor.units import unit_scores
@@ -14,7 +14,8 @@ from assay.sites import parse_site
 @dataclass(frozen=True)
 class Watched:
     """One reply. `pieces` and `scores`: of its tokens that were read (the last is never fed back); `units`: the largest value
-    of each; `alerts`: units above their threshold, none of an uncalibrated monitor; `prompt_score`: of the prompt."""
+    of each; `alerts`: units above their threshold, none of an uncalibrated monitor; `prompt_score`: of the prompt from its
+    first word on."""
 
     prompt: str
     reply: str
@@ -33,7 +34,8 @@ def watch(
 ) -> list[Watched]:  # fmt: skip
     """Greedy replies to the prompts. `chat`: with the chat template; None: where the model has one."""
     talk = has_template(model) if chat is None else chat
-    texts = [chat_text(model, [{"role": "user", "content": prompt}]) if talk else prompt for prompt in prompts]
+    asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    texts = [chat_text(model, messages) if talk else messages[0]["content"] for messages in asked]
     made = model.generate(texts, max_new_tokens=tokens, sites=monitor.sites)
     armed = monitor.state(model) == CALIBRATED
     found = []
@@ -41,7 +43,8 @@ def watch(
         acts = {site: made.activations.rows(parse_site(site))[row].float().flatten(1).numpy() for site in monitor.sites}
         scores, logits, start = monitor.token_scores(acts), monitor.token_logits(acts), len(made.prompts[row])
         reply = scores[start:]
-        parts = slice(start, None) if len(reply) else slice(-1, None), slice(1, start) if start > 1 else slice(0, 1)
+        first = min(max(1, opening(model, asked[row], made.prompts[row]) if talk else 1), start - 1)
+        parts = slice(start, None) if len(reply) else slice(-1, None), slice(first, start)
         units, before = (unit_scores([scores[part]], monitor.pooling, None if logits is None else [logits[part]])
                          for part in parts)  # fmt: skip
         most = {unit: float(values.max()) for unit, values in units.items()}

@@ -73,7 +73,10 @@ class RayEngine:
             raise bad_argument("--engine", f"a cluster with {have.get('CPU', 0):g} processors, {have.get('GPU', 0):g} GPUs",
                                f"{self.gpus} GPUs, {self.threads} processors for one worker",
                                "Set OMP_NUM_THREADS lower for smaller workers.")  # fmt: skip
-        return min(self.workers or fit, fit)
+        if (self.workers or fit) > fit:
+            raise bad_argument("--workers", self.workers, f"1 to {fit}, which is what fits",
+                               f"Each takes {self.threads} processors; set OMP_NUM_THREADS lower.")  # fmt: skip
+        return self.workers or fit
 
     def _environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in os.environ if name.startswith(("ASSAY_", "HF_", "AWS_"))}

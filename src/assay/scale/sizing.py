@@ -1,6 +1,6 @@
 """What a map of a model will take: time, memory, disk and cost, from measured runs.
 
-1. Work per token is counted from shapes (F: floating-point operations, B: bytes):
+1. Work per token is counted from shapes (F: floating-point operations, B: bytes), those of the model that a config makes:
        harvest   F = sum over layers run of 2 x weights + 4 x d_attention x context / 2;  B = 2 x stored features;
                  one term per layer run, for what each layer costs whatever its size
        train     F = 2 d K (all pre-activations) + 12 k d (active pairs, forward and back);
@@ -23,55 +23,52 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.optimize import nnls
 
 from assay.errors import UsageError, bad_argument
+from assay.model.weightless import without_weights
 
 MEASURED = Path(__file__).parent / "measured.json"
 STAGES = ("harvest", "train", "encode")
-PLAIN_MLP = ("gpt2", "gpt_neox", "gptj", "opt", "bloom", "phi", "falcon", "gpt_bigcode")  # no gate
+EXPERTS, ACTIVE = ".experts.", ("num_experts_per_tok", "moe_k", "top_k_experts", "moe_topk")  # in names of weights, in configs
 BATCH, PASS_BYTES, SHARD_BYTES = 2048, 1 << 30, 256 << 20
 COLUMN_BYTES, CODE_BYTES = 13, 4  # per token beside its features; per active latent
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder's sizes. `weights`: of one layer; `used`: those one token uses (fewer with experts)."""
+    """A decoder's sizes. `weights`: in matrices of one layer, the mean of all; `used`: those one token uses (fewer with
+    experts); `d_attention`: heads x d_head, 0 without attention; `params`: of the whole model, shared ones once."""
 
     name: str
     d_model: int
     layers: int
     d_attention: int
-    weights: int
-    used: int
-    vocabulary: int
-
-    @property
-    def params(self) -> int:
-        """Of all layers and the two ends."""
-        return self.layers * self.weights + 2 * self.vocabulary * self.d_model
+    weights: float
+    used: float
+    params: int
 
     @staticmethod
     def of(config: Mapping[str, Any], name: str) -> "Shape":
-        """From a `config.json`. Raises UsageError where it does not say its sizes."""
-        config = config.get("text_config") or config
+        """From a `config.json`: its model is built without memory, and its weights are counted. Raises UsageError."""
+        own, hf = without_weights(config, name)
+        layers, d = int(own.num_hidden_layers), int(own.hidden_size)
+        heads = int(getattr(own, "num_attention_heads", None) or 0)
+        each = int(getattr(own, "head_dim", None) or (d // heads if heads else 0))
+        inner = max((m for m in hf.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == layers), key=_size)
+        counts = [(part, x.numel(), x.shape[0]) for part, x in inner.named_parameters() if x.ndim > 1]
+        active = next((int(getattr(own, key)) for key in ACTIVE if getattr(own, key, None)), None)
+        experts = [(n, of) for part, n, of in counts if EXPERTS in part]
+        if experts and active is None:
+            raise bad_argument("MODEL", f"{name}, whose config does not say how many experts a token uses", ", ".join(ACTIVE))
+        idle = sum(n * (1 - min(active or of, of) / of) for n, of in experts)
+        total = sum(n for _, n, _ in counts)
+        return Shape(name, d, layers, heads * each, total / layers, (total - idle) / layers, _size(hf))
 
-        def said(*names: str) -> int:
-            for each in names:
-                if isinstance(config.get(each), int):
-                    return int(config[each])
-            raise bad_argument("MODEL", f"{name}, whose config does not say {names[0]}", "a decoder's config.json")
 
-        d, layers = said("hidden_size", "n_embd", "d_model"), said("num_hidden_layers", "n_layer", "num_layers")
-        heads, inner = said("num_attention_heads", "n_head"), config.get("intermediate_size") or config.get("n_inner") or (
-            config.get("ffn_dim") or 4 * d)  # fmt: skip
-        each = config.get("head_dim") or d // heads
-        shared = config.get("num_key_value_heads") or heads
-        attention = 2 * d * heads * each + 2 * d * shared * each
-        mlp = (2 if config.get("model_type") in PLAIN_MLP else 3) * d * inner
-        experts = config.get("num_local_experts") or config.get("num_experts") or 1
-        active = min(config.get("num_experts_per_tok") or 1, experts)
-        return Shape(name, d, layers, heads * each, attention + experts * mlp, attention + active * mlp, said("vocab_size"))
+def _size(module: torch.nn.Module) -> int:
+    return sum(x.numel() for x in module.parameters())
 
 
 @dataclass(frozen=True)
@@ -260,5 +257,5 @@ def read_shape(folder: Path, name: str) -> Shape:
     file = folder / "config.json" if folder.is_dir() else folder
     try:
         return Shape.of(json.loads(file.read_text()), name)
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UsageError(f"MODEL: {file} cannot be read ({error}); allowed: a model's folder, or its config.json.") from error

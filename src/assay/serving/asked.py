@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from assay.data.chat import ROLES, STOP, chat_text, has_template, opening
+from assay.data.chat import ROLES, STOP, chat_text, has_template, opening, places
 from assay.errors import UsageError
 from assay.model.model import Model
 from assay.model.stream import Picking, context_length, stop_ids
@@ -60,13 +60,13 @@ def read_chat(model: Model, served: str, body: Mapping[str, Any], most: int) -> 
     messages = _messages(body.get("messages"))
     try:
         text = chat_text(model, messages)
-    except Exception as error:  # templates are programs of whoever made the model, and refuse in their own way
-        raise Refused(400, f"messages: the chat template of this model refuses them ({error}).", "messages") from error
+    except UsageError as error:
+        raise Refused(400, f"messages: {error}", "messages") from error
     tokens = _tokens(model, text, "messages")
     stops = _stops(body.get("stop"))
     stops = stops if has_template(model) else (*stops, STOP)
     asked = _asked(model, body, most, True, [tokens], [text], stops, None)
-    return replace(asked, turns=_turns(model, messages, len(tokens)), opening=opening(model, messages, tokens))
+    return replace(asked, turns=_turns(model, messages, tokens), opening=opening(model, messages, tokens))
 
 
 def read_completion(model: Model, served: str, body: Mapping[str, Any], most: int) -> Asked:
@@ -159,24 +159,18 @@ def _prompt(model: Model, given: object) -> tuple[list[int], str]:
 
 def _tokens(model: Model, text: str, param: str) -> list[int]:
     try:
+        text.encode()
         return model.tokens(text)[0]
-    except UsageError as error:
+    except (UsageError, UnicodeEncodeError) as error:  # half of a surrogate pair is no text
         raise Refused(400, f"{param}: {error}", param) from error
 
 
-def _turns(model: Model, messages: Sequence[Mapping[str, str]], end: int) -> tuple[tuple[int, int], ...]:
-    """Where the assistant's earlier turns lie in the prompt; left out where the template does not take what came before."""
-    found = []
-    for at, message in enumerate(messages):
-        if at and message["role"] == "assistant":
-            try:
-                start = len(model.tokens(chat_text(model, messages[:at]))[0])
-            except Exception:  # as above: two turns of one speaker, say
-                continue
-            words = message["content"] if has_template(model) else f" {message['content']}"
-            stop = start + len(model.tokenizer(words, add_special_tokens=False)["input_ids"])
-            found.append((min(start, end), min(stop, end)))
-    return tuple((start, stop) for start, stop in found if start < stop)
+def _turns(model: Model, messages: Sequence[Mapping[str, str]], tokens: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Where the assistant's earlier turns lie in the prompt; left out where the template writes them in other words."""
+    if not any(message["role"] == "assistant" for message in messages):
+        return ()
+    found = zip(messages, places(model, messages, tokens), strict=True)
+    return tuple(place for message, place in found if message["role"] == "assistant" and place is not None)
 
 
 def _length(model: Model, body: Mapping[str, Any], most: int, prompt: int, short: int | None) -> int:

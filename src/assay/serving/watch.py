@@ -8,11 +8,13 @@
    that is above its threshold stays there and alerts at once. A mean of the first few tokens is no reply.
 3. Hysteresis: a unit that alerted alerts again only after `QUIET` tokens in a row at or below its threshold.
 4. An uncalibrated monitor gives scores and never alerts: its state says why. Drift is looked for in windows of finished
-   replies.
+   replies, the date of expiry before every step.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from assay.monitor.records import CALIBRATED, Monitor, at_site
 from assay.monitor.units import Pooling, Running
 
 QUIET = 16
+BROKEN = 1e9
 WINDOW = 100  # replies between looks for drift
 GROWING = ("max", "segment")
 Array = NDArray[np.float64]
@@ -54,6 +57,10 @@ class Armed:
     state: str
     scores: list[float] = field(default_factory=list)
     means: list[Array] = field(default_factory=list)
+    expires: float = 0.0  # seconds since 1970
+
+    def __post_init__(self) -> None:
+        self.expires = datetime.fromisoformat(self.monitor.bound["expires"]).timestamp()
 
     @property
     def calibrated(self) -> bool:
@@ -64,6 +71,16 @@ class Armed:
         """What must be read: its own sites, and the one that drift is looked for at."""
         held = self.monitor.baseline
         return list(dict.fromkeys([*self.monitor.sites, *([held.site] if held is not None else [])]))
+
+    def expired(self) -> dict[str, Any] | None:
+        """What changed, where its date has passed since it was last looked at."""
+        if not self.calibrated or time.time() < self.expires:
+            return None
+        self.state = self.monitor.state()
+        return self._changed()
+
+    def _changed(self) -> dict[str, Any]:
+        return {"kind": "state", "monitor": self.monitor.name, "state": self.state}
 
     def add(self, score: float, mean: Array | None) -> dict[str, Any] | None:
         """A finished reply; what changed, where its window says that the monitor has drifted."""
@@ -79,7 +96,7 @@ class Armed:
             return None
         self.monitor = disarmed(self.monitor, found)
         self.state = self.monitor.state()
-        return {"kind": "state", "monitor": self.monitor.name, "state": self.state}
+        return self._changed()
 
 
 @dataclass(eq=False)
@@ -208,13 +225,14 @@ class Readers:
         self._vectors = {site: np.array(found, np.float64).T for site, found in vectors.items()}
 
     def scores(self, acts: Mapping[str, NDArray[np.float32]]) -> list[tuple[Array, Array | None]]:
-        """Scores of all tokens under every monitor, and their logits where it pools by attention."""
+        """Scores of all tokens under every monitor, and their logits where it pools by attention. A token whose activations are
+        no numbers (half precision overflows) has the score `BROKEN`, which is above every threshold."""
         read = {site: np.asarray(at_site(site, acts), np.float64) @ vectors for site, vectors in self._vectors.items()}
 
         def mean(columns: Sequence[tuple[str, int]]) -> Array:
             return sum((read[site][:, at] for site, at in columns[1:]), read[columns[0][0]][:, columns[0][1]]) / len(columns)
 
-        return [(mean(scored) + bias, mean(weighed) if weighed else None)
+        return [(_numbers(mean(scored) + bias), _numbers(mean(weighed)) if weighed else None)
                 for scored, weighed, bias in zip(self._scores, self._logits, self._biases, strict=True)]  # fmt: skip
 
 
@@ -222,6 +240,10 @@ def _column(vectors: dict[str, list[Array]], site: str, vector: Array) -> tuple[
     """Where a vector's products are found: its site, and its place among those read there."""
     vectors.setdefault(site, []).append(vector)
     return site, len(vectors[site]) - 1
+
+
+def _numbers(scores: Array) -> Array:
+    return np.nan_to_num(scores, nan=BROKEN, posinf=BROKEN, neginf=BROKEN)
 
 
 def rounded(score: float) -> float:

@@ -121,6 +121,8 @@ class Worker:
         except queue.Empty:
             pass
         self._expire()
+        if changed := [event for armed in self.readers.armed if (event := armed.expired())]:
+            self.log.put(changed)
         if self.stream.busy:
             self._read(self.stream.step())
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from assay.data.images import SceneSource
 from assay.errors import bad_argument
-from assay.evidence.image_circuits import class_score, matched
+from assay.evidence.image_circuits import class_score, matched, mean_over_places
 from assay.evidence.image_host import ImageHost
 from assay.model.images import ImageEdit, ImageModel
 from assay.statistics import Summary, summarise
@@ -56,6 +56,9 @@ def find_channels(model: ImageModel, concept: Any, site: str, n: int = 4, seed: 
     """The n channels of a site that tell members of a concept best. `concept`: wheels, windows, or a source of labelled
     pictures. Raises UsageError, SiteError, TaskError."""
     source = SceneSource(concept) if isinstance(concept, str) else concept
+    whole, index = model.resolve(site)
+    if index is not None or model.layout.points[whole].heads:
+        raise bad_argument("site", site, "a whole site of channels or units, without heads")
     first, _ = _areas(model, source, "discover", site, seed)
     if not 1 <= n <= len(first):
         raise bad_argument("n", n, f"1 to {len(first)}")
@@ -92,16 +95,16 @@ def feeds(
     """Whether channels carry the classes on these pictures more than matched random ones. `templates`: cluster per picture."""
     if not channels or draws < 1:
         raise bad_argument("channels, draws", (list(channels), draws), "one channel and one draw at least")
-    mean = model.capture(reference, [site])[site].mean((0, 2, 3))[None, :, None, None]
-    acts = model.capture(images, [site])[site]
+    site = model.resolve(site)[0]
+    mean, acts = mean_over_places(model.capture(reference, [site])[site]), model.capture(images, [site])[site]
     clean = class_score(model.logits(images), classes)
 
     def fall(which: Sequence[int]) -> np.ndarray:
         edit = ImageEdit(site, mean, "set", tuple(which))
-        return (clean - class_score(model.logits(images, [edit]), classes)).double().numpy()
+        return (clean - class_score(model.logits(images, [edit]), classes)).double().cpu().numpy()
 
     chosen = fall(channels)
-    random = [fall(drawn) for drawn in matched(acts, channels, draws, seed)]
+    random = [fall(drawn) for drawn in matched(acts, channels, draws, seed, model.layout.points[site].heads)]
     contrast = summarise((chosen - np.mean(random, axis=0)).tolist(), list(templates), 0.0, seed=seed)
     means = tuple(float(each.mean()) for each in random)
     rank = (1 + sum(each >= chosen.mean() for each in means)) / (1 + draws)

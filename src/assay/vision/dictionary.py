@@ -29,6 +29,7 @@ from assay.model.images import BATCH, ImageModel
 from assay.records import Example, digest
 
 HELD = 0.25  # of the groups
+KEPT_EVERY = 50  # steps: an interrupted training loses fewer
 Progress = Callable[[str, int, int], Any]
 
 
@@ -100,7 +101,7 @@ def train_on_channels(
     }
     stream, held = (TensorStream({site: x}, where) for x in own)
     spec = Spec(plan.architecture, plan.width, own[0].shape[1], own[0].shape[1], plan.k, (site,), (site,), skip_first=0)
-    recipe = TrainPlan(plan.vectors, min(plan.batch, stream.n_tokens), plan.lr, seed=plan.seed)
+    recipe = TrainPlan(plan.vectors, min(plan.batch, stream.n_tokens), plan.lr, seed=plan.seed, checkpoint_every=KEPT_EVERY)
     dictionary = train(stream, [spec], recipe, folder, progress, names=[f"{model.name} {site}"])[0].dictionary
     frozen = same_recipe(dictionary, stream, seed=plan.seed, frozen=True, report=progress)
     how = EvaluationPlan(batch=max(1, min(512, held.n_tokens // 4)), seed=plan.seed)

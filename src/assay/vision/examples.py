@@ -94,7 +94,7 @@ def read(model: ImageModel, target: Target, items: Sequence[Example], pool: str 
     images = load_images([item.text for item in items], model.pixels.size, model.pixels.channels)
     if target.site is None:
         return target.of(model.logits(images), {}).cpu(), None
-    site = target.site if target.index is None else f"{target.site}.{target.index}"
+    site = target.site if target.index is None else model.unit(target.site, target.index)
     maps = model.capture(images, [site])[site].float().cpu()
     if target.place is not None:
         return maps[(slice(None), *target.place)], maps

@@ -2,6 +2,7 @@
 
 block.blocks.10.84          a channel: its mean over all places
 block.blocks.10.84@7,7      one neuron: that channel at one place, row and column
+block.layer1[0]             a channel where block.layer1.0 is a module of its own
 mlp_act.3.17                a unit of a transformer: its mean over all tokens; mlp_act.3.17@0: at one token
 logit:207                   a class: its logit; its name works too
 logit:436+817               classes: log-odds of all of them together against all others
@@ -27,14 +28,15 @@ class Target:
     index: int | None = None
     place: tuple[int, ...] | None = None
     classes: tuple[int, ...] = ()
+    unit: str = ""  # of site and index, as the model has it
 
     @property
     def name(self) -> str:
         """As `parse_target` reads it."""
         if self.site is None:
             return f"logit:{'+'.join(map(str, self.classes))}"
-        tail = "" if self.index is None else f".{self.index}"
-        return f"{self.site}{tail}" + (f"@{','.join(map(str, self.place))}" if self.place is not None else "")
+        unit = self.unit or (self.site if self.index is None else f"{self.site}.{self.index}")
+        return unit + (f"@{','.join(map(str, self.place))}" if self.place is not None else "")
 
     @property
     def sites(self) -> list[str]:
@@ -48,10 +50,6 @@ class Target:
             return logits[:, self.classes[0]] if len(self.classes) == 1 else log_odds(logits, self.classes)
         value = found[self.site]
         return _at(value if value.ndim == 4 else value.transpose(1, 2), self.index, self.place)
-
-    def at_place(self, place: tuple[int, ...]) -> "Target":
-        """The same channel at one place."""
-        return Target(self.site, self.index, place, self.classes)
 
 
 def _at(value: Tensor, index: int | None, place: tuple[int, ...] | None) -> Tensor:
@@ -68,8 +66,9 @@ def parse_target(model: ImageModel, text: str) -> Target:
     name, _, place = text.partition("@")
     site, index = model.resolve(name)
     if index is None or model.layout.points[site].heads:
-        raise bad_argument("target", text, ALLOWED, f"{site} has 0 to {model.width(site) - 1}, and a head is no number.")
-    return Target(site, index, _place(model, site, text, place) if place else None)
+        first, last = model.unit(site, 0), model.unit(site, model.width(site) - 1)
+        raise bad_argument("target", text, ALLOWED, f"{site} has {first} to {last}, and a head is no number.")
+    return Target(site, index, _place(model, site, text, place) if place else None, unit=model.unit(site, index))
 
 
 def _place(model: ImageModel, site: str, text: str, place: str) -> tuple[int, ...]:

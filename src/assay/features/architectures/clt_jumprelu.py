@@ -21,6 +21,7 @@ class JumpCrossLayer(CrossLayer):
 
     architecture: ClassVar[str] = "clt_jumprelu"
     trains: ClassVar[bool] = False
+    stand_in: ClassVar[str] = "clt"
 
     def __init__(self, spec: Spec, name: str = "") -> None:
         super().__init__(replace(spec, k=spec.k or spec.width), name)

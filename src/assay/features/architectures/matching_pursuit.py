@@ -24,6 +24,7 @@ class MatchingPursuit(Dictionary):
     architecture: ClassVar[str] = "matching_pursuit"
     option_names: ClassVar[tuple[str, ...]] = ("residual_threshold", "steps", "stop_on_repeat", "input_norm")
     trains: ClassVar[bool] = False
+    stand_in: ClassVar[str] = "topk"
 
     def code(self, x: Float[Tensor, "token d_in"]) -> Codes:
         options = self.spec.options

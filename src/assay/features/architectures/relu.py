@@ -30,8 +30,6 @@ class ReLU(Dictionary):
     def __init__(self, spec: Spec, name: str = "") -> None:
         if spec.options.get("penalty", "l1") not in ("l1", "tanh"):
             raise bad_argument("penalty", spec.options["penalty"], "l1, tanh")
-        if not 0 <= spec.options.get("anneal", 0.0) <= 1:
-            raise bad_argument("anneal", spec.options["anneal"], "0 to 1, a share of training")
         super().__init__(spec, name)
 
     @property
