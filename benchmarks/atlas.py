@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from assay.atlas.contexts_store import Block
+from assay.atlas.database import start_engine
 from assay.atlas.mapped import FeatureRecord, Mapped, MappedWriter, SetRecord, histogram_of, quantiles_of
 from assay.atlas.mapped_records import record_text
 from assay.atlas.store import Atlas
@@ -77,6 +78,7 @@ def read(place: Path, given: argparse.Namespace) -> None:
     gc.set_threshold(COLLECTED, 10, 10)  # as every command of Assay does, `assay app` too
     mapped, draw = Mapped(place), random.Random(1)
     names = [name(draw.randrange(given.features)) for _ in range(2 * given.pages)]
+    start_engine()  # as the app does when it starts
     mapped.page("", names[0])
     before = memory()
     out("\n| one page, ms | p50 | p95 | max | CPU p50 | CPU p95 |\n|---|---|---|---|---|---|")

@@ -27,6 +27,10 @@ from test_harvest import Given, on_disk, some_texts  # noqa: F401
 LAYERS = (2, 1)  # as vLLM counts: 2 is what enters layer 2, the end of layer 1
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 64  # as many as ask at once; the default of 5 resets the others
+
+
 class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         """Quiet."""
@@ -65,7 +69,7 @@ def serve(tmp_path):
     running = []
 
     def start(hf):
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        server = Server(("127.0.0.1", 0), Handler)
         (tmp_path / "states").mkdir(exist_ok=True)
         server.hf, server.folder, server.made, server.guard = hf, tmp_path / "states", 0, threading.Lock()
         server.names, server.code, server.before, server.dtype = ["the-model"], 200, [], torch.float32

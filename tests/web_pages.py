@@ -306,7 +306,7 @@ def card(id: str, verdict: str, **more: Any) -> Any:
         "verdict": verdict,
         "sentence": "On new documents the rule tells where the latent fires, also on documents of another style.",
         "reasons": [] if verdict == "supported" else ["underpowered"],
-        "qualifiers": ["exploratory"] if verdict == "refuted" else [],
+        "qualifiers": ["exploratory", "underpowered"] if verdict == "refuted" else [],
         "gates": gates,
         "href": href("claim", claim=id),
         "counterexamples": [

@@ -74,6 +74,9 @@ def make_app(workspace: Workspace, token: str, host: str = "127.0.0.1", names: S
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        from assay.atlas.database import start_engine
+
+        await to_thread.run_sync(start_engine)
         yield
         await to_thread.run_sync(server.close)
 

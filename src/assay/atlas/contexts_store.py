@@ -15,15 +15,14 @@ window (`Window.lead`) is not kept.
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from assay.errors import StoreError, bad_argument
@@ -32,8 +31,6 @@ from assay.files import write_file
 
 Arrays = dict[str, NDArray[Any]]
 FORM = "assay-features/1"
-KINDS = {"U8": np.uint8, "U16": np.uint16, "U32": np.uint32, "I32": np.int32, "I64": np.int64, "F32": np.float32}
-LONGEST = 1 << 20  # bytes of a header
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,23 +105,15 @@ def write_shard(path: Path, block: Block) -> None:
 
 
 class Shard:
-    """One file of features, for reading; nothing is held open. The slices that are asked for are read and nothing around them:
-    of a file that is mapped into memory the kernel fetches 128 kB for every place that is touched."""
+    """One file of features, open for reading; nothing is held but the map of the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as file:
-                begin = 8 + int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(min(begin - 8, LONGEST)))
-                size = file.seek(0, os.SEEK_END)
-            about = header.pop("__metadata__")
+            self._file: Any = safe_open(path, "np").__enter__()
+            about = self._file.metadata() or {}
             self.features, self._why = int(about["features"]), json.loads(about["why"])
-            self._columns = {name: (np.dtype(KINDS[each["dtype"]]), *(begin + at for at in each["data_offsets"]))
-                             for name, each in header.items()}  # fmt: skip
-            if (end := max(end for *_, end in self._columns.values())) != size:
-                raise ValueError(f"{size} bytes instead of {end}")
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (SafetensorError, KeyError, ValueError) as error:
             raise StoreError(f"{path}: is no shard of features ({error}). Map the model again: assay map MODEL") from error
         if about.get("form") != FORM:
             raise StoreError(f"{path}: has form {about.get('form')!r}; this Assay reads {FORM}. Update Assay.")
@@ -135,35 +124,32 @@ class Shard:
 
     def record_text(self, feature: int) -> bytes:
         """The same, as it is in the file."""
-        with self.path.open("rb") as file:
-            start, end = self._slice(file, "record_start", feature, feature + 2).tolist()
-            return self._slice(file, "record_text", start, end).tobytes()
+        start, end = self._slice("record_start", feature, feature + 2)
+        return self._slice("record_text", int(start), int(end)).tobytes()
 
     def records(self) -> Iterable[dict[str, Any]]:
         """The JSON of every feature, in order."""
-        with self.path.open("rb") as file:
-            starts, text = self._whole(file, "record_start").tolist(), self._whole(file, "record_text").tobytes()
-        return (json.loads(text[start:end]) for start, end in pairwise(starts))
+        return (self.record(feature) for feature in range(self.features))
 
     def n_windows(self) -> list[int]:
         """How many contexts every feature has."""
-        with self.path.open("rb") as file:
-            return np.diff(self._whole(file, "window_start")).tolist()
+        return np.diff(self._file.get_tensor("window_start")).tolist()
 
     def windows(self, feature: int) -> tuple[Window, ...]:
         """The contexts of one feature, as they were given (without `lead`)."""
-        with self.path.open("rb") as file:
-            first, last = self._slice(file, "window_start", feature, feature + 2).tolist()
-            if first == last:
-                return ()
-            held = {name: self._slice(file, name, first, last) for name in ("at", "position", "document", "why")}
-            token_start = self._slice(file, "token_start", first, last + 1).astype(np.int64)
-            value_start = self._slice(file, "value_start", first, last + 1).astype(np.int64)
-            used, tokens = np.unique(self._slice(file, "tokens", *token_start[[0, -1]].tolist()), return_inverse=True)
-            texts, ids = self._texts(file, "piece", used), self._whole(file, "piece_id")[used].tolist()
-            names = np.unique(held["document"])
-            documents = dict(zip(names.tolist(), self._texts(file, "document", names), strict=True))
-            value_at, values = (self._slice(file, name, *value_start[[0, -1]].tolist()) for name in ("value_at", "values"))
+        first, last = (int(each) for each in self._slice("window_start", feature, feature + 2))
+        if first == last:
+            return ()
+        held = {name: self._slice(name, first, last) for name in ("at", "position", "document", "why")}
+        token_start = self._slice("token_start", first, last + 1).astype(np.int64)
+        value_start = self._slice("value_start", first, last + 1).astype(np.int64)
+        tokens = self._slice("tokens", int(token_start[0]), int(token_start[-1]))
+        used, tokens = np.unique(tokens, return_inverse=True)
+        texts = self._texts("piece", used)
+        ids = self._file.get_tensor("piece_id")[used].tolist()
+        names = np.unique(held["document"])
+        documents = dict(zip(names.tolist(), self._texts("document", names), strict=True))
+        value_at, values = (self._slice(name, int(value_start[0]), int(value_start[-1])) for name in ("value_at", "values"))
         token_start, value_start = token_start - token_start[0], value_start - value_start[0]
         dense = np.zeros(len(tokens), np.float32)
         dense[np.repeat(token_start[:-1], np.diff(value_start)) + value_at] = values
@@ -177,17 +163,11 @@ class Shard:
             ))  # fmt: skip
         return tuple(found)
 
-    def _slice(self, file: BinaryIO, name: str, start: int, end: int) -> NDArray[Any]:
-        kind, begin, _ = self._columns[name]
-        file.seek(begin + start * kind.itemsize)
-        return np.frombuffer(file.read((end - start) * kind.itemsize), kind)
+    def _slice(self, name: str, start: int, end: int) -> NDArray[Any]:
+        return self._file.get_slice(name)[start:end] if start < end else np.zeros(0, np.int64)
 
-    def _whole(self, file: BinaryIO, name: str) -> NDArray[Any]:
-        kind, begin, end = self._columns[name]
-        return self._slice(file, name, 0, (end - begin) // kind.itemsize)
-
-    def _texts(self, file: BinaryIO, table: str, rows: NDArray[Any]) -> list[str]:
-        starts, text = self._whole(file, f"{table}_start"), self._whole(file, f"{table}_text").tobytes()
+    def _texts(self, table: str, rows: NDArray[Any]) -> list[str]:
+        starts, text = self._file.get_tensor(f"{table}_start"), self._file.get_tensor(f"{table}_text").tobytes()
         return [text[start:end].decode("utf-8", "surrogatepass")
                 for start, end in zip(starts[rows].tolist(), starts[rows + 1].tolist(), strict=True)]  # fmt: skip
 

@@ -262,6 +262,12 @@ def engine() -> Iterator[Connection]:
         db.close()
 
 
+def start_engine() -> None:
+    """Start the engine now; that takes longer than a page that needs it."""
+    with engine():
+        pass
+
+
 @cache
 def _engine() -> Connection:
     return duckdb.connect(config={"threads": 1})

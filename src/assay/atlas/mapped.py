@@ -523,7 +523,7 @@ def _claims_in(atlas: Atlas, ids: Sequence[str]) -> dict[str, LinkedClaim]:
         own = db.execute(f"SELECT id, kind, statement FROM claims WHERE id {among}", ids).fetchall()
         stands = dict(db.execute(f"SELECT claim, verdict FROM standing WHERE claim {among}", ids).fetchall())
         others = db.execute(f"SELECT claim, kind, statement, verdict FROM imports WHERE claim {among}", ids).fetchall()
-    found |= {row[0]: LinkedClaim(*row, stands.get(row[0], "not tested")) for row in own}
+    found |= {claim: LinkedClaim(claim, kind, said, stands.get(claim, "not tested")) for claim, kind, said in own}
     return found | {row[0]: LinkedClaim(*row) for row in others}
 
 

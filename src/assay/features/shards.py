@@ -158,8 +158,8 @@ class Shards:
 
     def _typical(self, shard: int, start: int = 0, stop: int | None = None) -> Bool[Tensor, " token"]:
         """Which tokens of a stretch are typical here, and in all harvests beside this one."""
-        stop = self.manifest["shards"][shard]["tokens"] if stop is None else stop
-        masks = [each._slice(shard, "typical", start, stop).bool() for each in (self, *self._others)]
+        end = int(self.manifest["shards"][shard]["tokens"]) if stop is None else stop
+        masks = [each._slice(shard, "typical", start, end).bool() for each in (self, *self._others)]
         return torch.stack(masks).all(0)
 
     def alignment(self) -> str:

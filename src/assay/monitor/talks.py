@@ -143,7 +143,7 @@ def _talk(model: Model, record: Mapping[str, Any], number: int) -> Talk:
     facts = {"label": record.get("label"), "group": str(record.get("group", f"line {number}")),
              "slice": str(record.get("slice", ""))}  # fmt: skip
     if "messages" in record:
-        said = record["messages"] if isinstance(record["messages"], list) else [None]
+        said: list[Any] = record["messages"] if isinstance(record["messages"], list) else [None]
         if not all(isinstance(each, dict) and isinstance(each.get("content"), str) for each in said):
             raise bad_argument("messages", str(record["messages"])[:60], 'a list of {"role": .., "content": a text}')
         return messages_as_talk(model, said, **facts)

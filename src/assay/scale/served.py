@@ -21,6 +21,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -41,7 +42,7 @@ from assay.model.run import Engine
 from assay.sites import Site, parse_site
 
 TOLERANCE, APART = 0.05, 3.0  # bf16 over a hundred layers stays below; neighbouring layers are further apart
-ROWS, LENGTH, AT_ONCE, SECONDS = 4, 24, 32, 600.0
+ROWS, LENGTH, AT_ONCE, SECONDS, TRIES = 4, 24, 32, 600.0, 3
 DIRECT = build_opener(ProxyHandler({}))
 
 
@@ -143,8 +144,8 @@ def _gap(a: Float[Tensor, "row token d"], b: Float[Tensor, "row token d"]) -> fl
     return float(((a - b).norm(dim=-1) / b.norm(dim=-1).clamp_min(1e-12)).median())
 
 
-def _get(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The JSON object that is answered. Raises ModelError."""
+def _get(url: str, body: dict[str, Any] | None = None, tries: int = TRIES) -> dict[str, Any]:
+    """The JSON object that is answered; a connection that breaks is tried again. Raises ModelError."""
     data = None if body is None else json.dumps(body).encode()
     try:
         with DIRECT.open(Request(url, data, {"Content-Type": "application/json"}), timeout=SECONDS) as answer:
@@ -152,7 +153,9 @@ def _get(url: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     except HTTPError as error:
         said = error.read(300).decode(errors="replace").strip()
         raise ModelError(f"--served: {url} answers {error.code} ({said}).") from error
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, HTTPException, ValueError, TypeError) as error:
+        if isinstance(error, ConnectionResetError) and tries > 1:
+            return _get(url, body, tries - 1)
         raise ModelError(f"--served: {url} does not answer as a server of completions ({error}).") from error
 
 
