@@ -107,8 +107,9 @@ def rechecked(record: dict, kinds: list[str], n: int) -> tuple[dict, bool]:
 
 
 def counted(outcome: Outcome) -> tuple[tuple, list]:
-    """What the tables are made of, to nine digits: verdict, reasons, every required gate's estimate and p; and its interval."""
-    gates = {label: [round(value, 9) if isinstance(value, float) else value for value in numbers]
+    """What the tables are made of: verdict, reasons, every required gate's estimate and p; and its interval. Numbers to six
+    digits: models run in float32."""
+    gates = {label: [round(value, 6) if isinstance(value, float) else value for value in numbers]
              for label, numbers in sorted(outcome.gates.items()) if numbers[5]}  # fmt: skip
     decided = [(label, estimate, p, passed) for label, (estimate, _, _, p, passed, _) in gates.items()]
     return (outcome.verdict, outcome.reasons, outcome.only, decided), [(label, row[1:3]) for label, row in gates.items()]

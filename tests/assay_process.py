@@ -69,7 +69,7 @@ def become(request: dict[str, Any]) -> NoReturn:
         runpy.run_module("assay", run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code or 0
-    except BaseException:
+    except BaseException:  # the end of this process, told as the interpreter would: it must not go on as the server
         traceback.print_exc()
         code = 1
     atexit._run_exitfuncs()
