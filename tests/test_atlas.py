@@ -12,6 +12,7 @@ from dataclasses import replace
 import duckdb
 import pytest
 
+from assay.atlas import database
 from assay.atlas.database import engine
 from assay.atlas.migrations import MIGRATIONS, NEWEST, migrate, version_of
 from assay.atlas.store import FILE, HEAD, Atlas
@@ -125,6 +126,28 @@ def test_a_failing_write_leaves_nothing(atlas):
     assert [claim.id for claim in atlas.claims()] == ["c1"]
 
 
+def test_after_an_operation_nothing_is_open_and_several_can_be_at_once(atlas, tmp_path):
+    stored(atlas)
+    other = Atlas(tmp_path / "other")
+    other.append("look", {"what": "x"})
+    with atlas.reading() as one, other.reading() as two, atlas.reading() as same:
+        counts = [db.execute("SELECT count(*) FROM ledger").fetchone() for db in (one, two, same)]
+    assert counts == [(4,), (1,), (4,)]
+    with engine() as db:
+        assert db.execute("SELECT count(*) FROM duckdb_databases() WHERE NOT internal").fetchone() == (1,)
+    check = "import duckdb, sys; duckdb.connect(sys.argv[1]).execute('CHECKPOINT')"
+    assert subprocess.run([sys.executable, "-c", check, str(atlas.path / FILE)]).returncode == 0
+
+
+def test_an_engine_that_cannot_let_go_is_given_up(atlas):
+    stored(atlas)
+    with atlas.reading() as db:
+        db.execute("BEGIN")  # a file in a transaction cannot be detached
+        db.execute("SELECT count(*) FROM ledger").fetchone()
+    atlas.append("look", {"what": "the file is free again"})
+    assert len(atlas.entries()) == 5 and atlas.verify() == []
+
+
 LONG = "SELECT count(*) FROM range({}) t(i) WHERE regexp_matches(repeat(i::VARCHAR, 200), '(a|b|[0-9])*c')"
 
 
@@ -191,8 +214,8 @@ def test_what_is_not_an_atlas_is_said(tmp_path):
 
 def test_a_block_opens_once_reads_then_writes_and_lets_go(atlas, monkeypatch):
     stored(atlas)
-    opened, connect = [], duckdb.connect
-    monkeypatch.setattr(duckdb, "connect", lambda *a, **o: opened.append(o.get("read_only")) or connect(*a, **o))
+    opened, attach = [], database._Held.open
+    monkeypatch.setattr(database._Held, "open", lambda held, *given: opened.append(given[-1]) or attach(held, *given))
     with atlas, Atlas(atlas.path) as same:
         atlas.claims(), same.verdict("c1"), same.tally()
         assert opened == [True]

@@ -552,29 +552,29 @@ def test_an_empty_set_and_an_empty_atlas(atlas):
         mapped.page("", name(0))
 
 
-# glancing at the database ------------------------------------------------------------------------
+# reading the database ----------------------------------------------------------------------------
 
 
-def test_glancing_sees_what_reading_sees(atlas, tmp_path):
-    with pytest.raises(StoreError, match="there is none here"), atlas.glancing():
+def test_reading_sees_every_write_and_writes_nothing(atlas, tmp_path):
+    with pytest.raises(StoreError, match="there is none here"), atlas.reading():
         pass
     stored(atlas)
     query = "SELECT id, statement FROM claims"
-    with atlas.glancing() as db:
+    with atlas.reading() as db:
         assert db.execute(query).fetchall() == [("c1", CLAIM.statement)]
         with pytest.raises(duckdb.Error, match="read-only"):
             db.execute("DELETE FROM claims")
     with atlas:
         atlas.append("look", {"what": "x"})
-        with atlas.glancing() as db:
+        with atlas.reading() as db:
             assert db.execute("SELECT count(*) FROM ledger").fetchone() == (5,)
     atlas.append("look", {"what": "y"})
-    with atlas.glancing() as db:
+    with atlas.reading() as db:
         assert db.execute("SELECT count(*) FROM ledger").fetchone() == (6,)
     (tmp_path / "it's").mkdir()
     with duckdb.connect(str(tmp_path / "it's" / FILE)) as db:
         migrate(db, up_to=1)
-    with Atlas(tmp_path / "it's").glancing() as db:  # an older one is brought up to date first
+    with Atlas(tmp_path / "it's").reading() as db:  # an older one is brought up to date first
         assert db.execute("SELECT count(*) FROM feature_sets").fetchone() == (0,)
 
 

@@ -5,11 +5,12 @@
 2. Inside `with atlas:` it is opened once, for reading until the first write; others wait until the end, so
    such a block is for many short operations, never for a measurement. The lock is DuckDB's own in both
    cases, and every write is its own transaction: a longer block holds the lock longer, and changes nothing else.
-3. The ledger's head is kept in a table and, after the commit, in the file `ledger.head`.
-4. `glancing` is for a page that needs a few rows: the file is attached to an engine that the process keeps, and detached again.
-   The rules are the same; what it spares is the start of an engine, which takes longer than the query.
+3. To open it is to attach the file to an engine that the process keeps, to close it is to detach it: the start of
+   an engine takes longer than most queries.
+4. The ledger's head is kept in a table and, after the commit, in the file `ledger.head`.
 """
 
+import itertools
 import json
 import threading
 import time
@@ -35,7 +36,8 @@ T = TypeVar("T")
 # A query of some seconds draws on standard output, and with more than one thread does not always see Ctrl-C (DuckDB 2.0).
 QUIET = "SET enable_progress_bar = false; SET threads = 1"
 _IN_PROCESS, _STARTING = threading.RLock(), threading.Lock()
-_HELD: dict[Path, "_Held"] = {}  # databases that a `with atlas:` block of this process keeps open
+_HELD: dict[Path, "_Held"] = {}  # databases that this process has open: one operation, or a whole `with atlas:` block
+_NAMES = itertools.count()
 
 
 class _Held:
@@ -45,13 +47,34 @@ class _Held:
         self.depth = 0
         self.db: Connection | None = None
         self.read_only = True
+        self.name = ""
         self.memo: dict[Any, Any] = {}  # what was read since it was opened or last written
 
+    def open(self, file: Path, read_only: bool) -> None:
+        """Attach a file to the kept engine, under a name of its own, and use its tables."""
+        name, place = f"atlas_{next(_NAMES)}", str(file).replace("'", "''")
+        db = new_cursor()
+        try:
+            db.execute(f"ATTACH '{place}' AS {name}{' (READ_ONLY)' if read_only else ''}")
+            db.execute(f"USE {name}")
+        except BaseException:
+            db.close()
+            raise
+        self.db, self.name, self.read_only = db, name, read_only
+
     def close(self) -> None:
+        """Let go of the file. An engine that cannot is given up, and the file with it."""
         self.memo.clear()
-        if self.db is not None:
-            self.db.close()
-        self.db = None
+        db, self.db = self.db, None
+        if db is None:
+            return
+        try:
+            db.execute("USE memory")
+            db.execute(f"DETACH {self.name}")
+        except duckdb.Error:
+            _engine.cache_clear()
+        finally:
+            db.close()
 
 
 class Database:
@@ -98,35 +121,6 @@ class Database:
                 yield db
 
     @contextmanager
-    def glancing(self) -> Iterator[Connection]:
-        """`reading` for a few rows at once, fetched inside the block; raises as it does."""
-        with _IN_PROCESS:
-            if self._file in _HELD or not self._file.is_file():
-                with self.reading() as db:
-                    yield db
-                return
-            with self._attached() as db:
-                if current := version_of(db) == NEWEST:
-                    yield db
-            if not current:
-                with self.reading() as db:
-                    yield db
-
-    @contextmanager
-    def _attached(self) -> Iterator[Connection]:
-        """A cursor of the kept engine whose tables are those of this file, for as long as the block lasts."""
-        with engine() as db:
-            place = str(self._file).replace("'", "''")
-            self._patiently(lambda: db.execute(f"ATTACH '{place}' AS glance (READ_ONLY)"))
-            try:
-                with self._readable():
-                    db.execute("USE glance")
-                    yield db
-            finally:
-                db.execute("USE memory")
-                db.execute("DETACH glance")
-
-    @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A connection inside one transaction; makes or updates the atlas when needed."""
         try:
@@ -154,20 +148,15 @@ class Database:
     @contextmanager
     def _open(self, read_only: bool) -> Iterator[Connection]:
         """A connection for one operation; the one that is held, where there is one."""
-        held = _HELD.get(self._file)
-        if held is None:
-            db = self._connect(read_only)
-            try:
-                with self._readable():
-                    yield db
-            finally:
-                db.close()
-            return
-        if held.db is None or (held.read_only and not read_only):
-            held.close()
-            held.db, held.read_only = self._connect(read_only), read_only
-        with self._readable():
-            yield held.db
+        with self:
+            held = _HELD[self._file]
+            if held.db is None or (held.read_only and not read_only):
+                held.close()
+                with interrupts():
+                    self._patiently(lambda: held.open(self._file, read_only))
+            assert held.db is not None
+            with self._readable():
+                yield held.db
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
@@ -186,33 +175,22 @@ class Database:
     def _once(self, key: Any, read: Callable[[Connection], T]) -> T:
         """What `read` finds; inside a `with atlas:` block that was not written to since, what it found before."""
         with self.reading() as db:
-            held = _HELD.get(self._file)
-            if held is None:
-                return read(db)
-            if key not in held.memo:
-                if len(held.memo) >= MEMO:
-                    held.memo.clear()
-                held.memo[key] = read(db)
-            return held.memo[key]
+            memo = _HELD[self._file].memo
+            if key not in memo:
+                if len(memo) >= MEMO:
+                    memo.clear()
+                memo[key] = read(db)
+            return memo[key]
 
     def _version(self, db: Connection) -> int:
         """The version of the schema; asked once while the file is held open and not written."""
-        held = _HELD.get(self._file)
-        if held is None:
-            return version_of(db)
-        if "version" not in held.memo:
-            held.memo["version"] = version_of(db)
-        return held.memo["version"]
+        memo = _HELD[self._file].memo
+        if "version" not in memo:
+            memo["version"] = version_of(db)
+        return memo["version"]
 
     def _forget(self) -> None:
-        if (held := _HELD.get(self._file)) is not None:
-            held.memo.clear()
-
-    def _connect(self, read_only: bool) -> Connection:
-        with interrupts():
-            db = self._patiently(lambda: duckdb.connect(str(self.path / FILE), read_only=read_only))
-            db.execute(QUIET)
-        return db
+        _HELD[self._file].memo.clear()
 
     def _patiently(self, connect: Callable[[], T]) -> T:
         """What opens the file, tried again while another process holds it."""
@@ -251,15 +229,21 @@ class Database:
 
 @contextmanager
 def engine() -> Iterator[Connection]:
-    """A cursor of the one engine in memory that a process keeps, for files that are read and never opened for writing."""
-    with _STARTING:
-        db = _engine().cursor()
+    """A cursor of the one engine in memory that a process keeps."""
+    db = new_cursor()
     try:
-        db.execute(QUIET)
         with interrupts():
             yield db
     finally:
         db.close()
+
+
+def new_cursor() -> Connection:
+    """A connection to the kept engine, to be closed by the caller."""
+    with _STARTING:
+        db = _engine().cursor()
+    db.execute(QUIET)
+    return db
 
 
 def start_engine() -> None:

@@ -519,7 +519,7 @@ def _claims_in(atlas: Atlas, ids: Sequence[str]) -> dict[str, LinkedClaim]:
     if not (atlas.path / FILE).is_file():
         return found
     among = f"IN ({', '.join('?' * len(ids))})"  # three lookups: a join of them takes twice as long
-    with atlas.glancing() as db:
+    with atlas.reading() as db:
         own = db.execute(f"SELECT id, kind, statement FROM claims WHERE id {among}", ids).fetchall()
         stands = dict(db.execute(f"SELECT claim, verdict FROM standing WHERE claim {among}", ids).fetchall())
         others = db.execute(f"SELECT claim, kind, statement, verdict FROM imports WHERE claim {among}", ids).fetchall()
@@ -532,7 +532,7 @@ def _sites_in(atlas: Atlas, claims: Sequence[str]) -> list[tuple[str, str, str]]
     if not (atlas.path / FILE).is_file():
         return []
     where = "WHERE id IN (SELECT unnest(?::VARCHAR[]))" if claims else ""
-    with atlas.glancing() as db:
+    with atlas.reading() as db:
         return db.execute(
             "SELECT DISTINCT id, body->>'$.subject.digest', unnest(TRY_CAST(body->'$.subject.sites' AS VARCHAR[]))"
             f" FROM claims {where}", [list(claims)] if claims else [],
@@ -542,7 +542,7 @@ def _sites_in(atlas: Atlas, claims: Sequence[str]) -> list[tuple[str, str, str]]
 def _verdicts_in(atlas: Atlas, ids: Sequence[str]) -> dict[str, str]:
     if not ids or not (atlas.path / FILE).is_file():
         return {}
-    with atlas.glancing() as db:
+    with atlas.reading() as db:
         rows = db.execute(
             "SELECT c.id, coalesce(s.verdict, 'not tested') FROM claims c LEFT JOIN standing s ON s.claim = c.id WHERE c.id IN"
             " (SELECT unnest(?::VARCHAR[])) UNION ALL SELECT claim, verdict FROM imports WHERE claim IN"
