@@ -19,6 +19,7 @@ from assay.cli.main import cli
 from assay.data import concept_files
 from assay.data.concept_generators.base import PATTERN
 from assay.data.concepts import CONCEPTS, SPLITS, Concept, Word, load_concept, n_frames
+from assay.data.corpora import open_corpus
 from assay.data.prepare_concept import prepare_concept, unreadable
 from assay.data.vectors import read_corpus, read_vector
 from assay.errors import AssayError, TaskError, UsageError
@@ -328,6 +329,15 @@ def test_a_corpus_is_one_text_a_line(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(AssayError):
             read_corpus(tmp_path / name)
+    with pytest.raises(UsageError, match="no such file. Allowed: a file of one text a line, .jsonl, .csv, or one of brown"):
+        read_corpus("nothing")
+
+
+def test_a_packaged_corpus_goes_by_its_name(tmp_path, monkeypatch):
+    assert read_corpus("wikipedia") == [document.text for document in open_corpus("wikipedia").documents()]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wikipedia").write_text("a file of that name comes first\n")
+    assert read_corpus("wikipedia") == ["a file of that name comes first"]
 
 
 @pytest.mark.parametrize("words, says", [

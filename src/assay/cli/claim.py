@@ -106,7 +106,8 @@ def _state(common: Common, model: Any, source: Any, named: Any, words: Any, bars
 @click.option("--model", "name", default=None, metavar="MODEL", help="Where the model is now, if it moved.")
 @click.option("--file", "data", default=None, metavar="FILE", help="Where the claim's own data file is now, if it moved.")
 @click.option("--dictionary", "dictionaries", multiple=True, metavar="PATH", help="Where the claim's dictionary is now.")
-@click.option("--corpus", default=None, metavar="FILE", help="Ordinary texts to look for counterexamples in, one a line.")
+@click.option("--corpus", default=None, metavar="CORPUS",
+              help="Ordinary texts to search for counterexamples: packaged, or a file of one a line.")  # fmt: skip
 @click.option("--require", type=click.Choice(["supported"]), help="Exit 1 unless the verdict is this, and not exploratory.")
 @model_options
 @common_options
@@ -123,7 +124,7 @@ def test(
 
     store = Atlas(common.atlas)
     stated = store.claim(claim_id)
-    texts = () if corpus is None else read_corpus(Path(corpus))
+    texts = () if corpus is None else read_corpus(corpus)
     source = data_of(stated, data)
     open_for(stated.subject, dictionaries)
     model = load_claimed(common, stated, name, dtype, prepend_bos)
@@ -220,7 +221,7 @@ def verify(common: Common, claim_id: str | None) -> None:
 @click.option("--model", "name", default=None, metavar="MODEL", help="Where the model is now, if it moved.")
 @click.option("--file", "data", default=None, metavar="FILE", help="Where the claim's own data file is now, if it moved.")
 @click.option("--dictionary", "dictionaries", multiple=True, metavar="PATH", help="Where the claim's dictionary is now.")
-@click.option("--corpus", default=None, metavar="FILE", help="The ordinary texts that the claim was tested with, if any.")
+@click.option("--corpus", default=None, metavar="CORPUS", help="The ordinary texts that the claim was tested with, if any.")
 @click.option("--who", default="", help="Who replicates, for the record.")
 @model_options
 @common_options
@@ -239,7 +240,7 @@ def replay(
 
     store = Atlas(common.atlas)
     stated = store.claim(claim_id)
-    texts = () if corpus is None else read_corpus(Path(corpus))
+    texts = () if corpus is None else read_corpus(corpus)
     source = data_of(stated, data)
     open_for(stated.subject, dictionaries)
     model = load_claimed(common, stated, name, dtype, prepend_bos)

@@ -1,7 +1,6 @@
 """`assay circuit coactive MODEL CORPUS`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -33,7 +32,7 @@ def coactive(
     common: Common, name: str, corpus: str, sites: tuple[str, ...], dictionaries: tuple[str, ...], top: int, tokens: int,
     length: int, check: int, dtype: str, prepend_bos: bool | None, **options: Any,
 ) -> None:  # fmt: skip
-    """Which features of MODEL fire together on CORPUS, one text a line, and is that a connection?
+    """Which features of MODEL fire together on CORPUS (packaged, or a file of one text a line), and is that a connection?
 
     A fifth of the texts only sets the thresholds. With --check the first feature of a pair is switched off: does the
     second fall more than others that fire as often?
@@ -48,7 +47,7 @@ def coactive(
 
     quantile, threshold = options.pop("quantile"), options.pop("threshold")
     plan = CoactivationPlan(**options, seed=common.seed)
-    read = read_corpus(Path(corpus))
+    read = read_corpus(corpus)
     for path in dictionaries:
         open_dictionary(path)
     model = common.load(name, dtype, prepend_bos)

