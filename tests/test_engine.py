@@ -328,3 +328,41 @@ def test_capture_stops_early():
     for handle in handles:
         handle.remove()
     assert 1 not in ran and 2 not in ran
+
+
+# layers that are not run ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_made_unseen_is_not_computed_and_nothing_else_changes(family):
+    model, ids = tiny(family), [[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]]
+    sites = [f"{name}.{layer}" for layer in range(model.n_layers) for name in "qkv"]
+    acts = model.capture(ids, sites)
+    seen = {}
+
+    def visit(site, value):
+        seen[site] = value.abs().max().item()
+        return acts[site]
+
+    found = model.walk(ids, sites, visit, logits=True, made=sites)
+    torch.testing.assert_close(found, model.logits(ids), atol=1e-5, rtol=1e-4)
+    if family in ("llama", "gpt2", "neox", "opt"):
+        assert not any(seen.values()), "a linear layer ran of whose output nothing is used"
+    assert not [name for name, module in model.hf.named_modules() if "forward" in module.__dict__]
+    assert all(model.capture(ids, ["q.1"])["q.1"].abs().amax((0, 1, 3)) > 0)
+
+
+def test_a_layer_of_which_only_a_part_is_made_runs():
+    model, ids, seen = tiny("gpt2"), [[5, 6, 7, 8, 9]], {}
+    model.walk(ids, ["q.0"], lambda site, value: seen.update({site: value.abs().max().item()}), made=["q.0"])
+    assert min(seen.values()) > 0  # its keys and values are the model's own
+
+
+def test_readers_are_measured_again_when_a_norm_is_another():
+    model = tiny("llama")
+    first = model.readers()
+    assert model.readers() is first
+    model.hf.model.layers[1].input_layernorm.weight.data.mul_(2)  # not counted by torch
+    second = model.readers()
+    norms = [readers.norm(model.sites("q.1")[0]).gain for readers in (first, second)]
+    torch.testing.assert_close(norms[1], 2 * norms[0], atol=1e-4, rtol=1e-4)

@@ -41,8 +41,8 @@ class Search:
     plan: FindPlan
     discover: int = 20
     tune: int = 16
-    confirm: int = 80
-    ood: int = 40
+    confirm: int = 60
+    ood: int = 30
     draws: int = 19
 
     def pairs(self, source: Source) -> Pairs:

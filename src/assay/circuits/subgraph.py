@@ -256,7 +256,7 @@ class Bench:
         if start:
             each = len(self.graph.classes) or 1
             begun = self._begin(group), [group.index(pair) * each + copy for pair in pairs for copy in range(each)]
-        logits = self.model.walk(copies(prompts, self.graph), run.sites, run.visit, logits=True, begun=begun)
+        logits = self.model.walk(copies(prompts, self.graph), run.sites, run.visit, logits=True, begun=begun, made=run.made)
         assert logits is not None
         return logits[:: len(self.graph.classes) or 1]
 
@@ -333,6 +333,11 @@ class _Cut:
         """Everything that is read or replaced."""
         reading = [Site(name, layer) for layer in range(self.graph.n_layers) for name in (*READERS, "mlp_in")]
         return list(dict.fromkeys([*self.stream_sites, *self.writers.sites, *self.raw, *reading]))
+
+    @property
+    def made(self) -> list[Site]:
+        """Queries, keys and values of whole layers, which are put together without those of the model."""
+        return [Site(name, layer) for layer in range(self.graph.n_layers) for name in READERS]
 
     def visit(self, site: Site, value: Tensor) -> Tensor | None:
         """The engine's callback: writers are noted, readers replaced."""

@@ -4,13 +4,15 @@
 2. Actions at one place run in order: stash what derived sites and conditions need, apply edits, then
    capture, so a capture sees the edited value.
 3. After the last place that anybody reads, the pass stops (`StopPass`).
-4. Whatever happens, all hooks and all replaced forwards are gone afterwards.
+4. A linear layer whose whole output is replaced unseen is not run.
+5. Whatever happens, all hooks and all replaced forwards are gone afterwards.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,6 +53,7 @@ class Pass:
     stop: bool = False
     resume_at: int = 0
     resumed: Tensor | None = None
+    made: Sequence[Site] = ()
     stash: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
 
@@ -58,26 +61,53 @@ class Pass:
 def attached(hf: nn.Module, layout: Layout, plan: Pass) -> Iterator[None]:
     """Hooks for one pass; everything is left as found."""
     compiler = _Compiler(hf, layout, plan)
-    with _passed_through(hf, layout, plan), compiler.hooked():
+    with _instead({**_passed_through(hf, layout, plan), **_not_run(hf, layout, plan.made)}), compiler.hooked():
         yield
 
 
 @contextmanager
-def _passed_through(hf: nn.Module, layout: Layout, plan: Pass) -> Iterator[None]:
-    """Blocks before `resume_at` hand their input on; the block there gets the cached residual."""
-    blocks = [(hf.get_submodule(b.path), b.returns) for b in layout.blocks[: plan.resume_at]]
-    saved = [block.__dict__.get("forward") for block, _ in blocks]
+def _instead(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Modules that do something else for one pass."""
+    saved = [module.__dict__.get("forward") for module in forwards]
     try:
-        for number, (block, returns) in enumerate(blocks):
-            last = number == len(blocks) - 1
-            block.forward = _hand_on(plan.resumed if last else None, returns)
+        for module, forward in forwards.items():
+            module.forward = forward
         yield
     finally:
-        for (block, _), before in zip(blocks, saved, strict=True):
+        for module, before in zip(forwards, saved, strict=True):
             if before is None:
-                block.__dict__.pop("forward", None)
+                module.__dict__.pop("forward", None)
             else:
-                block.forward = before
+                module.forward = before
+
+
+def _passed_through(hf: nn.Module, layout: Layout, plan: Pass) -> dict[nn.Module, Callable[..., Any]]:
+    """Blocks before `resume_at` hand their input on; the block there gets the cached residual."""
+    blocks = layout.blocks[: plan.resume_at]
+    return {hf.get_submodule(block.path): _hand_on(plan.resumed if block is blocks[-1] else None, block.returns)
+            for block in blocks}  # fmt: skip
+
+
+def _not_run(hf: nn.Module, layout: Layout, made: Sequence[Site]) -> dict[nn.Module, Callable[..., Any]]:
+    """Plain linear layers of whose outputs every number is replaced unseen."""
+    width: dict[str, int] = defaultdict(int)
+    for point in (layout.points[site] for site in made if site.index is None):
+        if point.side == "out" and point.split is not None:
+            width[point.path] += point.split.n_heads * point.split.d_head
+    modules = {hf.get_submodule(path): out for path, out in width.items()}
+    return {module: partial(_zeros, out) for module, out in modules.items()
+            if _linear_width(module) == out and "forward" not in module.__dict__}  # fmt: skip
+
+
+def _linear_width(module: nn.Module) -> int:
+    """Numbers that a plain linear layer gives, also in GPT-2's spelling of one; 0 for anything else."""
+    if type(module) is nn.Linear:
+        return module.out_features
+    return int(module.weight.shape[1]) if type(module).__name__ == "Conv1D" else 0
+
+
+def _zeros(width: int, x: Tensor) -> Tensor:
+    return x.new_zeros(*x.shape[:-1], width)
 
 
 def _hand_on(replacement: Tensor | None, returns: int) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ Prompts are a text, a list of texts, or lists of token ids. Whether a BOS token 
 is `prepend_bos`, fixed at load and recorded in the passport; token ids are used as they are.
 """
 
+import hashlib
 import json
 import platform
 from collections.abc import Sequence
@@ -57,6 +58,7 @@ class Model:
         self.prepend_bos, self.bos_id = prepend_bos, bos_id
         self.memory_budget = 1 << 30
         self._stamp: list[tuple[int, int]] = []
+        self._readers: tuple[Any, Readers] | None = None  # what they were measured from, and they
 
     # what it is ------------------------------------------------------------------------------
 
@@ -286,6 +288,7 @@ class Model:
         gradients: bool = False,
         begun: tuple[Prefix, Sequence[int]] | None = None,
         resume: Checkpoint | None = None,
+        made: Sites = (),
     ) -> Tensor | None:
         """One pass of these prompts as one batch, padded on the right; `visit(site, value)` sees every site as it runs.
 
@@ -295,8 +298,11 @@ class Model:
         `begun`: the first tokens of the prompts were run by `begin`, unchanged and unseen; which of its rows each prompt
         begins like. Values start after them.
         `resume` skips the blocks before the first site and edit; it must come from the same prompts.
+        `made`: sites of which `visit` replaces every value without looking at it (it may be 0). Linear layers that compute
+        nothing else are not run.
         """
         request = self._request(prompts, self.sites(sites), edits, "all", "last" if logits else None, resume)
+        request = replace(request, made=tuple(self.sites(made)) if made else ())
         with self.engine.exclusive(), torch.set_grad_enabled(gradients):
             batch = self.engine.batch(request.tokens, list(range(len(request.tokens))))
             if begun is not None:
@@ -352,8 +358,18 @@ class Model:
         return Generation(texts, tokens, request.tokens, activations)
 
     def readers(self) -> Readers:
-        """How parts read the residual stream now. Raises SiteError where they do not in a known way."""
-        return Readers(self.hf, self.layout)
+        """How parts read the residual stream now. Raises SiteError where they do not in a known way.
+
+        Measured again when torch has counted a write since, or a vector (the gain of a norm) is another one.
+        """
+        vectors = [x for x in self.hf.parameters() if x.dim() == 1]
+        if any(x.is_meta for x in vectors):
+            return Readers(self.hf, self.layout)
+        seen = hashlib.sha256(b"".join(x.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() for x in vectors))
+        stamp = self._writes(), seen.digest()
+        if self._readers is None or self._readers[0] != stamp:
+            self._readers = stamp, Readers(self.hf, self.layout)
+        return self._readers[1]
 
     def checkpoint(self, prompts: Prompts, layers: Sequence[int] | None = None) -> Checkpoint:
         """The residual stream entering each layer, to resume later passes: n x pos x d_model each."""

@@ -56,7 +56,7 @@ class Checkpoint:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What one run should do, before it is cut into batches."""
+    """What one run should do, before it is cut into batches. `made`: captures whose values the reader makes, unseen."""
 
     tokens: list[list[int]]
     captures: tuple[Site, ...] = ()
@@ -65,6 +65,7 @@ class Request:
     logits: LogitsAt = None
     resume: Checkpoint | None = None
     gradients: bool = False
+    made: tuple[Site, ...] = ()
 
     def resume_layer(self, n_layers: int) -> int:
         """The first block anything touches: earlier ones need not run again."""

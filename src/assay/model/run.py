@@ -154,7 +154,7 @@ class Engine:
         """One forward pass of one batch; logits (batch, pos, vocab), one position for 'last'."""
         captures = [site for site in request.captures if site.name != "logits"]
         start = request.resume_layer(self.layout.dims.n_layers)
-        plan = Pass(batch.frame(), captures, request.edits, sink, stop=request.logits is None)
+        plan = Pass(batch.frame(), captures, request.edits, sink, stop=request.logits is None, made=request.made)
         if request.resume is not None and start:
             plan.resume_at = start
             plan.resumed = request.resume.at(start, batch.rows.tolist(), batch.ids.shape[1])[:, batch.start :]

@@ -31,8 +31,8 @@ METHODS = ("eap-ig", "eap", "atp", "exact", "information-flow", "relevance")
       method=string("How edges are scored.", "eap-ig", METHODS),
       level=string("edge or node. Default: edge; of atp and relevance node.", choices=("edge", "node")),
       target=number("Share of the effect on tune that it must carry.", 0.85, 0.01, 1.0),
-      n=explore.size(20), tune=explore.size(16), confirm=integer("Pairs the claim will be tested on.", 80, 8, 2000),
-      ood=integer("Pairs of further templates it will be tested on.", 40, 8, 2000),
+      n=explore.size(20), tune=explore.size(16), confirm=integer("Pairs the claim will be tested on.", 60, 8, 2000),
+      ood=integer("Pairs of further templates it will be tested on.", 30, 8, 2000),
       draws=integer("Random circuits the claim will be compared with.", 19, 1, 200),
       state=flag("State the claim that it carries the task.", True), seed=explore.seed())  # fmt: skip
 def circuit_find(workspace: "Workspace", arguments: explore.Arguments, report: Report) -> Result:
