@@ -4,10 +4,12 @@ import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
@@ -615,6 +617,19 @@ def test_damaged_files_are_said(atlas, file, said, use):
     (mapped_writer.folder_of(atlas.path, ABOUT.id) / file).write_bytes(b"{}" * 60)
     with pytest.raises(StoreError, match=f"{said}.*assay map"):
         use(Mapped(atlas))
+
+
+def test_a_set_of_an_earlier_version_says_the_same_of_neighbours(atlas):
+    write(atlas, [record(row) for row in range(20)])
+    before = Mapped(atlas).page("", 3)
+    assert any(near.text for near in before.neighbours)
+    file = mapped_writer.folder_of(atlas.path, ABOUT.id) / "index.sqlite"
+    with closing(sqlite3.connect(file)) as db, db:
+        assert "COVERING" in db.execute("EXPLAIN QUERY PLAN SELECT name, said FROM features WHERE name = 'x'").fetchone()[3]
+        db.execute("DROP INDEX features_name")
+        db.execute("ALTER TABLE features DROP COLUMN said")
+        db.execute("CREATE UNIQUE INDEX features_name ON features (name)")
+    assert Mapped(atlas).page("", 3) == before
 
 
 # two maps ----------------------------------------------------------------------------------------

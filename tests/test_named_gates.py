@@ -18,6 +18,7 @@ from assay.evidence.connects import Link
 from assay.evidence.edges_instrument import is_circuit
 from assay.evidence.features import direction
 from assay.evidence.gates import GATES, gates_for, get_gate
+from assay.evidence.gates.base import evaluate
 from assay.evidence.memory import MemoryStore
 from assay.evidence.options import OPTIONS
 from assay.evidence.output_side import word_tokens
@@ -308,6 +309,23 @@ def test_scrubbing_finds_the_head_that_was_left_out():
     false = replace(true, subject="z.1.0,z.1.1")
     _, found = check_gate(["scrubbing", "scrubbing.random"], true, false)
     assert found.gate("sufficiency").p_above <= 0.05
+
+
+def test_effects_that_differ_between_templates_are_no_noise_in_what_scrubbing_keeps():
+    """A circuit that keeps all of every effect passes; one that keeps .9, the bar, does so one time in twenty."""
+    draw, plan = np.random.default_rng(0), get_gate("scrubbing").plan()
+    templates = [f"t{number}" for number in range(20) for _ in range(4)]
+    effect = np.repeat(np.where(np.arange(20) < 3, 0.5, 1.1), 4) * 6
+
+    def p_of(kept: float) -> float:
+        scrubbed = 2 + kept * effect + np.repeat(draw.normal(0, 0.2, 20), 4)
+        columns = {"clean": (2 + effect).tolist(), "corrupted": [2.0] * 80, "scrubbed": scrubbed.tolist()}
+        found = evaluate(plan, "confirm", {"columns": columns, "templates": templates}, 0.05, 0)
+        assert found.estimate == pytest.approx((scrubbed - 2).mean() / effect.mean(), abs=1e-6)
+        return found.p_above
+
+    assert max(p_of(1.0) for _ in range(10)) < 0.01
+    assert sum(p_of(0.9) <= 0.05 for _ in range(100)) <= 10
 
 
 def test_scrubbing_is_not_planned_for_edges():

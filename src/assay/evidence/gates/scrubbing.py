@@ -2,7 +2,8 @@
 
 1. The clean prompt is run with every unit of the subject's kind that is not claimed at its value in another prompt of the same
    length, one drawn for every unit (causal scrubbing, Chan et al. 2022). `scrubbing`: (scrubbed - corrupted) / mean over the
-   split of (clean - corrupted), the share of the effect that is kept.
+   split of (clean - corrupted), the share of the effect that is kept. From every pair bar * (its own effect - the mean effect)
+   is taken, which is 0 over the split: at the bar, pairs whose effects differ are no noise (the test of a ratio, Fieller 1954).
 2. `scrubbing.random`: that minus the share kept under the strongest random set of equal size in the subject's place, on the
    first pairs of every template.
 
@@ -40,7 +41,8 @@ def measure_random(instrument, gate: GatePlan) -> Columns:
 
 def kept(table: Table, gate: GatePlan) -> Contrast:
     """Share of the effect that is kept."""
-    return Contrast(_share(table, "scrubbed"))
+    pairs = zip(_share(table, "scrubbed"), _share(table, "clean"), strict=True)
+    return Contrast([None if share is None or whole is None else share - gate.sesoi * (whole - 1) for share, whole in pairs])
 
 
 def against_random(table: Table, gate: GatePlan) -> Contrast:
@@ -54,6 +56,6 @@ def _share(table: Table, name: str) -> list[float | None]:
 
 
 register(Gate("scrubbing", "sufficiency", KINDS, 0.9, True, measure, kept, asked=OPTION, about=about_units,
-              says="with everything else from other prompts it keeps {estimate} of the effect"))  # fmt: skip
+              says="with everything else from other prompts it keeps {estimate} of the effect", version=2))  # fmt: skip
 register(Gate("scrubbing.random", "random", KINDS, 0.05, True, measure_random, against_random, asked=OPTION, about=about_units,
               says="it keeps {estimate} more than the strongest random set when everything else is scrubbed"))  # fmt: skip

@@ -31,7 +31,7 @@ def find(hunt: Hunt) -> Found:
     """Contexts of the corpus that fire."""
     reader, rule = reader_of(hunt), concept_rule(hunt)
     if reader is None or not hunt.corpus:
-        return nothing("no corpus was given" if reader else "no texts can be read on this host")
+        return nothing("no corpus was given (--corpus)" if reader else "no texts can be read on this host")
     order = np.random.default_rng([hunt.seed, 11]).permutation(len(hunt.corpus))[: hunt.budget]
     strongest: list[tuple[float, int, int, list[int]]] = []
     fired, by_token, tried, seen = 0, Counter[str](), 0, set[str]()
