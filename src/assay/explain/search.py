@@ -33,6 +33,8 @@ from assay.explain.rules import MOST_ALTERNATIVES, TYPE, rule_bits
 from assay.explain.table import Table
 
 Array = np.ndarray
+FEW = 0.04  # of the entries of long lists: up to here it takes less time to look tokens up in them than to go through them
+MANY = 8192  # entries, from which on that matters
 TRIED = 3  # further conditions that are joined at each step, of which the best stays
 JOINED_VALUES = 16  # values of a kind that gives several at once, of which sets are formed
 
@@ -124,8 +126,9 @@ class Searcher:
         self.marks = np.zeros(len(table), bool)  # set and cleared within one call
         self.kind_bits = float(np.log2(len(table.kinds)))
         self.size = np.array([table.sizes[kind.name] for kind in table.kinds])
-        starts = np.cumsum([0, *(kind.most for kind in table.kinds)])
-        first = {kind.name: int(start) for kind, start in zip(table.kinds, starts, strict=False)}
+        self.starts = np.cumsum([0, *(kind.most for kind in table.kinds)]).tolist()
+        self.n_documents = int(table.documents.max(initial=-1)) + 1
+        first = {kind.name: start for kind, start in zip(table.kinds, self.starts, strict=False)}
         self.over = [(first[kind.name], first[kind.over]) for kind in table.kinds if kind.over in first]
         self.several = [number for number, kind in enumerate(table.kinds) if kind.most > 1]
         self.gamma = np.array([0, *(gamma_bits(m) for m in range(1, plan.values + 1))], float)
@@ -229,17 +232,31 @@ class Searcher:
         return self.plan.documents * (2 if self.table.kinds[kind].lasts else 1)
 
     def _documents(self, values: Sequence[int], tokens: Int[Array, " token"]) -> list[int]:
-        """In how many documents each value is seen among some tokens."""
+        """In how many documents each value, all of one kind, is seen among some tokens."""
+        lists = [self.table.where(int(value)) for value in values]
+        if (entries := sum(map(len, lists))) > MANY and len(tokens) < FEW * entries:
+            return self._documents_among(values, tokens)
         self.marks[tokens] = True
-        found = []
-        for value in values:
-            own = self.table.where(int(value))
-            found.append(len(set(self.table.documents[own[self.marks[own]]].tolist())))
+        found = [len(set(self.table.documents[own[self.marks[own]]].tolist())) for own in lists]
         self.marks[tokens] = False
         return found
 
+    def _documents_among(self, values: Sequence[int], tokens: Int[Array, " token"]) -> list[int]:
+        """The same from these tokens' columns of that kind, without the lists of the values."""
+        kind = int(self.table.kind_of[values[0]])
+        held = self.table.columns[tokens, self.starts[kind] : self.starts[kind + 1]]
+        chosen = np.asarray(values)
+        order = chosen.argsort()
+        place = chosen[order].searchsorted(held).clip(max=len(chosen) - 1)
+        token, column = np.nonzero(chosen[order][place] == held)
+        n = self.n_documents
+        seen = np.unique(order[place[token, column]] * n + self.table.documents[tokens[token]])
+        return np.bincount(seen // n, minlength=len(chosen)).tolist()
+
     def _both(self, some: Int[Array, " token"], others: Int[Array, " token"]) -> Int[Array, " token"]:
         """Tokens in both lists, in order."""
+        if len(some) < FEW * len(others):
+            return some[others[others.searchsorted(some).clip(max=len(others) - 1)] == some]
         self.marks[others] = True
         both = some[self.marks[some]]
         self.marks[others] = False
