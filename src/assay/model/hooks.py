@@ -103,7 +103,8 @@ def _linear_width(module: nn.Module) -> int:
     """Numbers that a plain linear layer gives, also in GPT-2's spelling of one; 0 for anything else."""
     if type(module) is nn.Linear:
         return module.out_features
-    return int(module.weight.shape[1]) if type(module).__name__ == "Conv1D" else 0
+    weight = getattr(module, "weight", None)
+    return weight.shape[1] if type(module).__name__ == "Conv1D" and isinstance(weight, Tensor) else 0
 
 
 def _zeros(width: int, x: Tensor) -> Tensor:
