@@ -364,6 +364,23 @@ def test_units_that_fire_at_random_get_no_rule(world):
         assert found.record is None and found.given == found.without and found.rule == 0
 
 
+def test_tokens_are_looked_up_as_they_are_gone_through(world):
+    table, _ = world
+    searcher, draw = Searcher(table, SearchPlan()), np.random.default_rng(1)
+    for kind in np.unique(table.kind_of).tolist():
+        values = np.flatnonzero(table.kind_of == kind)
+        chosen = draw.permutation(values)[: draw.integers(1, 20)].tolist()
+        tokens = np.sort(draw.permutation(len(table))[: draw.integers(1, 400)]).astype(np.int32)
+        lists = [np.intersect1d(table.where(value), tokens) for value in chosen]
+        want = [len(set(table.documents[own].tolist())) for own in lists]
+        assert searcher._documents_among(chosen, tokens) == searcher._documents(chosen, tokens) == want
+        for few in (tokens, tokens[:3], tokens[:0]):
+            others = table.where_any(chosen)
+            assert searcher._both(few, others).tolist() == np.intersect1d(few, others).tolist()
+            assert searcher._both(others, few).tolist() == np.intersect1d(few, others).tolist()
+    assert not searcher.marks.any()
+
+
 def test_what_is_true_of_one_document_alone_is_no_rule():
     """The word fires in its first document, where it stands ten times, and is in the others once."""
     rows = [[" a", " b"] * 20, *([" a", " b", " odd"] for _ in range(20))]
