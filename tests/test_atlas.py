@@ -139,6 +139,33 @@ def test_after_an_operation_nothing_is_open_and_several_can_be_at_once(atlas, tm
     assert subprocess.run([sys.executable, "-c", check, str(atlas.path / FILE)]).returncode == 0
 
 
+def test_ctrl_c_while_a_file_is_opened_leaves_it_free(atlas, monkeypatch):
+    stored(atlas)
+    made = database.new_cursor
+
+    class Pressed:
+        def __init__(self):
+            self.db, self.first = made(), True
+
+        def execute(self, query):
+            self.db.execute(query)
+            if query.startswith("ATTACH") and self.first:
+                self.first = False
+                raise KeyboardInterrupt
+
+        def close(self):
+            self.db.close()
+
+    monkeypatch.setattr(database, "new_cursor", Pressed)
+    with pytest.raises(KeyboardInterrupt):
+        atlas.entries()
+    monkeypatch.setattr(database, "new_cursor", made)
+    with engine() as db:
+        assert db.execute("SELECT count(*) FROM duckdb_databases() WHERE NOT internal").fetchone() == (1,)
+    atlas.append("look", {"what": "the file is free"})
+    assert len(atlas.entries()) == 5
+
+
 def test_an_engine_that_cannot_let_go_is_given_up(atlas):
     stored(atlas)
     with atlas.reading() as db:

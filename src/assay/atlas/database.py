@@ -53,14 +53,13 @@ class _Held:
     def open(self, file: Path, read_only: bool) -> None:
         """Attach a file to the kept engine, under a name of its own, and use its tables."""
         name, place = f"atlas_{next(_NAMES)}", str(file).replace("'", "''")
-        db = new_cursor()
+        self.db, self.name, self.read_only = new_cursor(), name, read_only
         try:
-            db.execute(f"ATTACH '{place}' AS {name}{' (READ_ONLY)' if read_only else ''}")
-            db.execute(f"USE {name}")
-        except BaseException:
-            db.close()
+            self.db.execute(f"ATTACH '{place}' AS {name}{' (READ_ONLY)' if read_only else ''}")
+            self.db.execute(f"USE {name}")
+        except BaseException:  # Ctrl-C too: a file that stays attached could not be opened again
+            self.close()
             raise
-        self.db, self.name, self.read_only = db, name, read_only
 
     def close(self) -> None:
         """Let go of the file. An engine that cannot is given up, and the file with it."""
@@ -70,7 +69,7 @@ class _Held:
             return
         try:
             db.execute("USE memory")
-            db.execute(f"DETACH {self.name}")
+            db.execute(f"DETACH DATABASE IF EXISTS {self.name}")
         except duckdb.Error:
             _engine.cache_clear()
         finally:
