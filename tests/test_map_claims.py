@@ -94,13 +94,15 @@ def many(planted):
 # units -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("seed", range(4))
-def test_sparse_units_are_dense_units(seed):
+def test_sparse_units_are_dense_units(seed, dtype):
     rng = np.random.default_rng(seed)
     values = ((rng.random((50, 30)) < rng.random(30)) * rng.integers(1, 6, (50, 30))).astype(np.float32)
     values[:, 3], values[:, 4] = 0, 2.0
+    values *= np.float32(rng.random()) * 10.0 ** float(rng.integers(-30, 30))
     member = rng.random(50) < 0.3
-    dense, thin = DenseUnits(torch.tensor(values)), SparseUnits(sparse.csr_array(values))
+    dense, thin = DenseUnits(torch.tensor(values)), SparseUnits(sparse.csr_array(values.astype(dtype)))
     np.testing.assert_allclose(thin.ranks_of(member), dense.ranks_of(member))
     np.testing.assert_array_equal(thin.alive, dense.alive)
     for density in (0.01, 0.2, 0.5, 0.97):

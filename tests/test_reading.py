@@ -668,6 +668,15 @@ def planted(model):
     return made.requires_grad_(False), sets, words
 
 
+def test_windows_asked_for_again_are_remembered_and_the_same(read):
+    again = open_reading(read.folder)  # nothing is remembered yet
+    first, second, kept = ([vars(each) for each in samples(reading, WINDOWS)] for reading in (again, again, read))
+    assert second == first == kept and len(first) > 20
+    assert set(again.chosen) == {WINDOWS} and len(again.chosen[WINDOWS]) >= len(first)
+    other = SamplePlan(**{**vars(WINDOWS), "seed": WINDOWS.seed + 1})
+    assert [vars(each) for each in samples(again, other)] != first
+
+
 def test_planted_features_fire_where_they_were_planted(model, tmp_path):
     dictionary, sets, words = planted(model)
     rng = np.random.default_rng(20)

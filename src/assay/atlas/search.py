@@ -33,7 +33,7 @@ ROLES = {"fires": "top_tokens", "promotes": "promoted", "suppresses": "suppresse
 FEATURES, TOKENS, INDEX, MEANING, COUNTS = "features.parquet", "tokens.parquet", "index.sqlite", "meaning.npy", "counts.json"
 TEXTS = "CREATE VIRTUAL TABLE texts USING fts5(body, content='', tokenize='unicode61')"
 STRETCH = 32_768  # rows of vectors compared at a time
-ENCODED = 256  # texts per call of the encoder
+ENCODED = 4096  # texts per call of the encoder, which puts those of one length together
 SORT_MEMORY = "1GB"
 PLAIN = {"row": "UINTEGER", "name": "VARCHAR", "unit": "BIGINT", "density": "DOUBLE", "largest": "DOUBLE",
          "fired": "BIGINT", "contexts": "UINTEGER", "explained": "BOOLEAN", "explainer": "VARCHAR", "text": "VARCHAR",

@@ -92,9 +92,9 @@ class SparseUnits:
     def _sorted(self) -> tuple[Array, Array, Array, Array]:
         """(unit, value, example) of every value above 0, by unit and then by value; how many each unit has."""
         found = self.codes.tocoo()
-        unit, example, value = found.col, found.row, found.data.astype(np.float64)
-        order = np.lexsort((value, unit))
-        return unit[order], value[order], example[order], np.bincount(unit, minlength=self.width)
+        unit, example, value = found.col, found.row, found.data
+        order = np.argsort(_joint(unit, value), kind="stable") if value.dtype == np.float32 else np.lexsort((value, unit))
+        return unit[order], value[order].astype(np.float64), example[order], np.bincount(unit, minlength=self.width)
 
     @property
     def alive(self) -> Bool[Array, " unit"]:
@@ -108,13 +108,14 @@ class SparseUnits:
     def ranks_of(self, member: Bool[Array, " example"]) -> Float[Array, " unit"]:
         unit, value, example, count = self._sorted
         zeros = self.codes.shape[0] - count
-        rank = np.arange(len(unit)) - (np.cumsum(count) - count)[unit] + 1.0
-        new = np.flatnonzero(np.r_[True, (unit[1:] != unit[:-1]) | (value[1:] != value[:-1])][: len(unit)])
-        sizes = np.diff(np.r_[new, len(unit)])
-        rank = np.repeat(rank[new] + (sizes - 1) / 2, sizes) + zeros[unit]
-        inside = member[example]
-        on = np.bincount(unit, weights=rank * inside, minlength=self.width)
-        off = member.sum() - np.bincount(unit, weights=inside, minlength=self.width)
+        new = np.r_[True, (unit[1:] != unit[:-1]) | (value[1:] != value[:-1])][: len(unit)]
+        starts = np.flatnonzero(new)  # of values that are equal, within a unit
+        sizes = np.diff(np.r_[starts, len(unit)])
+        inside = np.flatnonzero(member[example])
+        tie, theirs = (np.cumsum(new) - 1)[inside], unit[inside]
+        rank = starts[tie] - (np.cumsum(count) - count)[theirs] + (sizes[tie] + 1) / 2 + zeros[theirs]
+        on = np.bincount(theirs, weights=rank, minlength=self.width)
+        off = member.sum() - np.bincount(theirs, minlength=self.width)
         return on + off * (zeros + 1) / 2
 
     def cut(self, density: float) -> tuple[Float[Array, " unit"], Float[Array, " unit"]]:
@@ -132,3 +133,8 @@ class SparseUnits:
         end = int(np.cumsum(count)[unit])
         above = int((value[end - int(count[unit]) : end] > threshold).sum())
         return (above + (int(self.codes.shape[0] - count[unit]) if threshold < 0 else 0)) / self.codes.shape[0]
+
+
+def _joint(unit: Array, value: Float[Array, " n"]) -> Array:
+    """One number that sorts by unit, then by value: the bits of a float32 above 0 are ordered as it is."""
+    return (unit.astype(np.uint64) << np.uint64(32)) | value.view(np.uint32)

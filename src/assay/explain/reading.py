@@ -194,6 +194,7 @@ class Reading:
         self._parts: OrderedDict[str, CodedPart] = OrderedDict()
         self.place: Any = None  # a temporary folder, as long as this is there
         self.coactive: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # of parts, once made (`sampling.coactivation`)
+        self.chosen: dict[Any, dict[int, Any]] = {}  # windows by plan and unit, once chosen (`sampling.Samples`)
         self.manifest: dict[str, Any] = _finished(folder)
 
     @cached_property
@@ -772,7 +773,7 @@ class _Reader:
 
         self._walk(file.rows, take)
         tokens, units, values = (np.concatenate([one[at] for one in found]) for at in range(3))
-        order = np.lexsort((units, tokens))
+        order = np.argsort(tokens.astype(np.int64) * len(self.units.names) + units, kind="stable")
         kind = np.uint16 if len(self.units.names) <= np.iinfo(np.uint16).max + 1 else np.uint32
         arrays = {"counts": np.bincount(tokens, minlength=n).astype(np.uint32), "units": units[order].astype(kind),
                   "values": values[order].astype(np.float32), "typical": typical.astype(np.uint8)}  # fmt: skip

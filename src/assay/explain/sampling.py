@@ -26,7 +26,7 @@ from jaxtyping import Float, Int
 
 from assay.errors import bad_argument
 from assay.explain.reading import CodedPart, Reading
-from assay.explain.records import Sample, Window
+from assay.explain.records import WHY, Sample, Window
 from assay.explain.units import nearest
 from assay.features.dictionary import Dictionary
 
@@ -35,6 +35,7 @@ TOP = 10  # neighbours and coactive units named in a sample
 LOOKED_AT = 64  # firings of one partner, and times what is wanted of others
 POOL = 4096  # windows that texts are compared with
 TOKENS = 8  # of the most frequent tokens a unit fires at
+KEPT = 1 << 16  # units whose windows an open reading remembers
 DENSE = 1 << 22  # numbers of one block of joint counts
 PAIRS = 4_000_000_000  # of units on together, above which joint counts are made on a part of the tokens
 WORDS = 1 << 16  # numbers of words; two of them may share one
@@ -168,13 +169,14 @@ class Samples:
     def _sample(self, column: int) -> Sample | None:
         near = () if self._near is None else _pairs(*self._near, column)
         coactive = _pairs(*self._coactive, column)
-        partners = ([unit for unit, _ in coactive][:PARTNERS], [unit for unit, value in near if value > 0][:PARTNERS])
-        shown = self._shown.choose(column, partners, NONE)
-        words = self._shown.words_of([at for at, why in shown if why in ("top", "quantile", "random")])
-        shown += self._shown.similar(column, shown, words, NONE)
-        seen = self._shown.hashes[[at for at, _ in shown]]
-        scored = self._scored.choose(column, partners, seen)
-        scored += self._scored.similar(column, scored, words, seen)
+        kept = self.reading.chosen.setdefault(self.plan, {})
+        if column in kept:
+            shown, scored = map(_read_back, kept[column])
+        else:
+            partners = ([unit for unit, _ in coactive][:PARTNERS], [unit for unit, value in near if value > 0][:PARTNERS])
+            shown, scored = self._chosen(column, partners)
+            if len(kept) < KEPT:
+                kept[column] = _written(shown), _written(scored)
         name = self.reading.units[column]
         if not any(why == "top" for _, why in scored):
             self.dropped[name] = "fires in the part scored only in copies of shown windows"
@@ -188,6 +190,24 @@ class Samples:
                       self._shown.windows(column, shown), self._scored.windows(column, scored),
                       tuple((names[unit], value) for unit, value in near[:TOP]),
                       tuple((names[unit], value) for unit, value in coactive[:TOP]))  # fmt: skip
+
+    def _chosen(self, column: int, partners: tuple[list[int], list[int]]) -> tuple["Chosen", "Chosen"]:
+        """Of both parts."""
+        shown = self._shown.choose(column, partners, NONE)
+        words = self._shown.words_of([at for at, why in shown if why in ("top", "quantile", "random")])
+        shown += self._shown.similar(column, shown, words, NONE)
+        seen = self._shown.hashes[[at for at, _ in shown]]
+        scored = self._scored.choose(column, partners, seen)
+        return shown, scored + self._scored.similar(column, scored, words, seen)
+
+
+def _written(chosen: "Chosen") -> Array:
+    """Five bytes a window instead of a hundred: a map asks for all of them twice."""
+    return np.array([(at, WHY.index(why)) for at, why in chosen], [("at", np.int32), ("why", np.uint8)])
+
+
+def _read_back(kept: Array) -> "Chosen":
+    return [(at, WHY[why]) for at, why in kept.tolist()]
 
 
 def _refuse_shared(shown: CodedPart, scored: CodedPart) -> None:

@@ -81,11 +81,12 @@ class SentenceEncoder:
         if not texts:
             raise bad_argument("texts", "none", "one or more")
         tokenizer, hf = self._parts
-        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        read = tokenizer(list(texts), truncation=True, max_length=LONGEST)["input_ids"]
+        order = sorted(range(len(texts)), key=lambda row: len(read[row]))
         parts = []
         for start in range(0, len(order), BATCH):
-            batch = [texts[row] for row in order[start : start + BATCH]]
-            ids = tokenizer(batch, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
+            batch = [read[row] for row in order[start : start + BATCH]]
+            ids = tokenizer.pad({"input_ids": batch}, return_tensors="pt")
             hidden = hf(**ids).last_hidden_state
             real = ids["attention_mask"][..., None].to(hidden.dtype)
             parts.append(torch.nn.functional.normalize((hidden * real).sum(1) / real.sum(1).clamp_min(1), dim=1))
