@@ -30,7 +30,7 @@ def test_the_demo_tests_a_right_and_a_wrong_claim_and_keeps_what_is_finished(tmp
     assert {task["task"] for task in record["tasks"]} >= {"ioi", "induction", "sva", "capitals"}
     features = record["run"]["map"]["features"]
     decided = sum(features[how] for how in ("supported", "refuted", "inconclusive"))
-    assert features["mapped"] == 256 and features["claimed"] == decided
+    assert features["mapped"] == 256 and features["claimed"] == decided > 0
     assert record["ledger"]["stated"] == 2 + features["claimed"] and record["ledger"]["looks"] >= 9
     for part in ("What the model can do", "Which heads move it", "refuted", "does not show", "Still unexplained"):
         assert part in first.stdout

@@ -153,7 +153,8 @@ def test_an_endpoint_that_is_down_ends_the_run_with_everything_kept(tmp_path):
     assert KEY not in str(error.value)
 
 
-@pytest.mark.parametrize(("status", "said"), [(401, "the key is not accepted"), (403, "the key"), (404, "no such model")])
+@pytest.mark.parametrize(("status", "said"), [(401, "the key is not accepted"), (403, "the key"), (404, "no such model"),
+                                              (402, "does not pay")])  # fmt: skip
 def test_a_wrong_key_or_model_stops_at_once(tmp_path, status, said):
     content = json.dumps({"error": {"message": f"Incorrect key {KEY}"}}).encode()
     with judge(lambda body: (status, content, {})) as server, asker(server.url, tmp_path, together=1) as one:
@@ -472,7 +473,7 @@ def test_explainers_send_what_they_say_and_only_what_is_shown(tmp_path, name):
         made = list(explain(iter(SAMPLES), name, Tools(asker=one, outputs=OUTPUTS)))
     assert [each.feature for each in made] == [each.feature for each in SAMPLES]
     assert {each.text for each in made} == {"it is on at a word"} and {each.explainer for each in made} == {
-        f"openai:judge/{name}/1"
+        f"openai:judge/{prompts.versioned(name)}"
     }
     assert all(each.cost == Cost(1, 7, 3, 0.0) for each in made)
     by_prompt = {body["messages"][-1]["content"]: body for body in server.asked}

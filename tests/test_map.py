@@ -52,6 +52,7 @@ from assay.mapping.shares import explained_variance, shares_of, token_shares
 from assay.mapping.some import explain_some, score_some
 from assay.mapping.stages import Stages
 from assay.mapping.units import MapUnits, find_dictionary, find_units
+from assay.model.load import load_model
 from assay.model.untrained import untrained_model
 from assay.probe.scores import aurocs
 from assay.testing.word_latents import Given
@@ -275,6 +276,28 @@ def test_neurons_and_heads(model, tmp_path, given):
     assert all(page.promoted and page.suppressed for page in pages if page.contexts)  # heads too: by what they add when on
     assert any(page.promoted for page in pages) or given == {"site": "resid_post.1"}  # a coordinate writes nothing
     assert [run.host.column(run.units.feature(name)) for name in run.names] == [run.reading.column(name) for name in run.names]
+
+
+def test_a_head_that_copies_two_words_is_claimed_supported_and_comes_out_again(tmp_path):
+    """It attends to its own token (queries and keys see the same) and adds something at two words alone."""
+    model = map_world.model(5)
+    ids = [model.tokens([f"w{number}"])[0][-1] for number in (20, 21)]
+    attention, table = model.hf.model.layers[0].self_attn, model.hf.get_input_embeddings().weight
+    same = torch.linalg.qr(torch.randn(32, 8, generator=torch.Generator().manual_seed(1))).Q.T
+    with torch.no_grad():
+        table[:, 0] = 0
+        table[ids, 0] = 3 * table[30].norm()
+        attention.q_proj.weight[:8], attention.k_proj.weight[:8], attention.v_proj.weight[:8] = 6 * same, 6 * same, 0
+        attention.v_proj.weight[0, 0] = 1
+    long = plan(corpus=map_world.corpus(n=900), ood=map_world.corpus(1, 300, name="other"), tokens=30_000, baseline=0)
+    run = MapRun(model, find_units(model, heads="0"), Atlas(tmp_path), long)
+    found = run_map(run)
+    said = run.explained["attn_out.0.0"]
+    assert said.text in ("fires on the tokens ' w21' or ' w20'", "fires on the tokens ' w20' or ' w21'")
+    (claim,) = Mapped(run.atlas).page(found["set"], "attn_out.0.0").claims
+    assert claim.verdict == "supported" and found["features"]["supported"] == found["features"]["claimed"] == 1
+    (stated,) = run.atlas.claims()
+    assert replay_claim(run.atlas, stated.id, model, source=source_of(stated.task)).same
 
 
 def test_explanations_are_kept_so_that_no_later_stage_asks_again(model, dictionary, tmp_path, monkeypatch):
@@ -503,10 +526,61 @@ def test_interventions_are_scored_where_units_can_be_clamped(model, dictionary, 
     scored = found["scores"]["intervention"]
     assert scored["features"] == found["scores"]["detection"]["features"] > 1 and not found["not_scored"]
     assert 0 <= scored["value"] <= 1
+    alone = MapRun(model, run.units, Atlas(tmp_path / "alone"), replace(some, features=(run.names[0],)))
+    assert run_map(alone)["scores"]["intervention"]["features"] == 1  # told from its look-alikes
     heads = run_map(MapRun(model, find_units(model, heads="1"), Atlas(tmp_path / "heads"), some))
     assert "intervention" not in heads["scores"]
     assert heads["not_scored"] == {"intervention: what clamping features does was not measured":
                                    heads["scores"]["detection"]["features"]}  # fmt: skip
+
+
+def test_each_score_has_that_of_an_untrained_twin_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sentences.ENCODERS, "minilm", sentences.TfIdf)
+    model = load_model("glass-en")
+    some = plan(corpus="mixed", ood=None, tokens=6000, features=5, baseline=3, scorers=("detection", "intervention"))
+    run = MapRun(model, find_units(model, site="mlp_act.1"), Atlas(tmp_path), some)
+    found = run_map(run)
+    twins = [score for path in (run.folder / "twin_scores").iterdir() for score in json.loads(path.read_text())["scores"]]
+    assert {each["scorer"] for each in twins} == {"detection", "intervention"}
+    shown = [score for name in run.names for score in Mapped(run.atlas).page(found["set"], name).record.scores]
+    assert shown and all(score.untrained == pytest.approx(np.mean([each["value"] for each in twins
+                                                                   if each["scorer"] == score.scorer])) for score in shown)
+    assert not any(torch.equal(one, other) for one, other in zip(run.twin.model.hf.parameters(), model.hf.parameters(),
+                                                                strict=True) if one.dim() > 1)  # fmt: skip
+
+
+def test_latents_are_spread_over_neurons_as_brute_force_says():
+    """Participation ratio of what a latent writes, along what each neuron of its layer writes."""
+    model = load_model("glass-en")
+    neurons = next(each for name, each in model.hf.named_parameters() if name.endswith("layers.1.mlp.down_proj.weight"))
+    made = make_dictionary(Spec("relu", 7, model.dims.d_model, model.dims.d_model, inputs=("resid_post.1",),
+                                outputs=("resid_post.1",)), "spread")  # fmt: skip
+    torch.nn.init.normal_(made.W_dec, generator=torch.Generator().manual_seed(3))
+    units = find_units(model, dictionary=made)
+    parts = (made.directions().detach().double() @ neurons.detach().double()).numpy()
+    np.testing.assert_allclose(units.spread_over_neurons(model), (parts**2).sum(1) ** 2 / (parts**4).sum(1), rtol=1e-4)
+    assert find_units(model, site="mlp_act.1").spread_over_neurons(model) is None
+    made.spec = replace(made.spec, inputs=("embed",), outputs=("embed",))  # no MLP has written there yet
+    assert find_units(model, dictionary=made).spread_over_neurons(model) is None
+
+
+def test_an_explainer_sees_what_a_unit_does_by_its_direction_and_when_it_is_set(model, dictionary, tmp_path):
+    def answer(body):
+        return completion(json.dumps({"explanation": "something"}))
+
+    some = plan(tokens=8000, features=3, baseline=2, scorers=("detection",), prompt="output")
+    with judge(answer) as server:
+        some = replace(some, explainer=f"openai:m@{server.url}")
+        with Asker(Endpoint.named(some.explainer), tmp_path / "calls") as asker:
+            run = MapRun(model, find_units(model, dictionary=dictionary), Atlas(tmp_path / "atlas"), some, asker)
+            run_map(run)
+        asked = [body["messages"][-1]["content"] for body in server.asked if "next" in body["messages"][-1]["content"]]
+    told = [text for text in asked if '"promoted when set"' in text]
+    assert told and all('"suppressed when set"' in text and '{"promoted":' in text for text in told)
+    kept = run.explained[next(name for name in run.names if run.explained[name].output)].output
+    assert kept["method"] == "direct" and kept["clamped"]["method"] == "clamped" and kept["clamped"]["detail"]["kl"] >= 0
+    shown = {run.reading.part("shown").names[number] for number in run.reading.part("shown").documents}
+    assert kept["clamped"]["documents"] and set(kept["clamped"]["documents"]) <= shown
 
 
 def test_words_alone_are_not_claimed(mapped):
@@ -551,8 +625,22 @@ def test_mistakes_are_named(model, tmp_path):
     (tmp_path / "bad.npy").write_text("no numbers")
     with pytest.raises(UsageError, match="cannot be read"):
         find_units(model, directions=str(tmp_path / "bad.npy"), at="embed")
+    np.save(tmp_path / "words.npy", np.array(["a", "b"]))
+    with pytest.raises(UsageError, match="cannot be read"):
+        find_units(model, directions=str(tmp_path / "words.npy"), at="embed")
     with pytest.raises(UsageError, match="dictionary"):
         find_dictionary("smollm2-135m", "no such")
+    for alpha in (0.0, -1.0, 0.5, float("nan")):
+        with pytest.raises(UsageError, match="alpha"):
+            plan(alpha=alpha)
+    with pytest.raises(UsageError, match="scorers"):
+        plan(scorers=())
+    with pytest.raises(UsageError, match="nonsense"):
+        plan(explainer="openai:m@http://127.0.0.1:9", prompt="nonsense")
+    late = MapRun(model, find_units(model, site="mlp_act.1"), Atlas(tmp_path / "none"), plan(features=("mlp_act.1[0]", "x")))
+    with pytest.raises(UsageError, match="features"):
+        run_map(late)
+    assert not (tmp_path / "none").exists()  # nothing was read
     with pytest.raises(UsageError, match="features"):
         plan(features=0)
     with pytest.raises(UsageError, match="scorer"):
@@ -616,6 +704,8 @@ def test_the_command_and_its_json(typed, tmp_path):
     (("map", "tiny", "--explainer", "magic"), "lexical, or openai:MODEL@URL"),
     (("map", "tiny", "--site", "mlp_act.1", "--heads", "0"), "one of dictionary"),
     (("explain", "x.1"), "assay map MODEL"),
+    (("map", "tiny", "--alpha", "0"), "alpha"),
+    (("map", "tiny", "--explainer", "openai:m@https://127.0.0.2.example.com/v1"), "--dry-run"),
 ])  # fmt: skip
 def test_mistakes_of_the_command(typed, words, said):
     result = typed(*words)

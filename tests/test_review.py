@@ -216,4 +216,6 @@ def test_a_direction_is_as_long_as_its_controls_however_it_is_given():
 
 def test_a_command_line_is_kept_without_places():
     assert _placeless("/home/me/bin/assay") == "assay" and _placeless("--json=/home/me/x.json") == "--json=x.json"
+    secret = _placeless("--explainer=openai:m@https://user:SECRET@host:8/v1?api-key=SECRET#SECRET")
+    assert secret == "--explainer=openai:m@https://host:8/v1"
     assert [_placeless(word) for word in ("--set", "draws=9", "tasks/mine.jsonl")] == ["--set", "draws=9", "tasks/mine.jsonl"]

@@ -20,7 +20,10 @@ from assay.app.verbs.claims import subject_of
 from assay.app.workspace import Workspace
 from assay.atlas.features import keep_dictionary
 from assay.errors import AssayError, UsageError
+from assay.evidence.corpus_reading import texts_of
+from assay.evidence.corpus_windows import marks_of
 from assay.evidence.source import Source, marks
+from assay.explain.reading import open_reading
 from assay.features.dictionary import Spec, make_dictionary
 from assay.model.edits import Edit
 from assay.sites import parse_site
@@ -219,7 +222,12 @@ def test_explain_finds_the_rule_that_was_written_into_a_latent(glass, tmp_path):
     assert record["checked"]["on"] > 5
     assert record["checked"]["precision"] == record["checked"]["recall"] == 1.0
     assert record["contexts"] and all(f"{piece}]]" in each["text"] for each in record["contexts"])
-    assert workspace.store.tally()["looks"] == 0 and not record["rule"]["not"]
+    assert not record["rule"]["not"]
+    (look,) = [entry for entry in workspace.store.entries() if entry["kind"] == "look"]
+    (reading,) = (open_reading(path) for path in (workspace.atlas / "readings").iterdir() if path.is_dir())
+    read = [marks_of(texts_of(reading.as_text(part))) for part in ("shown", "scored")]
+    assert all(read) and look["body"]["clusters"] == sorted({mark for part in read for mark in part})
+    assert look["body"]["model"] == glass.digest and workspace.store.tally()["looks"] == 1
 
 
 def test_generate_streams_what_it_returns_and_reads_the_prompt_once(workspace, model, monkeypatch):

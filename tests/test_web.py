@@ -587,14 +587,16 @@ TIMED = """async () => {
 
 
 def test_a_graph_of_three_thousand_nodes_paints_and_pans_without_a_gpu(tab: Tab):
+    start = time.perf_counter()
     page = tab.open("/large")
     page.wait_for_selector("canvas[data-drawn]")
+    first = 1000 * (time.perf_counter() - start)  # the document is fetched and parsed, the page laid out, most edges left out
     took = page.evaluate(TIMED)
     tab.faults[:] = [
         fault for fault in tab.faults if "getImageData" not in fault
     ]  # the clock reads the picture back, the app never does
     assert page.locator("canvas[data-drawn]").get_attribute("data-drawn") == "3000/30000"
-    assert took["all"] < 3000 and took["move"] < 1000 and took["rest"] < 3000, took
+    assert first + took["all"] < 3000 and took["move"] < 1000 and took["rest"] < 1000, (first, took)
 
 
 def test_a_saved_page_is_one_file_that_needs_nothing(tab: Tab, tmp_path: Path):

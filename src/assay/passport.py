@@ -5,6 +5,7 @@ says everything a result depends on: versions, arguments as given and as resolve
 """
 
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,9 @@ def run_passport(resolved: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 
 def _placeless(word: str) -> str:
-    """A word of a command line; of a file or folder that is named from the root only its own name, for others to read."""
+    """A word of a command line, for others to read: of a file or folder that is named from the root only its own name, of an
+    address no user name, password or query."""
+    word = re.sub(r"(https?://)(?:[^/@\s]*@)?([^?#\s]*)\S*", r"\1\2", word)
     name, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
     return f"{name}{equals}{Path(value).name if Path(value).is_absolute() else value}"
 

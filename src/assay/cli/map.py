@@ -33,7 +33,8 @@ def endpoint_options(command: Any) -> Any:
         click.option("--price-out", default=0.0, help="Per million reply tokens."),
         click.option("--price-in", default=0.0, help="Per million prompt tokens."),
         click.option("--budget-money", type=float, help="Most that may be spent, with prices."),
-        click.option("--budget-tokens", type=int, help="Most tokens that may be asked and answered."),
+        click.option("--budget-tokens", type=int, help="Most tokens that may be asked and answered. An endpoint that"
+                     " is not on this machine needs this cap or the next."),
         click.option("--prompt", default="contrast", show_default=True, help="top, contrast, output or both."),
         click.option("--explainer", default="lexical", show_default=True, metavar="NAME", help="lexical, or openai:MODEL@URL"),
     ):
@@ -73,6 +74,7 @@ def map_(common: Common, name: str, dtype: str, prepend_bos: bool | None, **give
     from assay.model.load import load_model
     from assay.scale.ray_engine import engine_of
 
+    check_cap(given)
     plan, engine = plan_of(given, common.seed), engine_of(given["engine"], common.device, given["workers"])
     opener = partial(load_model, name, device=common.device, dtype=dtype, prepend_bos=prepend_bos)
     model = common.load(name, dtype, prepend_bos)
@@ -94,6 +96,7 @@ def map_(common: Common, name: str, dtype: str, prepend_bos: bool | None, **give
 
 def plan_of(given: dict[str, Any], seed: int) -> Any:
     """The plan that the options ask for. Raises UsageError."""
+    from assay.explain.endpoint import Endpoint
     from assay.mapping.run import MapPlan, names_in
 
     features: int | tuple[str, ...] | None = None
@@ -101,9 +104,21 @@ def plan_of(given: dict[str, Any], seed: int) -> Any:
         features = int(given["features"]) if given["features"].isdigit() else names_in(given["features"])
     if given["explainer"] != "lexical" and not given["explainer"].startswith("openai:"):
         raise bad_argument("--explainer", given["explainer"], "lexical, or openai:MODEL@URL")
+    explainer = given["explainer"] if given["explainer"] == "lexical" else Endpoint.named(given["explainer"]).text
     return MapPlan(given["corpus"], None if given["ood"] == "same" else given["ood"], given["tokens"], features=features,
-                   explainer=given["explainer"], prompt=given["prompt"], scorers=names_in(given["scorers"]),
+                   explainer=explainer, prompt=given["prompt"], scorers=names_in(given["scorers"]),
                    baseline=given["baseline"], alpha=given["alpha"], seed=seed, topics=given["topics"])  # fmt: skip
+
+
+def check_cap(given: dict[str, Any]) -> None:
+    """Raises UsageError where an endpoint elsewhere, which may cost money, could be asked without end."""
+    from assay.explain.endpoint import Endpoint
+
+    if given["explainer"].startswith("openai:") and not given["dry_run"]:
+        endpoint = Endpoint.named(given["explainer"])
+        if not endpoint.here and given["budget_tokens"] is None and given["budget_money"] is None:
+            raise bad_argument("--budget-tokens, --budget-money", "neither", f"a cap on what {endpoint.address} may be asked",
+                               "Give one of them. What it would cost at most: the same command with --dry-run.")  # fmt: skip
 
 
 def asker_of(given: dict[str, Any], folder: Path, stack: ExitStack) -> Any:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cached_property
+from ipaddress import ip_address
 from pathlib import Path
 from threading import Event, Lock
 from types import TracebackType
@@ -88,6 +89,23 @@ class Endpoint:
         """The address without user names, passwords and queries: only this is asked, kept and shown."""
         parts = urlsplit(self.url)
         return urlunsplit((parts.scheme, parts.netloc.rsplit("@", 1)[-1], parts.path.rstrip("/"), "", ""))
+
+    @property
+    def text(self) -> str:
+        """As it is named, with the address that is kept."""
+        return f"openai:{self.model}@{self.address}"
+
+    @property
+    def here(self) -> bool:
+        """Whether it is on this machine, where nothing is paid."""
+        return _is_here(urlsplit(self.url).hostname or "")
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _without_login(text: str) -> str:
@@ -383,6 +401,8 @@ class Asker:
             return _Failed(said, again=0.001)
         if status in RETRIED or status >= 500:
             return _Failed(f"status {status}: {said}", again=_pause(error.response.headers))
+        if status == 402:
+            return _Failed(f"the account does not pay for this (status 402): {said}", fatal=True)
         if status in (401, 403):
             return _Failed(f"the key is not accepted (status {status}). Set {KEY}.", fatal=True)
         if status == 404:

@@ -93,7 +93,10 @@ def _blocks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
 
 def _output(name: str, sample: Sample, tools: Tools) -> Mapping[str, Any] | None:
     """What an explainer saw of the next token."""
-    return tools.outputs[sample.feature].json() if name in ("output", "both") else None
+    if name not in ("output", "both"):
+        return None
+    clamped = tools.clamped.get(sample.feature)
+    return tools.outputs[sample.feature].json() | ({} if clamped is None else {"clamped": clamped.json()})
 
 
 def strongest(sample: Sample) -> list[Window]:
@@ -119,13 +122,15 @@ def _off(sample: Sample) -> list[Window]:
     return [kind[turn] for turn in range(turns) for kind in kinds.values() if turn < len(kind)][:MOST_OFF]
 
 
-def _tokens(sample: Sample, tools: Tools) -> tuple[list[str], list[str]]:
-    """Promoted and suppressed tokens. Raises UsageError where they were not read."""
+def _tokens(sample: Sample, tools: Tools) -> list[prompts.Lists]:
+    """Promoted and suppressed tokens: to first order, and where it was clamped also then. Raises UsageError where they were not
+    read."""
     found = tools.outputs.get(sample.feature)
     if found is None:
         raise bad_argument("outputs", f"nothing of {sample.feature}", "what every feature does to the next token",
                            "Read it with assay.explain.output_side.")  # fmt: skip
-    return [token.text for token in found.promoted], [token.text for token in found.suppressed]
+    known = [found, *(each for each in (tools.clamped.get(sample.feature),) if each is not None)]
+    return [([token.text for token in each.promoted], [token.text for token in each.suppressed]) for each in known]
 
 
 def _top(sample: Sample, tools: Tools) -> Prompt:
@@ -137,11 +142,11 @@ def _contrast(sample: Sample, tools: Tools) -> Prompt:
 
 
 def _next(sample: Sample, tools: Tools) -> Prompt:
-    return prompts.output(*_tokens(sample, tools))
+    return prompts.output(_tokens(sample, tools))
 
 
 def _both(sample: Sample, tools: Tools) -> Prompt:
-    return prompts.both(_on(sample), _off(sample), *_tokens(sample, tools), sample.largest)
+    return prompts.both(_on(sample), _off(sample), _tokens(sample, tools), sample.largest)
 
 
 # rules --------------------------------------------------------------------------------------------

@@ -43,8 +43,9 @@ class Prompt:
         return f"{self.system}\n{self.user}"
 
 
-VERSIONS = {name: 1 for name in ("top", "contrast", "output", "both", "detection", "fuzzing", "simulation", "intruder",
-                                 "intervention")}  # fmt: skip
+VERSIONS = {name: 1 for name in ("top", "contrast", "detection", "fuzzing", "simulation", "intruder", "intervention")} | {
+    "output": 2, "both": 2}  # fmt: skip
+Lists = tuple[Sequence[str], Sequence[str]]  # promoted and suppressed tokens
 
 
 def versioned(name: str) -> str:
@@ -102,6 +103,10 @@ def shown_item(window: Window, largest: float) -> dict[str, Any]:
     return {"text": marked(window, places), "strength": [max(1, round(10 * window.values[place] / scale)) for place in places]}
 
 
+MEASURED = (' The first lists are by its direction alone; those "when set" are the change in the running model when the feature'
+            " is set to its largest value.")  # fmt: skip
+
+
 def top(on: Sequence[Window], largest: float) -> Prompt:
     """Where it fires, tokens marked."""
     task = ("A feature is on at the tokens between ⟦ and ⟧ (their strength, 1 to 10, is listed in order) and off at all others."
@@ -118,23 +123,25 @@ def contrast(on: Sequence[Window], off: Sequence[Window], largest: float) -> Pro
     return prompt("contrast", task, items, SAY, EXPLAIN)
 
 
-def output(promoted: Sequence[str], suppressed: Sequence[str]) -> Prompt:
-    """What it does to the next token."""
+def output(lists: Sequence[Lists]) -> Prompt:
+    """What it does to the next token; `lists`: by its direction, then as measured."""
     task = ("When a feature is on, the model is more likely to say the promoted tokens next and less likely to say the"
             " suppressed ones. What does the feature make the model say?")  # fmt: skip
-    return prompt("output", task, [{"promoted": list(promoted)}, {"suppressed": list(suppressed)}], SAY, EXPLAIN)
+    return prompt("output", f"{task}{MEASURED if len(lists) > 1 else ''}", _changed(lists), SAY, EXPLAIN)
 
 
-def both(
-    on: Sequence[Window], off: Sequence[Window], promoted: Sequence[str], suppressed: Sequence[str], largest: float
-) -> Prompt:
+def _changed(lists: Sequence[Lists]) -> list[dict[str, Any]]:
+    return [{f"{name}{how}": list(tokens)} for how, pair in zip(("", " when set"), lists, strict=False)
+            for name, tokens in zip(("promoted", "suppressed"), pair, strict=True)]  # fmt: skip
+
+
+def both(on: Sequence[Window], off: Sequence[Window], lists: Sequence[Lists], largest: float) -> Prompt:
     """Where it fires, where it does not, and what it does to the next token."""
     task = ("A feature is on at the tokens between ⟦ and ⟧ of the texts with a strength (1 to 10, in order) and off in the"
             ' texts with "off": true. When it is on, the model is more likely to say the promoted tokens next and less likely'
             " to say the suppressed ones. What is it for: when is it on, and what does it make the model say?")  # fmt: skip
     items = [shown_item(window, largest) for window in on] + [{"text": plain(window), "off": True} for window in off]
-    items += [{"promoted": list(promoted)}, {"suppressed": list(suppressed)}]
-    return prompt("both", task, items, SAY, EXPLAIN)
+    return prompt("both", f"{task}{MEASURED if len(lists) > 1 else ''}", items + _changed(lists), SAY, EXPLAIN)
 
 
 # scorers ------------------------------------------------------------------------------------------

@@ -48,14 +48,15 @@ class Tools:
     explainer reads, and how. `executed`: applies rules to windows fast (`assay.explain.executed`); None: they are read from
     their text.
 
-    `outputs`: what is known of what features do to the next token (`assay.explain.output_side`), by feature; `changes`: the
-    same, measured in contexts of scored documents. `seed`: of every choice. `report` is called with features done. `memo`:
-    verdicts of the block at work.
+    `outputs`: what is known of what features do to the next token (`assay.explain.output_side`), by feature; `clamped`: the
+    same, measured in contexts of shown documents; `changes`: and of scored ones. `seed`: of every choice. `report` is called
+    with features done. `memo`: verdicts of the block at work.
     """
 
     asker: Ask | None = None
     encoder: str = "minilm"
     outputs: Mapping[str, Any] = field(default_factory=dict)
+    clamped: Mapping[str, Any] = field(default_factory=dict)
     changes: Any = None
     reading: Any = None
     executed: Any = None

@@ -33,10 +33,14 @@ def densities(reading: Reading) -> dict[str, float]:
 
 
 class Records:
-    """Feature records of one reading. `outputs`: feature -> (promoted, suppressed), where they were read."""
+    """Feature records of one reading. `outputs`: feature -> (promoted, suppressed), where they were read; `neurons`: over how
+    many each unit is spread, where that is known."""
 
-    def __init__(self, reading: Reading, units: MapUnits, outputs: Mapping[str, tuple[Named, Named]] | None = None) -> None:
-        self.reading, self.units, self.outputs = reading, units, dict(outputs or {})
+    def __init__(
+        self, reading: Reading, units: MapUnits, outputs: Mapping[str, tuple[Named, Named]] | None = None,
+        neurons: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        self.reading, self.units, self.outputs, self.neurons = reading, units, dict(outputs or {}), neurons
         self.part = reading.part("shown")
         self.read = max(1, int(np.asarray(self.part.typical).sum()))
 
@@ -45,9 +49,11 @@ class Records:
         return counts_of(self.part)
 
     @cached_property
-    def _spread(self) -> np.ndarray | None:
+    def _spread(self) -> dict[str, np.ndarray]:
+        """Basis -> over how many of its coordinates each unit is spread."""
         decoder = self.units.decoder
-        return None if decoder is None else participation(decoder.numpy())
+        found = {"residual": None if decoder is None else participation(decoder.numpy()), "neurons": self.neurons}
+        return {basis: each for basis, each in found.items() if each is not None}
 
     @cached_property
     def _piece(self) -> dict[int, str]:
@@ -64,7 +70,7 @@ class Records:
         return FeatureRecord(
             name, column, len(values) / self.read, float(values.max()) if len(values) else 0.0, len(values),
             histogram_of(values), quantiles_of(values), promoted, suppressed,
-            {} if self._spread is None else {"residual": float(self._spread[column])}, self._tokens(column),
+            {basis: float(each[column]) for basis, each in self._spread.items()}, self._tokens(column),
             () if sample is None else sample.neighbours, () if sample is None else sample.coactive,
             (explanation,) if explained and explanation is not None else (), tuple(scores),
             () if sample is None else sample.shown, why_not=why_not,

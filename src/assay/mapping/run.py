@@ -17,9 +17,10 @@ The folder of a map is named by everything that decides it; the same command goe
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,14 @@ from assay.explain.budget import Budget
 from assay.explain.conditions import usable
 from assay.explain.endpoint import Asker, EndpointError
 from assay.explain.executed import Executed
-from assay.explain.explainers import explain
+from assay.explain.explainers import EXPLAINERS, explain
 from assay.explain.lexical import LexicalPlan, explain_lexical
 from assay.explain.output_side import Changes, Written, clamped, contexts_of, direct, some_of, written
 from assay.explain.reading import Reading, ReadPlan, open_reading, read_features
 from assay.explain.records import Cost, Explanation, Sample, Score
 from assay.explain.sampling import SamplePlan, Samples, samples
 from assay.explain.scorers.base import SCORERS, deranged, score_features
+from assay.explain.scorers.intervention import look_alikes
 from assay.explain.scorers.untrained import summarise
 from assay.explain.tools import Ask, Tools
 from assay.features.engines import HERE, Where, in_order
@@ -99,8 +101,14 @@ class MapPlan:
             raise bad_argument("features", self.features, "1 or more, names, or none for all")
         if self.baseline < 0:
             raise bad_argument("baseline", self.baseline, "0 or more")
+        if not 0 < self.alpha <= 0.2:
+            raise bad_argument("alpha", self.alpha, "above 0, at most 0.2")
+        if not self.scorers:
+            raise bad_argument("scorers", "none", ", ".join(SCORERS.names()))
         for name in self.scorers:
             SCORERS.get(name)
+        if self.explainer != "lexical":
+            EXPLAINERS.get(self.prompt)
 
     def record(self) -> dict[str, Any]:
         """As plain data; corpora by name and digest."""
@@ -234,7 +242,8 @@ class MapRun:
         reading = self.reading.read_twins(self.model, "all", ("shown", "scored"), TWIN_SEEDS["all"], report=self.report)
         active = np.flatnonzero(np.diff(reading.part("shown").by_unit.indptr) > 0)
         some = np.random.default_rng([self.plan.seed, 32]).permutation(active)[: self.plan.baseline]
-        model = untrained_model(self.model, "all", TWIN_SEEDS["all"]) if self.plan.sees_outputs else self.model
+        runs = self.plan.sees_outputs or "intervention" in self.plan.scorers
+        model = untrained_model(self.model, "all", TWIN_SEEDS["all"]) if runs else self.model
         return Side(model, reading, [reading.units[column] for column in sorted(some.tolist())], "an untrained twin")
 
     def explanations(self, side: Side) -> Iterator[Explanation]:
@@ -248,7 +257,10 @@ class MapRun:
             return
         outputs = {each.feature: each for each in direct(side.model, self.written(side))} if self.plan.sees_outputs else {}
         tools = Tools(self.asker, reading=side.reading, seed=self.plan.seed, outputs=outputs, report=count)
-        yield from explain(samples(side.reading, self.sampling, side.names), self.plan.prompt, tools)
+        for block in _by(samples(side.reading, self.sampling, side.names), BLOCK):
+            if self.plan.sees_outputs and (changes := _changes(self, side, block, "shown")) is not None:
+                tools.clamped = changes.outputs
+            yield from explain(block, self.plan.prompt, tools)
 
     def check_answered(self) -> None:
         """Raises EndpointError where the endpoint gave no answer to something: what was made without it is not kept."""
@@ -278,6 +290,7 @@ def run_map(run: MapRun) -> dict[str, Any]:
     if run.plan.explainer != "lexical" and run.asker is None:
         raise bad_argument("explainer", run.plan.explainer, "lexical, or an endpoint that was opened")
     check_concepts(run.units, run.concepts)
+    _check_names(run)
     read = run.stages.run("read", run.identity, lambda: _read(run))
     explained = run.stages.run("explain", read, lambda: _explain(run))
     scored = run.stages.run("score", explained, lambda: _score(run))
@@ -302,12 +315,26 @@ def would_cost(run: MapRun) -> Any:
     for side in (run.side, *((run.twin,) if run.plan.baseline else ())):
         explanations = {each.feature: each for each in run.explanations(side)}
         tools = Tools(run.asker, reading=side.reading, seed=run.plan.seed)
-        found = samples(side.reading, run.sampling, side.names)
-        pairs = ((explanations[sample.feature], sample) for sample in found if sample.feature in explanations)
+        found = (sample for sample in samples(side.reading, run.sampling, side.names) if sample.feature in explanations)
         others = deranged(explanations.values(), densities(side.reading), run.plan.seed) if explanations else {}
-        for _ in score_features(pairs, run.plan.scorers, tools, others):
-            pass
+        for block in _by(found, BLOCK):
+            tools.changes = _changes(run, side, block) if "intervention" in run.plan.scorers else None
+            pairs = ((explanations[sample.feature], sample) for sample in block)
+            for _ in score_features(pairs, run.plan.scorers, tools, others):
+                pass
     return run.asker.estimate if run.asker is not None else None  # type: ignore[attr-defined]
+
+
+def _by(stream: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
+    given = iter(stream)
+    return iter(lambda: list(islice(given, size)), [])
+
+
+def _check_names(run: MapRun) -> None:
+    """Raises UsageError for units by name that there are none of, before anything is read."""
+    known = run.units.source.names
+    for name in sorted(set(run.plan.features) - set(known)) if isinstance(run.plan.features, tuple) else ():
+        raise bad_argument("features", name, f"names of its {len(known)} units, as {known[0]}")
 
 
 # stages ------------------------------------------------------------------------------------------
@@ -341,7 +368,7 @@ def _score(run: MapRun) -> dict[str, Any]:
     explanations = run.explained
     found = samples(run.reading, run.sampling, run.names)
     skipped: dict[tuple[str, str], str] = {}
-    scores = list(_scored_blocks(run, found, explanations, run.folder / "scores", "scoring", skipped, clamp=True))
+    scores = list(_scored_blocks(run, found, explanations, run.folder / "scores", "scoring", skipped, run.side))
     twins = _twin_scores(run) if run.plan.baseline and scores else []
     summary = {name: each.json() for name, each in summarise(scores, twins).items()}
     return {"scorers": summary, "dropped": dict(Counter(found.dropped.values())), "why_not": found.dropped,
@@ -351,7 +378,7 @@ def _score(run: MapRun) -> dict[str, Any]:
 
 def _scored_blocks(
     run: MapRun, found: Samples, explanations: Mapping[str, Explanation], folder: Path, what: str,
-    skipped: dict[tuple[str, str], str] | None = None, clamp: bool = False,
+    skipped: dict[tuple[str, str], str] | None = None, clamp: Side | None = None,
 ) -> Iterator[Score]:  # fmt: skip
     """Scores of every explanation, a block of units at a time; a block that is on disk is not scored again.
 
@@ -377,10 +404,10 @@ def _scored_blocks(
 
 def _made(
     run: MapRun, found: Samples, explanations: Mapping[str, Explanation], names: Sequence[str], blocks: Sequence["_Block"],
-    clamp: bool,
+    clamp: Side | None,
 ) -> Iterator[tuple[int, "_Block"]]:  # fmt: skip
     """Blocks, by number, with their files made: elsewhere where nobody is asked and nothing is clamped."""
-    changes = partial(_changes, run) if clamp and "intervention" in run.plan.scorers else None
+    changes = partial(_changes, run, clamp) if clamp and "intervention" in run.plan.scorers else None
     others = deranged([explanations[name] for name in names], densities(found.reading), run.plan.seed) if names else {}
     scoring = _Scoring(found, explanations, others, run.plan.scorers, run.plan.seed, run.asker, changes)
     where = run.where if run.asker is None and changes is None and not all(each.path.is_file() for each in blocks) else HERE
@@ -438,14 +465,19 @@ def _scoring_there(folder: Path, plan: SamplePlan, names: Sequence[str], scoring
     return replace(scoring, found=samples(open_reading(folder), plan, names)).block
 
 
-def _changes(run: MapRun, block: Sequence[Sample]) -> Changes | None:
-    """What clamping each of some units to its largest value does to the next token, in contexts of *scored*; where it is asked
-    for. Heads are not clamped: a head has no one vector before its samples are read again."""
-    if run.units.kind == "head" or len(block) < 2:
+def _changes(run: MapRun, side: Side, block: Sequence[Sample], part: str = "scored") -> Changes | None:
+    """What clamping each of some units to its largest value does to the next token, in contexts of a part. For scores their
+    look-alikes are clamped too. Heads are not clamped: a head has no one vector before its samples are read again."""
+    if run.units.kind == "head":
         return None
     targets = {sample.feature: sample.largest for sample in block}
-    groups = some_of(written(run.model, run.units.source), targets)
-    return clamped(run.model, groups, contexts_of(run.model, block, "scored", seed=run.plan.seed), targets)
+    if part == "scored":
+        codes = side.reading.part("shown").by_unit
+        for name in (name for sample in block for name in look_alikes(sample) if name not in targets):
+            column = side.reading.column(name)
+            targets[name] = float(codes.data[codes.indptr[column] : codes.indptr[column + 1]].max(initial=0.0))
+    groups = some_of(written(side.model, run.units.source), targets)
+    return clamped(side.model, groups, contexts_of(side.model, block, part, seed=run.plan.seed), targets)
 
 
 def _twin_scores(run: MapRun) -> list[Score]:
@@ -453,7 +485,8 @@ def _twin_scores(run: MapRun) -> list[Score]:
     explanations = {each.feature: each for each in run.explanations(run.twin)}
     run.check_answered()
     found = samples(run.twin.reading, run.sampling, run.twin.names)
-    return list(_scored_blocks(run, found, explanations, run.folder / "twin_scores", "scoring an untrained twin"))
+    return list(_scored_blocks(run, found, explanations, run.folder / "twin_scores", "scoring an untrained twin",
+                               clamp=run.twin))  # fmt: skip
 
 
 def _lock(run: MapRun) -> dict[str, Any]:
@@ -520,8 +553,8 @@ def _atlas(
     summary = _summary(run, explained, scored, locked, tested, shares)
     record = _set_record(run)
     explanations, found = run.explained, samples(run.reading, run.sampling, run.names)
-    by_feature = _scores_kept(run, explanations, found)
-    records = Records(run.reading, run.units, outputs_of(run))
+    by_feature = _scores_kept(run, explanations, found, scored["scorers"])
+    records = Records(run.reading, run.units, outputs_of(run), run.units.spread_over_neurons(run.model))
     with MappedWriter(run.atlas, record, SHARD) as writer:
         for number, name in enumerate(run.names[writer.done :], writer.done):
             sample: Sample | None = found.of(name)
@@ -570,10 +603,14 @@ def _why(name: str, explanation: Explanation | None, sample: Sample | None, drop
     return ""
 
 
-def _scores_kept(run: MapRun, explanations: Mapping[str, Explanation], found: Any) -> dict[str, list[Score]]:
+def _scores_kept(
+    run: MapRun, explanations: Mapping[str, Explanation], found: Any, means: Mapping[str, Mapping[str, Any]]
+) -> dict[str, list[Score]]:  # fmt: skip
+    """Scores by feature, each with what units of the untrained twin have on average beside it."""
     by_feature: dict[str, list[Score]] = {}
     for score in _scored_blocks(run, found, explanations, run.folder / "scores", "scoring"):
-        by_feature.setdefault(score.feature, []).append(score)
+        beside = replace(score, untrained=means.get(score.scorer, {}).get("untrained"))
+        by_feature.setdefault(score.feature, []).append(beside)
     return by_feature
 
 

@@ -17,13 +17,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay.data.whereabouts import keep_in_mind
-from assay.errors import UsageError, bad_argument
+from assay.errors import SiteError, UsageError, bad_argument
 from assay.evidence.features import Feature, direction, feature_of
 from assay.explain.units import UnitSource, of_dictionary, of_directions, of_heads, of_neurons
 from assay.features.dictionary import Dictionary
 from assay.features.kept import shipped
 from assay.features.opened import open_latents
+from assay.features.superposition import neuron_outputs, spread_over_neurons
 from assay.model.model import Model
+from assay.sites import Site, parse_site
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,18 @@ class MapUnits:
     def decoder(self) -> Float[Tensor, "unit d"] | None:
         """What 1 of each unit adds; None where that is no one direction."""
         return self.source.decoder()
+
+    def spread_over_neurons(self, model: Model) -> Float[np.ndarray, " unit"] | None:
+        """Over how many neurons of the MLP that writes last to where they are the units are spread (participation ratio); None
+        for neurons, and for units that add no one direction there."""
+        sites = [self.site] if self.dictionary is None else list(self.dictionary.spec.outputs)
+        layer = _mlp_of(parse_site(sites[0])) if len(sites) == 1 else None
+        if self.kind not in ("latent", "direction") or self.decoder is None or layer is None:
+            return None
+        try:
+            return spread_over_neurons(self.decoder, neuron_outputs(model, layer)).numpy()
+        except SiteError:  # a model without neurons that write through one matrix
+            return None
 
 
 def find_units(
@@ -122,6 +136,14 @@ def _vectors(path: Path) -> Float[Tensor, "direction d"]:
 
             tensors = load_file(str(path))
             found = np.concatenate([np.atleast_2d(tensors[name]) for name in sorted(tensors)])
+        rows = np.atleast_2d(found).astype(np.float32)
     except Exception as error:  # safetensors and numpy have errors of their own for files that are none
         raise UsageError(f"directions: {path} cannot be read ({error}); allowed: .npy or .safetensors of (n, d).") from error
-    return torch.from_numpy(np.atleast_2d(found).astype(np.float32))
+    return torch.from_numpy(rows)
+
+
+def _mlp_of(site: Site) -> int | None:
+    """The layer whose MLP wrote last to a site of the residual stream, or writes it; None for others."""
+    behind = {"resid_post": 0, "mlp_out": 0, "resid_pre": 1, "resid_mid": 1}
+    layer = None if site.layer is None or site.name not in behind else site.layer - behind[site.name]
+    return None if layer is None or layer < 0 else layer

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SETS, MOST, BINS = 20, 5000, 24
 SPREAD = "spread_"
-BASES = {"spread_residual": "coordinates of the residual stream"}
+BASES = {"spread_residual": "coordinates of the residual stream", "spread_neurons": "neurons of its layer"}
 
 
 @page("neurons", "Neurons", "A neuron often responds to several unrelated things. How do neurons and learned features compare"

@@ -4,7 +4,7 @@
 saw (`assay.explain.output_side.clamped`).
 
 1. Words, with a judge: it sees the promoted and suppressed tokens of this feature and of one other, and names the one it is
-   about; `TRIALS` others. Value: share right.
+   about; `TRIALS` others, look-alikes first (the nearest by decoder, the one it fires with most). Value: share right.
 2. A rule, or no judge, with lists of promoted and suppressed tokens (`Explanation.output`): in every context the mean change
    of the promoted minus that of the suppressed, for this feature and the others. Value: share of others below it, ties half;
    mean over documents.
@@ -42,12 +42,20 @@ def question(explanation: Explanation, sample: Sample, tools: Tools) -> Question
     if not others:
         raise Unscored("no other feature was clamped")
     draw = draw_of(sample, tools, 7)
-    chosen = [others[place] for place in draw.permutation(len(others))[:OTHERS]]
+    hard = [name for name in look_alikes(sample) if name in changes.outputs]
+    rest = [name for name in others if name not in hard]
+    chosen = [*hard, *(rest[place] for place in draw.permutation(len(rest)))][:OTHERS]
     if by_judge(explanation):
         return _judged(explanation, changes, feature, chosen[:TRIALS], draw)
     if explanation.output and explanation.output.get("promoted"):
         return scored(_by_tokens(explanation.output, changes, feature, chosen))
     return scored(lambda _: _by_words(explanation, changes, feature, chosen, tools))
+
+
+def look_alikes(sample: Sample) -> list[str]:
+    """Features that it is told from first: the nearest by decoder, and the one that fires with it most."""
+    found = dict.fromkeys(name for near in (sample.neighbours, sample.coactive) for name, _ in near[:1])
+    return [name for name in found if name != sample.feature]
 
 
 def _judged(
