@@ -126,6 +126,13 @@ def test_a_direction_that_nothing_reads_is_a_miss(folder):
     assert found["other_tasks"] is None and any("--no-side-effects" in note for note in found["notes"])
 
 
+def test_a_learned_direction_is_tried_at_the_dose_it_was_trained_with(folder):
+    typed = [word for word in SMALL if word != "--strength" and not word.startswith(".")]
+    found = record_of(folder, "model", "--method", "learned", "--mode", "clamp", *SITE, *typed, "--atlas", "trained", *FAST)
+    tried, trained = [point["strength"] for point in found["tune"]["points"]], found["direction"]["card"]["dose"]
+    assert trained in tried and -trained in tried and len(tried) > 5
+
+
 def test_a_concept_chooses_its_layer_on_tune(folder):
     found = record_of(folder, "model", "--concept", "texts.jsonl", *SMALL, "--atlas", "concept", "--no-claim",
                       "--no-side-effects")  # fmt: skip
@@ -184,6 +191,15 @@ def test_without_a_behaviour_text_alone_is_looked_at(folder):
         assert words in said
 
 
+def test_without_a_behaviour_the_strength_that_was_typed_is_shown(folder):
+    found = record_of(folder, "model", "--direction", "mood.safetensors", *TEXT, "--strength", "-.3", "--strength", ".1",
+                      "--no-side-effects", "--atlas", "negative")  # fmt: skip
+    assert found["strength"] == -0.3 and found["applied"]["strength"] == -0.3 and "asked for" in found["why"]
+    quick = record_of(folder, "model", "--direction", "mood.safetensors", *TEXT, "--quick", "--no-side-effects", "--atlas",
+                      "quick")  # fmt: skip
+    assert "asked for" not in quick["why"]
+
+
 def test_a_direction_brings_the_behaviour_of_its_concept(folder):
     from dataclasses import replace
 
@@ -227,6 +243,9 @@ def test_refusal_that_cannot_be_asked_is_said(folder, steered):
     (("--direction", "mood.safetensors", *SMALL, "--draws", "0"), "draws: got 0"),
     (("--direction", "mood.safetensors", *SMALL, "--threshold", "1"), "--threshold: got 1.0; allowed: with --condition"),
     (("--direction", "mood.safetensors", *SMALL, "--selective", "--no-claim"), "--selective: got 'given'"),
+    (("--direction", "mood.safetensors", *SMALL, "--selective", "--quick"), "--selective: got 'given'"),
+    (("--direction", "mood.safetensors", *SMALL, "--require", "supported", "--quick"), "--require: got 'given'"),
+    (("--direction", "mood.safetensors", *SMALL, "--require", "supported", "--mode", "cap"), "--require: got 'given'"),
     (("--direction", "mood.safetensors", *SMALL, "--save", "x.pt"), "--save: got 'x.pt'"),
     (("--direction", "mood.safetensors", *SMALL, "--allow", "everything"), "--allow: got 'everything'"),
     (("--direction", "mood.safetensors", *SMALL, "--allow", "read"), "this needs the role 'intervene'; granted: 'read'"),

@@ -13,6 +13,7 @@ from assay.data.prepare import prepare
 from assay.errors import TaskError, UsageError
 from assay.evidence.source import MemorySource
 from assay.records import Example, Pair
+from assay.steer.apply import edits
 from assay.steer.directions import Direction, from_vector
 from assay.steer.dose import (
     Bars,
@@ -30,11 +31,13 @@ from assay.steer.effects import (
     How,
     Push,
     effect_of,
+    matched,
     other_layers,
     percentile_of,
     random_directions,
     reversed_share,
     scores,
+    size_of,
     slopes,
 )  # fmt: skip
 from assay.steer.fluency import Continuation, continuations, distinct, openings, sequence_kl, surprisal
@@ -161,6 +164,10 @@ def test_sequence_kl_is_its_definition_at_every_position(toy):
             expected = (plain.exp() * (plain - steered)).sum(-1).mean()
             assert float(found[row, column]) == pytest.approx(float(expected), abs=1e-5)
     assert float(found[1].mean()) > 1e-4
+    last = sequence_kl(toy, texts, pushes, How(10.0, positions="last"))  # nothing changes before it: not averaged away
+    for column, text in enumerate(texts):
+        plain, steered = (torch.log_softmax(z[-1].double(), -1) for z in _logits(toy, text, 2.0 * direction.vector))
+        assert float(last[1, column]) == pytest.approx(float((plain.exp() * (plain - steered)).sum()), rel=1e-3, abs=1e-5)
     huge = sequence_kl(toy, texts[:1], [Push(dataclasses.replace(direction, vector=direction.vector * 1e37), 1.0)], How(10.0))
     assert math.isinf(float(huge[0, 0]))  # not NaN, and not small
     with pytest.raises(UsageError, match="texts: got 'none'"):
@@ -420,6 +427,36 @@ def test_controls_have_the_norm_and_come_from_three_pools(toy, mood):
     assert [each.site for each in other_layers(tiny("llama"), deep, apart=0, condition=late)] == ["resid_post.2"]
     inside = given("attn_out.2", noise(32, 1))
     assert other_layers(tiny("llama"), inside, apart=0, condition=late) == []
+
+
+@pytest.mark.parametrize(("mode", "strength"), [("add", -0.3), ("project_out", 0.5), ("clamp", 0.2), ("cap", 0.02),
+                                                ("floor", 5.0)])  # fmt: skip
+def test_random_directions_move_as_far_as_the_edit_does(toy, mood, mode, strength):
+    direction, norm = from_vector(toy, part_direction("mood") + 0.3 * noise(64, 5), "resid_post.0"), 9.0
+    how, push = How(norm, mode=mode), Push(direction, strength)
+    size = size_of(toy, push, how, mood.tune.clean)
+    far = []
+    for ids in mood.tune.clean:
+        (before, after) = (toy.capture([ids], "resid_post.0", edits=each).rows("resid_post.0")[0][1:]
+                           for each in ((), edits(how.steering(direction, strength), norm)))  # fmt: skip
+        far.append((after - before).square().sum(1))
+    assert size * norm == pytest.approx(float(torch.cat(far).mean().sqrt()), rel=1e-3) and size > 0
+    other = from_vector(toy, noise(64, 8), "resid_post.0")
+    beside, alike = matched(push, how, size, other)
+    ids = mood.tune.clean[0]
+    made = edits(alike.steering(other, beside.strength), norm)
+    moved = toy.capture([ids], "resid_post.0", edits=made).rows("resid_post.0")[0]
+    still = toy.capture([ids], "resid_post.0").rows("resid_post.0")[0]
+    assert float((moved - still)[1:].norm(dim=1).mean()) == pytest.approx(size * norm, rel=1e-3)
+
+
+def test_taking_a_large_axis_out_is_no_hit_because_random_directions_are_small(toy, mood, plan):
+    """Removing the mean activation changes much and says nothing of mood: random directions that move as far do as much."""
+    axis = torch.cat(toy.capture(mood.tune.clean, "resid_post.0").rows("resid_post.0")).mean(0)
+    axis = axis - (axis @ part_direction("mood")) * part_direction("mood")
+    taking = dataclasses.replace(plan, mode="project_out", strengths=None)
+    report = steer(toy, from_vector(toy, axis, "resid_post.0"), mood, taking)
+    assert report.outcome != "hit"
 
 
 def topic_source():

@@ -22,8 +22,9 @@ from assay.evidence.memory import MemoryStore
 from assay.evidence.run import Settings, Statement, state_claim, test_claim
 from assay.model.load import load_model
 from assay.probe import causal
+from assay.probe.baselines import groups_of
 from assay.probe.causal import Behaviour, CausalPlan, follow_up
-from assay.probe.path import folds_of
+from assay.probe.path import can_fold, folds_of
 from assay.probe.variants import energy
 from assay.sites import parse_site
 from assay.testing.probe_worlds import FILLERS, VOCABULARY, part, probe_world
@@ -358,6 +359,18 @@ def test_a_report_is_plain_and_repeats(worlds, reports):
     assert all(done <= of for _, done, of in seen)
 
 
+def test_control_tasks_that_no_folds_can_hold_are_left_out(worlds, monkeypatch):
+    """Random labels of few words may leave one of them a single group: that draw is no control, and no error."""
+    world = worlds["used"]
+    group = np.array(groups_of(texts_of(world, "mood")["tune"].examples))
+    number = np.unique(group, return_inverse=True)[1]
+    labels = [(number == 0).astype(np.int64), number % 2]
+    monkeypatch.setattr(causal, "control_labels", lambda units, draw, seed: labels[draw])
+    assert can_fold(number % 2, group) and not can_fold(number == 0, group)
+    (pool,) = [each for each in followed(world, "mood").erased.pools if each.name == "control_task"]
+    assert pool.n == 1 and pool.which == "control_task.01"
+
+
 def test_what_cannot_be_followed_is_refused(worlds):
     world = worlds["used"]
     pairs, texts = pairs_of(world), texts_of(world, "mood")
@@ -374,6 +387,11 @@ def test_what_cannot_be_followed_is_refused(worlds):
         follow_up(world.model, (SITE, part("mood")), pairs, {**texts, "tune": one}, PLAN)
     with pytest.raises(TaskError, match="same label"):
         Behaviour.of_concept(one, Metric("logit_diff", [], []))
+    group = groups_of(texts["tune"].examples)
+    lone = next(group[row] for row, label in enumerate(texts["tune"].labels) if label)
+    few = texts["tune"].select([row for row, label in enumerate(texts["tune"].labels) if not label or group[row] == lone])
+    with pytest.raises(UsageError, match="groups"):
+        follow_up(world.model, (SITE, part("mood")), pairs, {**texts, "tune": few}, PLAN)
     for wrong in ({"rounds": 0}, {"draws": 0}, {"dose": 0}, {"least": 1.0}, {"later": -1}, {"control_items": 0}):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             CausalPlan(**wrong).check()

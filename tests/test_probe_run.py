@@ -312,6 +312,16 @@ def test_several_positions_make_a_map_and_the_best_is_one_of_them(world, splits)
     assert (found.best, found.position) == (top.site, top.position)
 
 
+def test_the_untrained_twin_chooses_its_position_too(world, splits):
+    places = ("-2", "mean", "last")
+    alone = [probe(world.model, splits, replace(PLAN, positions=(place,), sites="resid_post.0:2")) for place in places]
+    both = probe(world.model, splits, replace(PLAN, positions=places, sites="resid_post.0:2"))
+    for name in ("untrained", "embedding_layer"):
+        (found,), each = ([score for score in both.baselines if score.name == name],
+                          [next(score for score in one.baselines if score.name == name) for one in alone])  # fmt: skip
+        assert found.tune.value == max(one.tune.value for one in each)
+
+
 def test_what_is_kept_is_used_again(world, splits, monkeypatch):
     stores = {}
 

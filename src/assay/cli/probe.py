@@ -63,7 +63,7 @@ def probe(
     model = common.load(name, dtype, prepend_bos)
     plan = replace(plan, sites=_sites(given["sites"], given["path"], model))
     if task is not None:
-        _check_causal(model, plan, task)
+        _check_causal(model, plan, task, splits["tune"])
     seen, sealed = ({split: splits[split] for split in half if split in splits}
                     for half in (("discover", "tune"), ("confirm", "ood")))  # fmt: skip
     keep = lambda key: KeptActivations(common.atlas, key)  # noqa: E731
@@ -101,13 +101,19 @@ def _check_asked(common: Common, given: Mapping[str, Any]) -> None:
             check_place(option, folder, folder=True)
 
 
-def _check_causal(model: Any, plan: Any, task: Any) -> None:
-    """--causal changes whole vectors, on pairs that the model can read. Raises UsageError for other sites, TaskError."""
+def _check_causal(model: Any, plan: Any, task: Any, texts: Sequence[Any]) -> None:
+    """--causal changes whole vectors, on pairs that the model can read, and trains anew on tune texts alone. Raises UsageError
+    for other sites, or too few groups; TaskError."""
     from assay.data.prepare import prepare
+    from assay.data.prepare_concept import prepare_concept
+    from assay.probe.baselines import groups_of
+    from assay.probe.path import folds_of
     from assay.probe.variants import place_of
 
     for split in ("tune", "confirm"):
         prepare(task.items(split, USES_SIZES[split], plan.seed), model)
+    usable = prepare_concept(texts, model)
+    folds_of(usable.labels, groups_of(usable.examples))
     for site in model.sites(plan.sites) if plan.sites else ():
         place_of(model, str(site), "all")
 
@@ -237,7 +243,6 @@ def _follow_up(
     reading = report.reading
     if reading.direction is None:
         raise bad_argument("--causal", f"with --probe {reading.probe}", "a probe that reads one direction, such as linear")
-    position = reading.position if reading.position not in ("mean", "max") else "concept"
     settings = replace(Settings(seed=common.seed, draws=USES_DRAWS), **USES_SIZES)
     verdict = _verdict(common, store, model, task, direction(reading.site, reading.direction), "uses", settings)
     pairs = {split: task.items(split, USES_SIZES[split], common.seed) for split in ("tune", "confirm")}
@@ -246,7 +251,7 @@ def _follow_up(
         found = follow_up(
             model, (reading.site, reading.direction), {split: prepare(items, model) for split, items in pairs.items()},
             {split: prepare_concept(splits[split], model) for split in ("tune", "confirm")},
-            CausalPlan(position=position, seed=common.seed), advance,
+            CausalPlan(position=reading.position, seed=common.seed), advance,
         )  # fmt: skip
     return {"task": task.name, "verdict": verdict, "statement": verdict.pop("statement"), "follow_up": found.json()}
 
@@ -278,11 +283,11 @@ def _files(
     facts = {"model digest": model.digest, "claim": (record["claim"] or {}).get("claim", "none"),
              **{split: f"{row['rows']} texts, {row['groups']} groups" for split, row in report.rows.items()}}  # fmt: skip
     write_file(page, probe_page(report, record["sentence"], record["not_shown"], facts).encode())
-    saved = _saved_direction(common.atlas / "directions" / f"{stem}.safetensors", model, report, record)
+    saved = _saved_direction(common.atlas / "directions" / stem, model, report, record)
     return [str(path) for path in (*paths, page)], None if saved is None else str(saved)
 
 
-def _saved_direction(path: Path, model: Any, report: Any, record: Mapping[str, Any]) -> Path | None:
+def _saved_direction(stem: Path, model: Any, report: Any, record: Mapping[str, Any]) -> Path | None:
     """The probe's direction as a file that steering reads; None for probes without one, and for latents."""
     import torch
 
@@ -302,7 +307,7 @@ def _saved_direction(path: Path, model: Any, report: Any, record: Mapping[str, A
     made = Direction(reading.site, raw / scale, scale, reading.probe,
                      {"positions": reading.position, "sign": "+ is towards label 1"}, model.digest, model.tokenizer_digest,
                      {"kind": "probe", "concept": report.concept, "rows": dict(report.rows)}, card)  # fmt: skip
-    return save_direction(made, path)
+    return save_direction(made, stem.with_name(f"{stem.name}-{made.digest[:8]}.safetensors"))
 
 
 def _shown(record: Mapping[str, Any], report: Any) -> Any:

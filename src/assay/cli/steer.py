@@ -92,6 +92,9 @@ def steer(common: Common, name: str, dtype: str, prepend_bos: bool | None, **giv
     with common.progress("steering") as advance:
         found = directions_of(asked, model, texts, lambda: prepare(pairs["discover"], model), plan, advance,
                               condition[0] if condition else None)  # fmt: skip
+    if asked.method == "learned" and not given["strengths"]:  # the dose it was trained with is tried too
+        trained = float(found[0].card["dose"])
+        plan = replace(plan, strengths=tuple(sorted({*plan.grid, trained, -trained})))
     if source is None:
         return _without_behaviour(common, model, name, found, plan, judge, texts, given, condition or None)
     kept = KeptSteering(common.atlas, _key(model, plan, source, sizes, judge, condition, common.seed))
@@ -102,7 +105,7 @@ def steer(common: Common, name: str, dtype: str, prepend_bos: bool | None, **giv
     seen = [*(each for split in (texts or {}).values() for each in split), *pairs["tune"], *pairs["discover"]]
     record_look(store, model.digest, f"steer {source.name} {chosen.direction.name}", seen)
     others, requests, notes = _side_effects(common, model, source.data, given["side_effects"])
-    claim = _claim(common, store, model, source, chosen, plan, sizes, given, condition, others or {})
+    claim = _claim(common, store, model, source, chosen, plan, sizes, given, others or {})
     sealed = source.items("confirm", sizes["confirm"], common.seed)
     record_look(store, model.digest, f"steer report {source.name} {chosen.direction.name}", sealed)
     behaviour = replace(behaviour, confirm=prepare(sealed, model), others=others, requests=requests)
@@ -128,6 +131,9 @@ def _asked(given: Mapping[str, Any]) -> Asked:
         raise bad_argument("--allow", unknown[0], f"{', '.join(ACCEPTED)} (of a saved direction) or a role: {', '.join(ROLES)}")
     if given["selective"] and not (given["side_effects"] and given["claimed"]):
         raise bad_argument("--selective", "given", "with side effects and a claim: it is about both")
+    for option in ("selective", "require"):
+        if given[option] and (why := _cannot_claim(given)):
+            raise bad_argument(f"--{option}", "given", f"where a claim is stated; here: {why}")
     if given["threshold"] is not None and given["condition"] is None:
         raise bad_argument("--threshold", given["threshold"], "with --condition FILE")
     if given["save"] and not given["save"].lower().endswith(".safetensors"):
@@ -229,7 +235,8 @@ def _without_behaviour(
     kept = KeptSteering(common.atlas, _key(model, plan, None, {}, judge, condition, common.seed))
     others, requests, notes = _side_effects(common, model, "", given["side_effects"])
     with common.progress("steering") as advance:
-        report = steer_text(model, found, plan, judge, others, requests, condition, advance, kept)
+        shown = max(given["strengths"], key=abs) if given["strengths"] else None
+        report = steer_text(model, found, plan, judge, others, requests, condition, advance, kept, shown)
     if texts:
         seen = [each for split in texts.values() for each in split]
         record_look(Atlas(common.atlas), model.digest, f"steer text {report.direction['name']}", seen)
@@ -254,10 +261,10 @@ def _without_behaviour(
 
 def _claim(
     common: Common, store: Any, model: Any, source: Any, chosen: Any, plan: Any, sizes: Mapping[str, int],
-    given: Mapping[str, Any], condition: Any, others: Mapping[str, Any],
+    given: Mapping[str, Any], others: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """The claim that the chosen direction steers the behaviour, stated and tested; or why there is none."""
-    if why := _no_claim(chosen, given, condition):
+    if why := _no_claim(chosen, given):
         return {"verdict": "not stated", "reasons": [why], "qualifiers": []}
     from assay.evidence.cautions import warnings_of
     from assay.evidence.features import direction
@@ -293,15 +300,18 @@ def _does(model: Any, task: str) -> bool:
         return False
 
 
-def _no_claim(chosen: Any, given: Mapping[str, Any], condition: Any) -> str | None:
-    """Why no claim is stated, if none is."""
+def _cannot_claim(given: Mapping[str, Any]) -> str | None:
+    """Why no claim can be stated with these options, if none can."""
     if not given["claimed"] or given["quick"]:
-        return "not asked for"
-    if chosen.how.mode != "add" or chosen.how.phase != "all" or condition:
+        return f"not asked for ({'--quick' if given['quick'] else '--no-claim'})"
+    if given["mode"] != "add" or given["phase"] != "all" or given["condition"]:
         return "claims that a direction steers are about adding it, in all phases and without a condition"
-    if not chosen.choice.works:
-        return chosen.choice.why
     return None
+
+
+def _no_claim(chosen: Any, given: Mapping[str, Any]) -> str | None:
+    """Why no claim is stated, if none is."""
+    return _cannot_claim(given) or (None if chosen.choice.works else chosen.choice.why)
 
 
 # what is shown -----------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ from assay.model.edits import Edit, clamp
 from assay.model.model import Model
 from assay.probe.baselines import groups_of
 from assay.probe.control import control_labels, unit_of
-from assay.probe.path import fit_path
+from assay.probe.path import can_fold, fit_path, folds_of
 from assay.probe.read import read_all
 from assay.probe.scores import Estimate, auroc
 from assay.probe.variants import (
@@ -320,6 +320,7 @@ class _Study:
                 raise TaskError(f"texts, {split}: every text has the same label; a probe needs both.")
         self.groups = {split: groups_of(texts[split].examples) for split in ("tune", "confirm")}
         self.labels = {split: np.array(texts[split].labels) for split in ("tune", "confirm")}
+        folds_of(self.labels["tune"], self.groups["tune"])  # what trains a probe anew needs
         self.sites = [str(self.place.site), *_later(model, self.place.site, plan.later)]
 
     def report(self) -> CausalReport:
@@ -409,7 +410,7 @@ class _Study:
         units = [unit_of(example) for example in self.texts["tune"].examples]
         for number in range(self.plan.control_tasks):
             labels = control_labels(units, number, self.plan.seed)
-            if len(set(labels.tolist())) == 2:
+            if can_fold(labels, self.groups["tune"]):
                 weights = self.fit(self.plain["tune"][:1], labels)[0][0]
                 if (vector := _free_of([self.unit], weights)) is not None:
                     found[f"control_task.{number:02d}"] = vector[None]

@@ -379,13 +379,14 @@ def _baselines(
     except ModelError as error:
         missing.append(absent("sentence_embedding", str(error)))
     if embed := _embed(model):
-        found.append(replace(fitting.fits([str(embed[0])], best.position, pool.labels)[0], name="embedding_layer"))
+        fits = [fitting.fits([str(embed[0])], place, pool.labels)[0] for place in position_names(plan.positions)]
+        found.append(replace(max(fits, key=lambda fit: fitting.on_tune(fit).value), name="embedding_layer"))
     else:
         missing.append(absent("embedding_layer", "the model has no site embed"))
     if pool.twin is None:
         missing.append(absent("untrained", "not asked for"))
     else:
-        found.append(_untrained(fitting, sites, best.position))
+        found.append(_untrained(fitting, sites, position_names(plan.positions)))
     if is_latent(best.site):
         found.append(_raw(fitting, best))
     return found, missing
@@ -395,13 +396,16 @@ def absent(name: str, why: str) -> BaselineScore:
     return BaselineScore(name, None, None, None, None, f"not measured: {why}")
 
 
-def _untrained(fitting: Fitting, sites: Sequence[str], place: str) -> Fitted:
-    """The run on the twin: its best site of tune. Latents have no untrained twin; what they are computed from has."""
+def _untrained(fitting: Fitting, sites: Sequence[str], positions: Sequence[str]) -> Fitted:
+    """The run on the twin: its best site and position of tune. Latents have no untrained twin; what they are made of has."""
     sources = tuple(dict.fromkeys(source for site in sites for source in sources_of(site)))
-    fits = fitting.fits(sources, place, fitting.pool.labels, twin=True)
-    places = [number for number, site in enumerate(sources) if site != "embed"] or list(range(len(sources)))
-    best = max(places, key=lambda number: fitting.on_tune(fits[number]).value)
-    return replace(fits[best], name="untrained", note=f"its best site on tune is {sources[best]}")
+    labels = fitting.pool.labels
+    fits = {(site, place): fit for place in positions
+            for site, fit in zip(sources, fitting.fits(sources, place, labels, twin=True), strict=True)}  # fmt: skip
+    able = [each for each in fits if each[0] != "embed"] or list(fits)
+    site, place = max(able, key=lambda each: fitting.on_tune(fits[each]).value)
+    where = site if len(positions) == 1 else f"{site}, {place}"
+    return replace(fits[site, place], name="untrained", note=f"its best site on tune is {where}")
 
 
 def _raw(fitting: Fitting, best: Candidate) -> Fitted:

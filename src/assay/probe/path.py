@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from assay.errors import bad_argument
+from assay.errors import UsageError, bad_argument
 
 Array = NDArray[np.float64]
 Single = NDArray[np.float32]
@@ -78,6 +78,14 @@ def fit_path(
             progress(1)
     held, coef, intercept, error = (np.stack(part) for part in zip(*found, strict=True))
     return Path(penalties, held, coef, intercept, fold, error)
+
+
+def can_fold(labels: ArrayLike, groups: Sequence[object] | None) -> bool:
+    """Whether `folds_of` finds any."""
+    try:
+        return len(folds_of(labels, groups)) > 0
+    except UsageError:
+        return False
 
 
 def folds_of(labels: ArrayLike, groups: Sequence[object] | None, folds: int = 5, seed: int = 0) -> Rows:

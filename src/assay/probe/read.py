@@ -134,7 +134,7 @@ def _read_part(
             name = _name(site, place)
             if name not in found:
                 height = int(lengths.sum()) if place == "attention" else len(lengths)
-                _refuse_large(len(sites) * height * flat.shape[2] * 4 * max(1, of // len(lengths)), place)
+                _refuse_large(len(sites) * len(places) * height * flat.shape[2] * 4 * -(-of // len(lengths)), place)
                 found[name] = torch.empty(height, flat.shape[2])
             if place == "attention":
                 for row, text in zip(rows.tolist(), flat, strict=True):

@@ -26,7 +26,7 @@ from assay.data.prepare import PreparedTask
 from assay.errors import TaskError, bad_argument
 from assay.model.edits import Edit, Phase
 from assay.model.model import Model
-from assay.probe.variants import place_of, random_subspaces, tune_tokens
+from assay.probe.variants import chunks, place_of, random_subspaces, tune_tokens, width
 from assay.sites import parse_site
 from assay.statistics import cluster_means, interval
 from assay.steer.apply import Mode, Steering, edits
@@ -174,6 +174,28 @@ def random_directions(
     drawn = random_subspaces(centred, direction.vector[None], n, seed)
     return {name: replace(direction, vector=basis[0], method="random", source={"kind": "random", "pool": name}, card={})
             for name, basis in list(drawn.items())[:n]}  # fmt: skip
+
+
+def size_of(model: Model, push: Push, how: How, prompts: Sequence[list[int]]) -> float:
+    """Root mean square of how far a push moves activations behind the first token of prompts, in doses: of *add* the strength
+    itself; of the other modes it hangs on what is there, of *cap* and *floor* also on where they take hold."""
+    dose = push.strength * how.norm
+    if how.mode == "add":
+        return abs(push.strength)
+    site, vector = place_of(model, push.direction.site, "all").site, push.direction.vector.float().cpu()
+    parts = [part.float().cpu() @ vector for rows in chunks([len(ids) for ids in prompts], width(model, site))
+             for part in model.capture([prompts[row] for row in rows], site).rows(site)]  # fmt: skip
+    along = torch.cat([part[min(1, len(part) - 1) :] for part in parts]).double()
+    moved = {"project_out": push.strength * along, "clamp": dose - along, "cap": (dose - along).clamp(max=0),
+             "floor": (dose - along).clamp(min=0)}[how.mode]  # fmt: skip
+    return float(moved.square().mean().sqrt()) / how.norm
+
+
+def matched(push: Push, how: How, size: float, random: Direction) -> tuple[Push, How]:
+    """A random direction that moves activations as far as a push does, and how: by adding it, unless the push adds too."""
+    if how.mode == "add":
+        return Push(random, push.strength), how
+    return Push(random, size), replace(how, mode="add")
 
 
 def other_layers(

@@ -107,8 +107,9 @@ def distinct(tokens: Sequence[int], n: int = 2) -> float | None:
 
 
 def sequence_kl(model: Model, texts: Sequence[str], pushes: Sequence[Push], how: How) -> Float[Tensor, "push text"]:
-    """KL(unsteered || steered) in nats per token, mean over all positions of every text; infinity where it is not finite.
-    Of a text that is longer than the model's context the beginning is read."""
+    """KL(unsteered || steered) in nats per token, mean over all positions of every text, or at its last where only the last is
+    steered (before it nothing changes); infinity where it is not finite. Of a text that is longer than the model's context the
+    beginning is read."""
     if not len(texts):
         raise bad_argument("texts", "none", "one ordinary text or more")
     prompts, how = beginnings(model, list(texts)), how.on_texts()
@@ -121,14 +122,15 @@ def sequence_kl(model: Model, texts: Sequence[str], pushes: Sequence[Push], how:
         for start in range(0, len(pushes), step):
             group = pushes[start : start + step]
             steered = model.capture(here * len(group), "logits", edits=pushed_edits(group, how, len(here))).rows("logits")
-            lost = [_kl(plain[number % len(here)], seen) for number, seen in enumerate(steered)]
+            lost = [_kl(plain[number % len(here)], seen, how.positions == "last") for number, seen in enumerate(steered)]
             out[start : start + len(group), rows] = torch.tensor(lost).view(len(group), len(here))
     return out
 
 
-def _kl(plain: Tensor, steered: Tensor) -> float:
-    """Mean KL over positions; rounding below 0 is 0."""
-    value = float(kl(plain.float(), steered.float()).clamp_min(0).mean())
+def _kl(plain: Tensor, steered: Tensor, last: bool) -> float:
+    """Mean KL over positions, or that of the last; rounding below 0 is 0."""
+    each = kl(plain.float(), steered.float()).clamp_min(0)
+    value = float(each[-1] if last else each.mean())
     return value if math.isfinite(value) else math.inf
 
 

@@ -4,8 +4,9 @@
    the one with the largest effect before its KL exceeds the bar is kept. The full dose curve of that one is measured, and a
    strength is chosen on it (`dose.choose`).
 2. Confirm: the same curve on pairs of other templates, with other openings and other ordinary texts. Nothing is chosen here.
-3. Controls on confirm, all at the chosen strength: `draws` random directions of equal norm (the percentile of the effect among
-   them), the opposite sign, the same numbers at other layers.
+3. Controls on confirm, all at the chosen strength: `draws` random directions that move activations as far (the percentile of
+   the effect among them; of modes that do not add, the mean square on tune is matched), the opposite sign, the same numbers at
+   other layers.
 4. Side effects at the chosen strength (`side_effects`), text over several turns (`turns`), and texts side by side: unsteered,
    steered, one random direction.
 5. A *hit* has an effect whose interval lies above `EFFECT`, is beyond the 99th percentile of random directions, and leaves
@@ -39,10 +40,12 @@ from assay.steer.effects import (
     Progress,
     Push,
     effect_of,
+    matched,
     other_layers,
     percentile_of,
     random_directions,
     scores,
+    size_of,
     span_of,
 )  # fmt: skip
 from assay.steer.fluency import check_room, continuations, openings, sequence_kl
@@ -327,7 +330,8 @@ def confirm(
     bench = plan.bench(behaviour.confirm, behaviour.judge, 1)
     curve = _curve(model, chosen.direction, chosen.how, bench, "confirm", plan, progress, kept)
     drawn = random_directions(model, chosen.direction, behaviour.tune.clean, plan.draws, plan.seed)
-    controls = _controls(model, chosen, _few(behaviour.confirm, plan.control_items), drawn, plan, progress, kept)
+    few = _few(behaviour.confirm, plan.control_items)
+    controls = _controls(model, chosen, few, behaviour.tune.clean, drawn, plan, progress, kept)
     others, left = (None, {}) if behaviour.others is None else other_tasks(
         model, behaviour.others, chosen.push, chosen.how, progress)  # fmt: skip
     refusal = None if behaviour.requests is None else refusal_overlap(model, behaviour.requests, chosen.push, chosen.how)
@@ -376,19 +380,22 @@ def _asked_of(controls: Controls) -> str:
 
 
 def _controls(
-    model: Model, chosen: Chosen, task: PreparedTask, drawn: Mapping[str, Direction], plan: SteerPlan,
-    progress: Progress | None, kept: Kept,
+    model: Model, chosen: Chosen, task: PreparedTask, tune: Sequence[list[int]], drawn: Mapping[str, Direction],
+    plan: SteerPlan, progress: Progress | None, kept: Kept,
 ) -> Controls:  # fmt: skip
     strength, how, contrast = chosen.choice.strength, chosen.how, span_of(model, task)
     own, flipped = _effects(model, task, [chosen.push, Push(chosen.direction, -strength)], how, contrast)
     names, random = list(drawn), {}
+    size = size_of(model, chosen.push, how, tune)
     for start in range(0, len(names), TOGETHER):
         if progress:
             progress("random directions", start, len(names))
         group = names[start : start + TOGETHER]
-        pushes = [Push(drawn[name], strength) for name in group]
-        name = f"random-{strength:g}-{digest([drawn[name].digest for name in group])[:12]}"
-        found = kept.once(name, lambda pushes=pushes: [each.mean for each in _effects(model, task, pushes, how, contrast)])
+        beside = [matched(chosen.push, how, size, drawn[name]) for name in group]
+        pushes, alike = [push for push, _ in beside], beside[0][1]
+        name = f"random-{strength:g}-{size:.6g}-{digest([drawn[name].digest for name in group])[:12]}"
+        found = kept.once(name, lambda pushes=pushes, alike=alike: [
+            each.mean for each in _effects(model, task, pushes, alike, contrast)])  # fmt: skip
         random.update(zip(group, found, strict=True))
     layers = {}
     for direction in other_layers(model, chosen.direction, condition=how.condition):
@@ -424,12 +431,16 @@ def side_by_side(
     model: Model, push: Push, how: How, random: Direction, judge: Judge | None, plan: SteerPlan,
     progress: Progress | None = None,
 ) -> tuple[Sample, ...]:  # fmt: skip
-    """The prompts of a plan continued without a push, under it, and along a random direction of equal norm."""
+    """The prompts of a plan continued without a push, under it, and along a random direction that moves as far."""
     prompts = plan.shown
     if progress:
         progress("side by side", 0, 1)
-    pushes = [Push(push.direction, 0.0), push, Push(random, push.strength)]
-    sides = continuations(model, prompts, pushes, how, plan.shown_tokens, 0.0, plan.seed)
+    size = size_of(model, push, how, model.tokens(list(plan.texts[:SCREEN_TEXTS])))
+    beside, alike = matched(push, how, size, random)
+    groups = ([[Push(push.direction, 0.0), push, beside], how],) if alike is how else (
+        [[Push(push.direction, 0.0), push], how], [[beside], alike])  # fmt: skip
+    sides = [side for pushes, way in groups
+             for side in continuations(model, prompts, pushes, way, plan.shown_tokens, 0.0, plan.seed)]  # fmt: skip
     texts = [[one.text for one in side] for side in sides]
     useful = judge is not None and judge.useful
     said = [judge(side) for side in texts] if judge is not None and useful else []

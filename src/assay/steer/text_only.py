@@ -67,8 +67,10 @@ def steer_text(
     model: Model, directions: Sequence[Direction], plan: SteerPlan, judge: Judge | None = None,
     others: Mapping[str, PreparedTask] | None = None, requests: PreparedConcept | None = None,
     condition: tuple[Direction, float | None] | None = None, progress: Progress | None = None, kept: Kept | None = None,
+    shown: float | None = None,
 ) -> TextReport:  # fmt: skip
-    """What pushing does to text. Of several directions the one that separates left-out groups best is taken.
+    """What pushing does to text. Of several directions the one that separates left-out groups best is taken. `shown`: the
+    strength of samples and side effects, None: the largest before text breaks.
 
     Raises UsageError for no direction, or prompts that leave no room for what is written.
     """
@@ -83,7 +85,7 @@ def steer_text(
     found = kept.once(f"text-{direction.name}", lambda: plain(_points(model, direction, how, plan, judge)))
     points = tuple(TextPoint(**{**record, "broken": tuple(record["broken"])}) for record in found)
     cliffs = {"+": cliff(points, 1), "-": cliff(points, -1)}
-    strength, why = _shown(plan, cliffs["+"])
+    strength, why = (shown, "the largest that was asked for") if shown is not None else _shown(plan, cliffs["+"])
     push = Push(direction, strength)
     if progress:
         progress("side effects", 1, 2)
@@ -114,9 +116,7 @@ def _points(model: Model, direction: Direction, how: How, plan: SteerPlan, judge
 
 def _shown(plan: SteerPlan, end: float | None) -> tuple[float, str]:
     """The strength that is shown, and why it is that one."""
-    positive = [strength for strength in plan.grid if strength > 0]
-    if plan.strengths is not None:
-        return positive[-1], "the largest that was asked for"
+    positive = [strength for strength in plan.grid if strength > 0] or [strength for strength in plan.grid if strength][-1:]
     before = [strength for strength in positive if end is None or strength < end]
     if before:
         return before[-1], "the largest of the grid before text breaks"
