@@ -2,6 +2,7 @@
 
     python benchmarks/atlas.py                                          5,000 features, in a temporary folder
     python benchmarks/atlas.py --features 1000000 --folder DIR          about 13 GB, removed at the end; --keep to leave them
+    python benchmarks/atlas.py --app ATLAS                              the app's whole pages of features that were mapped
 
 1. Another process writes the features: rows of real shape (records with histogram, tokens, neighbours, an explanation with
    its rule and five scores; contexts of 25 tokens with three activations; pieces drawn by Zipf's law from 49,152), a claim for
@@ -9,6 +10,7 @@
    the package's.
 2. Pages of random features are asked for by name: as they come, the same ones again, and *cold*: the kernel is first told to
    drop the files of the atlas from its cache (posix_fadvise), so that all of the page is read from the disk.
+   With --app: the documents the app makes of random features of the newest set, and of all that have a claim, with its card.
 3. Searches, warm. Wall time beside the CPU time of this process; memory is what it holds beyond imports and the first page.
 """
 
@@ -56,7 +58,11 @@ def main() -> int:
     options.add_argument("--folder", type=Path, help="Where; default: a temporary folder.")
     options.add_argument("--keep", action="store_true", help="Do not remove the atlas.")
     options.add_argument("--kept", type=Path, help="The folder an earlier run kept; one that was killed is finished first.")
+    options.add_argument("--app", type=Path, metavar="ATLAS", help="Time the app's pages of a real map; nothing is written.")
     given = options.parse_args()
+    if given.app is not None:
+        app_pages(given.app, given.pages)
+        return 0
     folder = given.kept or Path(tempfile.mkdtemp(dir=given.folder))
     out(f"in {folder}")
     try:
@@ -93,6 +99,28 @@ def read(place: Path, given: argparse.Namespace) -> None:
         found = run()
         out(line(what, [both(run) for _ in range(9)]) + f" {len(found)} |")
     out(f"\nMemory grew by {(memory() - before) / 1e3:.0f} MB in all.")
+
+
+def app_pages(place: Path, n: int) -> None:
+    """Times of the app's documents of features: random ones, then all of the first thousand claimed ones."""
+    from assay.app.documents import make_document
+    from assay.app.workspace import Workspace
+
+    gc.set_threshold(COLLECTED, 10, 10)
+    workspace, mapped = Workspace(place), Mapped(place)
+    one = mapped.set()
+    names = [each.name for each in mapped.records(one.id)]
+    claimed = [each.claim for each in Atlas(place).listing(limit=1000)[0]]
+    subjects = {Atlas(place).claim(each).subject["sites"][0] for each in claimed}
+    groups = {"random features": random.Random(1).sample(names, min(n, len(names))),
+              "with a claim": [each for each in names if each in subjects]}  # fmt: skip
+    make_document(workspace, "feature", {"set": one.id, "feature": names[0]})
+    out(f"{len(names):,} features of {one.model}\n\n| ms | p50 | p95 | max | CPU p50 | CPU p95 |\n|---|---|---|---|---|---|")
+    for what, chosen in groups.items():
+        made = [both(lambda each=each: make_document(workspace, "feature", {"set": one.id, "feature": each}))
+                for each in chosen]  # fmt: skip
+        if made:
+            out(line(f"{what} ({len(made)})", made))
 
 
 def searches(mapped: Mapped, n: int) -> dict[str, Callable[[], Any]]:
