@@ -4,6 +4,7 @@
     python benchmarks/probing.py --texts 500 --sites 4    smaller
     python benchmarks/probing.py --only fit               one part: read, fit
     python benchmarks/probing.py --only fit --way "loop, lbfgs" --rounds 1    with one way only
+    python benchmarks/probing.py --only fit --threads 2   the path with two threads (the loops keep one: more makes them slower)
 
 1. Read: `read_all` of all layers at the last token, against a plain forward pass of the same model on the same batches
    with logits at the last token, and without. Texts of one block take turns; ratios of one round.
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     model = load_model(options.model)
     prepared = texts(model, options.texts)
-    found: dict[str, Any] = {"versions": environment.versions(), "model": options.model, "texts": len(prepared)}
+    found: dict[str, Any] = {"versions": environment.versions(), "model": options.model, "texts": len(prepared),
+                             "threads": options.threads}  # fmt: skip
     for part in options.only or PARTS:
         found[part] = globals()[f"measure_{part}"](model, prepared, options)
     sys.stdout.write(markdown(found))
@@ -63,6 +65,7 @@ def _options(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--sites", type=int, default=1000, help="sites to fit, evenly spread; default: all")
     parser.add_argument("--way", action="append", choices=list(LOOPS), help="compare with these only")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="of the path; loops have one, which is best for them")
     parser.add_argument("--only", action="append", choices=PARTS)
     parser.add_argument("--json")
     return parser.parse_args(arguments)
@@ -130,6 +133,7 @@ def _forward(model: Any, batch: tuple[Any, Any], logits: bool) -> Any:
 def measure_fit(model: Any, prepared: Any, options: Any) -> list[dict[str, Any]]:
     """CPU times of every way, all sites in one go, over that of the batched path; and how far its coefficients are off."""
     import numpy as np
+    from threadpoolctl import threadpool_limits
 
     from assay.probe.path import CS, fit_path, folds_of
     from assay.probe.read import read_all
@@ -141,8 +145,14 @@ def measure_fit(model: Any, prepared: Any, options: Any) -> list[dict[str, Any]]
     fold = folds_of(y, groups, FOLDS)
     train = [fold != number for number in range(int(fold.max()) + 1)] + [np.ones(len(y), bool)]
     xs = [read.X[site]["last"].astype(float) for site in chosen]
+    threadpool_limits(1)
     exact = [by_library(x, y, train, CS, "newton-cholesky", 1e-10, True) for x in xs]
-    runs: dict[str, Callable[[], Any]] = {"path": lambda: fit_path(xs, y, groups, CS, FOLDS)}
+
+    def path() -> Any:
+        with threadpool_limits(options.threads):
+            return fit_path(xs, y, groups, CS, FOLDS)
+
+    runs: dict[str, Callable[[], Any]] = {"path": path}
     for name in options.way or LOOPS:
         solver, tol, reused = LOOPS[name]
         runs[name] = lambda s=solver, t=tol, r=reused: [by_library(x, y, train, CS, s, t, r) for x in xs]
@@ -190,17 +200,19 @@ def _apart(made: Any, number: int, exact: Any, x: Any) -> float:
 def markdown(found: dict[str, Any]) -> str:
     """The tables."""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    lines = [f"{found['model']}, {found['texts']:,} texts, one thread; {versions}."]
+    threads = "one thread" if found["threads"] == 1 else f"one thread, {found['threads']} for the path"
+    lines = [f"{found['model']}, {found['texts']:,} texts, {threads}; {versions}."]
     if read := found.get("read"):
         lines += ["", "| | CPU s | over a forward pass (range over blocks) |", "|---|---|---|"]
         lines += [f"| {name} | {r['seconds']:.1f} | {r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f}) |"
                   for name, r in read.items()]  # fmt: skip
     if rows := found.get("fit"):
         sites = rows[0]["sites"]
-        lines += ["", f"Sites: {', '.join(sites)}.", "", "| way | CPU s a site | over the path (range over rounds) | apart |",
-                  "|---|---|---|---|"]  # fmt: skip
+        lines += ["", f"Sites: {', '.join(sites)}.", "",
+                  "| way | CPU s a site | over the path (range over rounds) | in wall time | apart |",
+                  "|---|---|---|---|---|"]  # fmt: skip
         lines += [f"| {r['way']} | {r['seconds'] / len(sites):.2f} | {r['cpu']:.1f} ({r['cpu_low']:.1f} to"
-                  f" {r['cpu_high']:.1f}) | {r['apart']:.0e} |" for r in rows]  # fmt: skip
+                  f" {r['cpu_high']:.1f}) | {r['wall']:.1f} | {r['apart']:.0e} |" for r in rows]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
