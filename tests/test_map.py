@@ -528,6 +528,7 @@ def test_interventions_are_scored_where_units_can_be_clamped(model, dictionary, 
     assert 0 <= scored["value"] <= 1
     alone = MapRun(model, run.units, Atlas(tmp_path / "alone"), replace(some, features=(run.names[0],)))
     assert run_map(alone)["scores"]["intervention"]["features"] == 1  # told from its look-alikes
+    assert work._changes(run, run.side, []) is None  # a block whose units are all dropped
     heads = run_map(MapRun(model, find_units(model, heads="1"), Atlas(tmp_path / "heads"), some))
     assert "intervention" not in heads["scores"]
     assert heads["not_scored"] == {"intervention: what clamping features does was not measured":

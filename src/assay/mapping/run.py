@@ -468,7 +468,7 @@ def _scoring_there(folder: Path, plan: SamplePlan, names: Sequence[str], scoring
 def _changes(run: MapRun, side: Side, block: Sequence[Sample], part: str = "scored") -> Changes | None:
     """What clamping each of some units to its largest value does to the next token, in contexts of a part. For scores their
     look-alikes are clamped too. Heads are not clamped: a head has no one vector before its samples are read again."""
-    if run.units.kind == "head":
+    if run.units.kind == "head" or not block:
         return None
     targets = {sample.feature: sample.largest for sample in block}
     if part == "scored":
