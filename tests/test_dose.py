@@ -13,6 +13,7 @@ from assay.data.prepare import prepare
 from assay.errors import TaskError, UsageError
 from assay.evidence.source import MemorySource
 from assay.records import Example, Pair
+from assay.steer import run
 from assay.steer.apply import edits
 from assay.steer.directions import Direction, from_vector
 from assay.steer.dose import (
@@ -450,13 +451,19 @@ def test_random_directions_move_as_far_as_the_edit_does(toy, mood, mode, strengt
     assert float((moved - still)[1:].norm(dim=1).mean()) == pytest.approx(size * norm, rel=1e-3)
 
 
-def test_taking_a_large_axis_out_is_no_hit_because_random_directions_are_small(toy, mood, plan):
-    """Removing the mean activation changes much and says nothing of mood: random directions that move as far do as much."""
-    axis = torch.cat(toy.capture(mood.tune.clean, "resid_post.0").rows("resid_post.0")).mean(0)
-    axis = axis - (axis @ part_direction("mood")) * part_direction("mood")
-    taking = dataclasses.replace(plan, mode="project_out", strengths=None)
-    report = steer(toy, from_vector(toy, axis, "resid_post.0"), mood, taking)
-    assert report.outcome != "hit"
+def test_controls_of_an_edit_that_takes_hold_seldom_move_the_model_all_the_same(toy, mood, plan):
+    """A cap hardly ever takes hold of a random direction: capped they would do nothing, and any effect would beat them."""
+    capped = dataclasses.replace(plan, mode="cap", strengths=(-0.05, 0.05, 0.1), draws=12)
+    direction = from_vector(toy, part_direction("mood"), "resid_post.0")
+    report = steer(toy, direction, mood, capped)
+    norm, strength = report.norm, report.strength
+    size = size_of(toy, Push(direction, strength), How(norm, mode="cap"), mood.tune.clean)
+    drawn = random_directions(toy, direction, mood.tune.clean, 12, capped.seed)
+    few = run._few(mood.confirm, capped.control_items)
+    by_hand = run._effects(toy, few, [Push(each, size) for each in drawn.values()], How(norm), None)
+    assert size > 0 and list(report.controls.random) == list(drawn)
+    assert list(report.controls.random.values()) == pytest.approx([effect.mean for effect in by_hand], abs=1e-5)
+    assert sum(abs(value) > 1e-4 for value in report.controls.random.values()) > 6
 
 
 def topic_source():

@@ -34,8 +34,8 @@ from assay.atlas.store import Atlas
 from assay.data.corpora import Corpus, open_corpus
 from assay.errors import AssayError, SiteError, UsageError, bad_argument
 from assay.evidence.bulk import pay_many, state_many, test_many
-from assay.evidence.corpus_reading import TWIN_SEEDS, corpus_host, corpus_texts, texts_of
-from assay.evidence.corpus_windows import CorpusHost, CorpusSource, CorpusTexts, marks_of
+from assay.evidence.corpus_reading import TWIN_SEEDS, corpus_host, corpus_texts
+from assay.evidence.corpus_windows import CorpusHost, CorpusSource, CorpusTexts
 from assay.evidence.run import Settings
 from assay.evidence.source import ConceptSource
 from assay.explain.budget import Budget
@@ -57,6 +57,7 @@ from assay.files import write_file
 from assay.mapping.claims import NO_RULE, WORDS, Screened, screen, settings_for, supportable, wanted_claims, why_not
 from assay.mapping.concepts import check_concepts, claim_concepts
 from assay.mapping.features import Named, Records, densities, says
+from assay.mapping.looks import record_reading
 from assay.mapping.shares import Shares, shares_of
 from assay.mapping.stages import Stages
 from assay.mapping.units import MapUnits
@@ -344,9 +345,7 @@ def _read(run: MapRun) -> dict[str, Any]:
     most = getattr(getattr(run.model.hf, "config", None), "max_position_embeddings", None) or run.plan.context
     read_features(run.model, run.units.source, run.plan.corpus, run.folder / "reading", run.plan.reading(most), run.report,
                   run.plan.ood, run.where)  # fmt: skip
-    shown = [text for part in ("shown", "scored") for text in marks_of(texts_of(run.reading.as_text(part)))]
-    run.atlas.append("look", {"what": "map: windows that are shown and scored", "model": run.model.digest,
-                              "clusters": sorted(set(shown)), "n": len(shown)})  # fmt: skip
+    record_reading(run.atlas, run.model.digest, run.reading, "map: windows that are shown and scored")
     active = int((np.diff(run.reading.part("shown").by_unit.indptr) > 0).sum())
     tokens = {part: run.reading.n_tokens(part) for part in ("shown", "scored", "tune", *SEALED)}
     return {"reading": run.reading.digest, "units": len(run.reading.units), "active": active, "tokens": tokens}

@@ -437,9 +437,7 @@ def side_by_side(
         progress("side by side", 0, 1)
     size = size_of(model, push, how, model.tokens(list(plan.texts[:SCREEN_TEXTS])))
     beside, alike = matched(push, how, size, random)
-    groups = ([[Push(push.direction, 0.0), push, beside], how],) if alike is how else (
-        [[Push(push.direction, 0.0), push], how], [[beside], alike])  # fmt: skip
-    sides = [side for pushes, way in groups
+    sides = [side for pushes, way in (([Push(push.direction, 0.0), push], how), ([beside], alike))
              for side in continuations(model, prompts, pushes, way, plan.shown_tokens, 0.0, plan.seed)]  # fmt: skip
     texts = [[one.text for one in side] for side in sides]
     useful = judge is not None and judge.useful

@@ -80,7 +80,7 @@ def _spread(workspace: "Workspace", one: "SetRecord") -> list[Any]:
                 f"spread-{one.id}-{key}", edges.tolist(), [{"label": UNITS[one.unit], "counts": counts.astype(float).tolist()}],
                 {"label": f"{BASES.get(key, key.removeprefix(SPREAD))} it is spread over", "log": True},
                 {"label": UNITS[one.unit]},
-                title=f"Spread of {name_of(one)}", help="spread", note=note,
+                title=f"Spread over {key.removeprefix(SPREAD)}: {name_of(one)}", help="spread", note=note,
             ))  # fmt: skip
     return made
 

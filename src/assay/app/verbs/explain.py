@@ -37,6 +37,7 @@ def explain(workspace: "Workspace", arguments: explore.Arguments, report: Report
     from assay.explain.lexical import explain_lexical
     from assay.explain.reading import ReadPlan, read_features
     from assay.explain.sampling import samples
+    from assay.mapping.looks import record_reading
     from assay.records import digest
 
     corpus, feature = _corpus(arguments.get("corpus")), arguments["feature"]
@@ -46,7 +47,7 @@ def explain(workspace: "Workspace", arguments: explore.Arguments, report: Report
         units = _units(workspace, model, feature)
         folder = workspace.atlas / FOLDER / digest([model.digest, units.record, corpus, plan.tokens, plan.seed])[:16]
         reading = read_features(model, units, corpus, folder, plan, lambda stage, done, of: report(f"{stage} tokens", done, of))
-        _record_look(workspace, model, feature, reading)
+        record_reading(workspace.store, model.digest, reading, f"explain {feature}")
         report("looking for a rule", 0, 1)
         found = next(iter(explain_lexical(reading)))
         sample = samples(reading).of(found.feature)
@@ -55,15 +56,6 @@ def explain(workspace: "Workspace", arguments: explore.Arguments, report: Report
                   **_density(reading), "checked": _checked(reading, found), "contexts": _texts(sample)}  # fmt: skip
         return keep_result(workspace.atlas, "explain", arguments, model.digest, found.feature,
                            {"record": record, "blocks": _blocks(record, sample)})  # fmt: skip
-
-
-def _record_look(workspace: "Workspace", model: "Model", feature: str, reading: "Reading") -> None:
-    """All documents that were read: a claim that another map tests on one of them is *exploratory* from now on."""
-    from assay.evidence.corpus_reading import texts_of
-    from assay.evidence.corpus_windows import marks_of
-
-    seen = sorted({mark for part in reading.parts for mark in marks_of(texts_of(reading.as_text(part)))})
-    workspace.store.append("look", {"what": f"explain {feature}", "model": model.digest, "clusters": seen, "n": len(seen)})
 
 
 def _corpus(name: str | None) -> str:
