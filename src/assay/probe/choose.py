@@ -393,7 +393,7 @@ def _baselines(
 
 
 def absent(name: str, why: str) -> BaselineScore:
-    return BaselineScore(name, None, None, None, None, f"not measured: {why}")
+    return BaselineScore(name, None, None, None, None, None, f"not measured: {why}")
 
 
 def _untrained(fitting: Fitting, sites: Sequence[str], positions: Sequence[str]) -> Fitted:

@@ -1,8 +1,8 @@
 """A selection measured on confirm and ood, once.
 
 1. Rows that share a template, a text or an entity with rows used for fitting are refused.
-2. AUROC of every site and baseline with bounds by group; the margin of a site is its AUROC minus that of the baseline that is
-   strongest on confirm, on the same rows and draws.
+2. AUROC of every site and baseline with bounds by group, on all rows and for members against near misses alone; the margin of
+   a site is its AUROC minus that of the baseline that is strongest on confirm, on the same rows and draws.
 3. Probabilities come from held-out scores of tune; conformal sets say where the probe should abstain.
 4. Optimism: AUROC of the chosen site on tune minus confirm. A maximum over many sites is too good.
 5. The regularisation path at the chosen site, the difference of class means beside its probe, and how much alike directions are
@@ -118,13 +118,16 @@ def refuse_leaks(chosen: Selection, sealed: Examples) -> None:
 
 
 class _Sealed:
-    """Sealed rows and their splits."""
+    """Sealed rows and their splits; "near" are the members and near misses of confirm."""
 
     def __init__(self, rows: Rows, sealed: Examples, seed: int) -> None:
         self.rows, self.seed = rows, seed
         home = {id(example): split for split, examples in sealed.items() for example in examples}
         of = np.array([home[id(example)] for example in rows.prepared.examples])
         self.masks = {split: of == split for split in ("confirm", "ood") if (of == split).any()}
+        near = np.array([example.near_miss for example in rows.prepared.examples])
+        if (near & (of == "confirm")).any():
+            self.masks["near"] = (of == "confirm") & (near | (rows.labels == 1))
 
     def labels(self, split: str) -> NDArray[np.int64]:
         return self.rows.labels[self.masks[split]] if split in self.masks else np.zeros(0, np.int64)
@@ -152,14 +155,14 @@ class _Sealed:
 
 def _site_score(held: _Sealed, each: Candidate, rival: Array) -> SiteScore:
     scores = each.fitted.score(held.rows)
-    return SiteScore(each.site, each.position, each.fitted.C, each.tune, held.on("confirm", scores), held.maybe("ood", scores),
-                     held.right(scores), held.gap(scores, rival))  # fmt: skip
+    return SiteScore(each.site, each.position, each.fitted.C, each.tune, held.on("confirm", scores), held.maybe("near", scores),
+                     held.maybe("ood", scores), held.right(scores), held.gap(scores, rival))  # fmt: skip
 
 
 def _scored_baseline(held: _Sealed, fit: Fitted, tune: Estimate) -> tuple[BaselineScore, Array]:
     scores = np.asarray(fit.score(held.rows), float)
-    return BaselineScore(fit.name, tune, held.on("confirm", scores), held.maybe("ood", scores), held.right(scores),
-                         fit.note), scores  # fmt: skip
+    return BaselineScore(fit.name, tune, held.on("confirm", scores), held.maybe("near", scores), held.maybe("ood", scores),
+                         held.right(scores), fit.note), scores  # fmt: skip
 
 
 def _on_confirm(held: _Sealed, fits: Sequence[Fitted]) -> Array:
@@ -174,7 +177,7 @@ def _shuffled(held: _Sealed, chosen: Selection) -> BaselineScore:
         return absent("shuffled", NO_DRAW)
     values, low, high = bootstrap_auroc(_on_confirm(held, fits), labels, groups, seed=held.seed)
     found = Estimate(float(np.mean(values)), low, high, len(labels), len(set(groups)), "bootstrap over groups and draws")
-    return BaselineScore("shuffled", None, found, None, None, f"mean of {len(fits)} draws")
+    return BaselineScore("shuffled", None, found, None, None, None, f"mean of {len(fits)} draws")
 
 
 def _control_task(held: _Sealed, chosen: Selection) -> tuple[BaselineScore, float | None]:
@@ -201,7 +204,7 @@ def _control_task(held: _Sealed, chosen: Selection) -> tuple[BaselineScore, floa
     where = f"on the {len(asked)} of {len(units)} rows whose word was met in fitting" if use is met else (
         f"on all rows: only {met.sum()} of {len(units)} have a word that was met in fitting")  # fmt: skip
     note = f"mean of {len(made)} draws, {where}"
-    return BaselineScore("control_task", None, control, None, None, note), own.value - control.value
+    return BaselineScore("control_task", None, control, None, None, None, note), own.value - control.value
 
 
 def _mean_of(found: Sequence[Estimate]) -> Estimate:
@@ -306,7 +309,8 @@ def _counts(chosen: Selection, held: _Sealed) -> dict[str, dict[str, Any]]:
     names = np.array(chosen.pool.groups, dtype=object)
     parts = {"discover": (chosen.pool.labels[~chosen.tune], names[~chosen.tune]),
              "tune": (chosen.pool.labels[chosen.tune], names[chosen.tune]),
-             **{split: (held.labels(split), np.array(held.groups(split), dtype=object)) for split in held.masks}}  # fmt: skip
+             **{split: (held.labels(split), np.array(held.groups(split), dtype=object)) for split in ("confirm", "ood")
+                if split in held.masks}}  # fmt: skip
     return {split: {"rows": len(labels), "members": int(labels.sum()), "groups": len(set(groups.tolist()))}
             for split, (labels, groups) in parts.items()}  # fmt: skip
 

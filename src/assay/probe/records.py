@@ -25,13 +25,15 @@ NOT_SHOWN = (
 @dataclass(frozen=True)
 class SiteScore:
     """A probe at one site and position. `tune`: by probes that had not seen the row's group; `confirm` and `ood`: by the one
-    probe fitted on discover and tune. `margin`: confirm minus the best baseline, on the same rows."""
+    probe fitted on discover and tune. `near`: confirm, members against near misses alone, None where there are none. `margin`:
+    confirm minus the best baseline, on the same rows."""
 
     site: str
     position: str
     C: float | None
     tune: Estimate
     confirm: Estimate
+    near: Estimate | None
     ood: Estimate | None
     accuracy: Estimate
     margin: Estimate
@@ -40,6 +42,7 @@ class SiteScore:
         """With the keys scripts rely on: the interval is that of confirm."""
         return {"site": self.site, "auroc": self.confirm.value, "low": self.confirm.low, "high": self.confirm.high,
                 "position": self.position, "C": self.C, "tune": self.tune.json(),
+                "near": None if self.near is None else self.near.json(),
                 "ood": None if self.ood is None else self.ood.json(), "accuracy": self.accuracy.json(),
                 "margin": self.margin.json()}  # fmt: skip
 
@@ -51,13 +54,14 @@ class BaselineScore:
     name: str
     tune: Estimate | None
     confirm: Estimate | None
+    near: Estimate | None
     ood: Estimate | None
     accuracy: Estimate | None
     note: str = ""
 
     def json(self) -> dict[str, Any]:
         """As plain values."""
-        parts = {name: getattr(self, name) for name in ("tune", "confirm", "ood", "accuracy")}
+        parts = {name: getattr(self, name) for name in ("tune", "confirm", "near", "ood", "accuracy")}
         return {"name": self.name, "note": self.note, **{name: None if x is None else x.json() for name, x in parts.items()}}
 
 

@@ -116,7 +116,8 @@ def probe_page(report: ProbeReport, sentence: str, not_shown: Sequence[str], fac
         title=f"Where is {report.concept} readable?", report=report, sentence=sentence, not_shown=not_shown,
         pictures=[(title, Markup(figure_svg(figure, themed=True, name=name))) for name, title, figure in pictures],
         sites=[_site_row(score) for score in report.scores],
-        baselines=[(each.name.replace("_", " "), said(each.confirm), said(each.ood), each.note) for each in report.baselines],
+        baselines=[(each.name.replace("_", " "), *map(said, (each.confirm, each.near, each.ood)), each.note)
+                   for each in report.baselines],
         facts=[(name, str(value)) for name, value in facts.items()],
     )  # fmt: skip
 
@@ -132,7 +133,7 @@ def said(estimate: Estimate | None, sign: bool = False) -> str:
 
 def _site_row(score: SiteScore) -> dict[str, str]:
     return {"site": score.site, "position": score.position, "tune": said(score.tune), "confirm": said(score.confirm),
-            "ood": said(score.ood), "margin": said(score.margin, sign=True)}  # fmt: skip
+            "near": said(score.near), "ood": said(score.ood), "margin": said(score.margin, sign=True)}  # fmt: skip
 
 
 def _axis(report: ProbeReport, name: str) -> list[str]:

@@ -8,6 +8,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from assay.probe.records import ProbeReport, SiteScore
+from assay.probe.scores import Estimate
 from assay.report.cells import visible
 from assay.report.probe_figures import said
 from assay.report.terminal import _table, verdict_panel
@@ -32,14 +33,15 @@ def _sites(report: ProbeReport) -> RenderableType:
     """Sites and positions, the chosen one marked."""
     last = f"minus {report.best_baseline.replace('_', ' ')}"
     table = _table(("", "left"), ("site", "left"), ("position", "left"),
-                   *((name, "right") for name in ("tune", "confirm", "ood", last)))  # fmt: skip
+                   *((name, "right") for name in ("tune", "confirm", "near", "ood", last)))  # fmt: skip
     kept = _kept(report)
     for score in kept:
         table.add_row(Text("►" if score is report.chosen else ""), Text(score.site), Text(score.position),
-                      Text(f"{score.tune.value:.2f}"), Text(said(score.confirm)), Text("" if score.ood is None else
-                      f"{score.ood.value:.2f}"), Text(said(score.margin, sign=True)))  # fmt: skip
+                      Text(_short(score.tune)), Text(said(score.confirm)), Text(_short(score.near)), Text(_short(score.ood)),
+                      Text(said(score.margin, sign=True)))  # fmt: skip
     hidden = len(report.scores) - len(kept)
-    words = "AUROC; ► was chosen on tune, the others are a map" + (f"; {hidden} cells are not shown" if hidden else "")
+    words = "AUROC (near: members against near misses of confirm); ► was chosen on tune, the others are a map"
+    words += f"; {hidden} cells are not shown" if hidden else ""
     return Group(table, Text(words, style="dim"))
 
 
@@ -50,12 +52,17 @@ def _kept(report: ProbeReport) -> list[SiteScore]:
 
 
 def _baselines(report: ProbeReport) -> RenderableType:
-    table = _table(("baseline", "left"), ("confirm", "right"), ("ood", "right"), ("accuracy", "right"), ("", "left"))
+    table = _table(("baseline", "left"), ("confirm", "right"), ("near", "right"), ("ood", "right"), ("accuracy", "right"),
+                   ("", "left"))  # fmt: skip
     for each in report.baselines:
-        table.add_row(Text(each.name.replace("_", " ")), Text(said(each.confirm)), Text("" if each.ood is None else
-                      f"{each.ood.value:.2f}"), Text("" if each.accuracy is None else f"{each.accuracy.value:.0%}"),
+        table.add_row(Text(each.name.replace("_", " ")), Text(said(each.confirm)), Text(_short(each.near)),
+                      Text(_short(each.ood)), Text("" if each.accuracy is None else f"{each.accuracy.value:.0%}"),
                       Text(visible(each.note, 70), style="dim"))  # fmt: skip
     return table
+
+
+def _short(found: Estimate | None) -> str:
+    return "" if found is None else f"{found.value:.2f}"
 
 
 def _checks(report: ProbeReport) -> list[str]:
