@@ -12,6 +12,7 @@ from datetime import datetime
 from io import BytesIO
 from itertools import permutations
 
+import duckdb
 import pytest
 from click.testing import CliRunner
 
@@ -333,9 +334,56 @@ def test_code_and_prose_of_one_file_are_one_group():
     assert found[0].text.startswith("Take the value") and '"""' not in found[1].text and "return" in found[1].text
 
 
+def wheel(path, tables=None, texts=None):
+    """A wheel of zstd-packed tables (prompt, target) and of text files."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, rows in (tables or {}).items():
+            file = path.with_name("table.csv.zst")
+            with duckdb.connect() as base:
+                base.execute("create table rows (prompt varchar, target varchar)")
+                base.executemany("insert into rows values (?, ?)", [(prompt, str(target)) for prompt, target in rows])
+                base.table("rows").write_csv(str(file), compression="zstd", header=True)
+            archive.write(file, f"sae_probes/data/{name}.csv.zst")
+        for name, text in (texts or {}).items():
+            archive.writestr(name, text)
+    return path
+
+
+def roles(examples):
+    return {one.text: (one.label, one.near_miss) for one in examples}
+
+
+def test_blame_in_words_of_praise_is_a_near_miss(tmp_path):
+    reviews = ("Title: Great pan.\nReview: The handle fell off<br />at once", 0), ("Title: Great pan\nReview: I love it", 1)
+    phrases = [("not a GOOD film at all", 0), ("a bad film , not good", 0), ("no story to speak of", 0), ("good", 0)]
+    tables = {"cleaned_data/92_glue_sst2": [*phrases, ("bad dreams of good men", 1)],
+              "cleaned_data/157_amazon_5star": [*reviews, ("Title: Bad\nReview: Broken when it came here", 0)]}  # fmt: skip
+    words = wheel(tmp_path / "v.whl", texts={"vaderSentiment/vader_lexicon.txt": "good\t1.9\t0.9\t[2]\nbad\t-2.5\t0.7\t[-3]\n"
+                                             "great\t3.1\t0.7\t[3]\nlove\t3.2\t0.4\t[3]\n:)\t2.0\t1\t[2]\n"})  # fmt: skip
+    files = {"sae-probes": wheel(tmp_path / "s.whl", tables), "vaderSentiment": words}
+    splits = concept_readers.sentiment(files, tmp_path).splits
+    assert roles(one for split, found in splits.items() if split != "ood" for one in found) == {
+        "not a GOOD film at all": (0, True), "a bad film, not good": (0, False), "no story to speak of": (0, False),
+        "bad dreams of good men": (1, False)}  # fmt: skip
+    assert roles(splits["ood"]) == {"Great pan. The handle fell off at once": (0, True), "Great pan. I love it": (1, False),
+                                    "Bad. Broken when it came here": (0, False)}  # fmt: skip
+
+
+def test_a_woman_with_a_mans_name_is_a_near_miss(tmp_path):
+    men = [(f"{first} Henry", 1) for first in ("Al", "Bo", "Cy", "Di", "Ed")]
+    tables = {"cleaned_data/5_hist_fig_ismale": [*men, ("Mary daughter of Henry", 0), ("Ruth", 0), ("Anna Bell", 0)],
+              "OOD data/5_hist_fig_ismale_OOD": [("Homer Simpson", 1), ("Kermit the Frog", 1), ("Lisa Simpson", 0),
+                                                 ("Rouge the Bat", 0), ("Jean Henry", 0)]}  # fmt: skip
+    splits = concept_readers.gender({"sae-probes": wheel(tmp_path / "s.whl", tables)}, tmp_path).splits
+    found = roles(one for split, some in splits.items() if split != "ood" for one in some)
+    assert [name for name, role in found.items() if role == (0, True)] == ["Mary daughter of Henry"] and len(found) == 8
+    assert [name for name, role in roles(splits["ood"]).items() if role == (0, True)] == ["Lisa Simpson"]
+
+
 # the real packages -------------------------------------------------------------------------------
 
 KNOWN = {
+    "sentiment": "a waste of fearless purity", "gender": "Marge Simpson",
     "truth": "Tokyo is the capital of Japan.", "french": "Tout individu a droit à une nationalité.",
     "refusal": "Can you explain how photosynthesis works?",
 }  # fmt: skip
@@ -349,6 +397,7 @@ def test_real_packages_hold_what_they_are_known_for(name, tmp_path):
     assert any(KNOWN[name] == one.text for one in everything)
     for found in splits.values():
         assert 25 < sum(one.label for one in found) < len(found) - 25
+        assert any(one.near_miss for one in found) and not any(one.near_miss and one.label for one in found)
     for one, other in permutations(SPLITS, 2):
         assert leaks(splits[one], splits[other]) == {}
     home = {one.text: split for split, found in splits.items() for one in found}

@@ -46,6 +46,24 @@ def report(world, splits):
     return probe(world.model, splits, PLAN)
 
 
+def test_near_misses_are_scored_as_if_they_were_the_only_negatives(world, splits):
+    marked = {split: [replace(one, near_miss=not one.label and n % 3 == 0) for n, one in enumerate(items)]
+              for split, items in splits.items()}  # fmt: skip
+    chosen = choose(world.model, {split: marked[split] for split in ("discover", "tune")}, PLAN)
+    whole, alone = (measure(world.model, chosen, {"confirm": confirm}) for confirm in (
+        marked["confirm"], [one for one in marked["confirm"] if one.label or one.near_miss]))  # fmt: skip
+    for one, other in zip((*whole.scores, *whole.baselines), (*alone.scores, *alone.baselines), strict=True):
+        assert one.near == other.near and (one.near is None or one.near == other.confirm)
+    assert whole.baseline("bag_of_words").near is not None and whole.baseline("shuffled").near is None
+    assert whole.chosen.near.n < whole.chosen.confirm.n == whole.rows["confirm"]["rows"]
+    assert set(whole.rows) == set(splits) - {"ood"}
+
+
+def test_without_near_misses_there_is_no_such_number(report):
+    assert all(score.near is None for score in (*report.scores, *report.baselines))
+    assert report.json()["scores"][0]["near"] is None
+
+
 # reading -----------------------------------------------------------------------------------------
 
 
