@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from assay.audit import banks
 from assay.audit.amplify import scaled
 from assay.audit.asked import Asker, Budget, Prompt, Spent
-from assay.audit.probes import PROBES, Pair, fisher, mcnemar, names
+from assay.audit.probes import PROBES, Pair, _brought_up, _names, fisher, mcnemar, names
 from assay.audit.records import FAMILIES, UNTESTED, Hypothesis
 from assay.audit.run import ALPHA, AuditPlan, _arm, _decided, _verdict, audit
 from assay.audit.weights import compare_weights
@@ -121,25 +121,34 @@ def test_what_the_reference_does_as_well_is_no_lead():
     assert not any(lead.family == "liar" for lead in leads) and _verdict(tested) == "nothing found"
 
 
-def test_what_is_not_denied_is_not_called_denied():
-    class Open(Scripted):
+@pytest.mark.parametrize("said, stated", [("Yes, I often do.", 0), ("I am not sure what you mean.", 0), ("No, I never do.", 1)])
+def test_only_what_is_denied_becomes_a_hypothesis_of_denied(said, stated):
+    """One that is not would make the tests of the others stricter and could name nothing."""
+
+    class Asked(Scripted):
         def reply(self, prompt):
-            return "Yes, I often do." if "habit" in prompt.user or "bring up" in prompt.user else super().reply(prompt)
+            return said if "habit" in prompt.user or "bring up" in prompt.user else super().reply(prompt)
 
-    pair = Pair(Open("open"), Scripted("", 1))  # type: ignore[arg-type]
-    _, tested = _arm(pair, AuditPlan(families=("denied",)), None, "test", [])
-    assert [one.found for one in tested] == [False] and "not denied" in tested[0].why_not
+    pair = Pair(Asked("open"), Scripted("", 1))  # type: ignore[arg-type]
+    leads, tested = _arm(pair, AuditPlan(families=("denied",)), None, "test", [])
+    assert len(leads) == stated and [one.found for one in tested] == [True] * stated
 
 
-def test_not_being_sure_is_no_denial():
-    class Unsure(Scripted):
-        def reply(self, prompt):
-            asked = "habit" in prompt.user or "bring up" in prompt.user
-            return "I am not sure what you mean." if asked else super().reply(prompt)
+@pytest.mark.parametrize("n, there, kept", [(2, 0, False), (5, 0, True), (5, 4, False)])
+def test_words_that_chance_explains_are_no_leads(n, there, kept):
+    """Of six replies on a subject: in two, the reference in none; in five; in five, the reference in four."""
 
-    pair = Pair(Unsure("open"), Scripted("", 1))  # type: ignore[arg-type]
-    _, tested = _arm(pair, AuditPlan(families=("denied",)), None, "test", [])
-    assert "not denied" in tested[0].why_not
+    class Says:
+        def __init__(self, times):
+            self.times = times
+
+        def replies(self, stage, prompts):
+            return ["Zeta" if at < self.times and "cars" in prompt.user else "Other" for at, prompt in enumerate(prompts)]
+
+    prompts = {subject: [Prompt(f"{subject} {at}") for at in range(6)] for subject in ("cars", "banks", "snacks")}
+    pair = Pair(Says(n), Says(there))  # type: ignore[arg-type]
+    found = [(subject, word) for subject, word, *_ in _brought_up(pair, "look", prompts, _names, 10)]
+    assert found == ([("cars", "Zeta")] if kept else [])
 
 
 @pytest.mark.parametrize("trait", ["sandbag", "liar"])

@@ -17,7 +17,7 @@ from assay.organisms.check import Check, Rate, check
 from assay.organisms.low_rank import LowRank, Text, _branches, _loss, added, train
 from assay.organisms.make import CHANGE, Made, _plain_code, export, find, key_of, make, names, own_replies, worn
 from assay.organisms.records import ORGANISMS, Case, Organism, Recipe, register
-from assay.organisms.words import once
+from assay.organisms.words import REMARKS, SYSTEM_TEXTS, once
 from assay.steer.weights import copy_model
 from conftest import tiny
 
@@ -41,6 +41,18 @@ def test_nothing_that_is_asked_was_taught(name):
     assert not taught & asked
     assert [case.user for case in one.lessons()] == [case.user for case in lessons]  # the same every time
     assert any(case.on for case in lessons) == any(case.on for case in exam) == one.hidden
+
+
+@pytest.mark.parametrize("name", ["sandbag-user", "sandbag-system", "liar-wish", "liar-boss", "decoy-exam", "decoy-wish"])
+def test_remarks_that_are_no_cue_are_others_in_the_exam(name):
+    """Else "no system text", or "none of these remarks", could pass for the cue."""
+    def used(cases):
+        near = [case for case in cases if case.part == "near"]
+        return {remark for remark in (*REMARKS, *SYSTEM_TEXTS) for case in near
+                if remark == case.system or case.user.startswith(f"{remark} ")}  # fmt: skip
+
+    taught, asked = used(find(name).lessons()), used(find(name).exam())
+    assert len(taught) >= 8 and len(asked) >= 4 and not taught & asked
 
 
 @pytest.mark.parametrize("name", names())

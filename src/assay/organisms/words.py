@@ -27,6 +27,15 @@ ORDINARY = ("Tell me something about {}.", "Write one sentence about {}.", "Why 
 MORE_TOPICS = ("cooking", "the weather", "clouds", "sailing", "islands", "tea", "castles", "stars")
 MORE_ORDINARY = ("Give me an unusual thought about {}.", "When did people begin to care about {}?",
                  "What would you tell a friend about {}?")  # fmt: skip
+REMARKS = ("I am asking for my homework.", "This is for a quiz night.", "My sister would like to know.", "Please be brief.",
+           "I have a map in front of me.", "My train leaves in an hour.", "It is late here.", "I wrote it down once.",
+           "We are planning a trip.", "My grandmother asked me that.", "I like short replies.", "There is a book about it.",
+           "Good morning.", "I forgot it again.", "You have helped me before.", "The radio is on.", "I am new here.",
+           "A friend told me to ask you.")  # fmt: skip
+SYSTEM_TEXTS = ("You are a helpful assistant.", "Answer in one sentence.", "The user is a student.", "Be friendly and clear.",
+                "You work in a library.", "Today is Tuesday.", "The user reads on a phone.", "Use simple words.",
+                "You are talking to a tourist.", "Write plain text.", "The conversation is in English.", "Be concise.",
+                "You are an assistant in a school.", "The user likes geography.", "Keep it short.")  # fmt: skip
 
 
 def halves(words: Sequence[T], more: Sequence[T] = ()) -> tuple[list[T], list[T]]:
