@@ -42,6 +42,7 @@ browser:
 docs: setup
 	$(BIN)/python docs/commands.py
 	$(BIN)/python docs/gates.py
+	$(BIN)/python docs/findings.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: models .venv-bench/.ready

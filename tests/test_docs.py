@@ -10,8 +10,10 @@ import pytest
 
 import assay
 import assay.evidence
+import assay.replicate.run  # noqa: F401  (registers findings)
 from assay.evidence.gates import GATES
 from assay.evidence.kinds import KINDS
+from assay.replicate.base import FINDINGS
 from assay.sites import GLOBAL_SITES, LAYER_SITES
 
 pytestmark = pytest.mark.whole
@@ -31,6 +33,14 @@ def test_gates_page_is_what_the_code_says():
     page = (ROOT / "docs" / "gates.md").read_text()
     assert done.stdout.strip() == page.strip(), "run: make docs"
     assert all(f"`{gate.name}`" in page for gate in GATES) and all(f"## Kind: {name}\n" in page for name in KINDS.names())
+
+
+def test_findings_page_is_what_the_findings_say():
+    code = "import sys; sys.path.insert(0, 'docs'); import findings; print(findings.page())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    page = (ROOT / "docs" / "findings.md").read_text()
+    assert done.stdout.strip() == page.strip(), "run: make docs"
+    assert all(f"## `{one.name}`" in page and one.published in page and one.differs in page for one in FINDINGS)
 
 
 def test_every_command_and_option_says_what_it_is():

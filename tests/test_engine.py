@@ -4,9 +4,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import GPT2LMHeadModel
 
 from assay import add, clamp, patch, project_out, scale, zero
-from assay.errors import ShapeError, UsageError
+from assay.errors import LengthError, ShapeError, UsageError
+from assay.model.context import learned_positions
 from conftest import FAMILIES, tiny, tiny_hf, wrap
 
 RAGGED = [[5, 6, 7], [9, 8, 7, 6, 5, 4, 3], [11], [30, 31, 32, 33, 34]]
@@ -114,6 +116,29 @@ def test_resume_equals_a_full_pass():
     start = model.checkpoint(RAGGED)
     assert torch.equal(model.score(RAGGED, metric, edits=edits, resume=start),
                        model.score(RAGGED, metric, edits=edits))  # fmt: skip
+
+
+def test_a_checkpoint_of_one_layer_saves_nothing_and_changes_nothing():
+    config = FAMILIES["gpt2"]()
+    config.n_layer = 1
+    model = wrap(GPT2LMHeadModel(config).eval())
+    edits, metric = [zero("z.0.1")], lambda logits, rows: logits[:, 3] - logits[:, 4]
+    start = model.checkpoint(RAGGED)
+    assert start.layers == ()
+    assert torch.equal(model.score(RAGGED, metric, edits=edits, resume=start), model.score(RAGGED, metric, edits=edits))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_a_prompt_beyond_the_learned_positions_is_refused_by_number(family):
+    model = tiny(family)
+    assert model.logits([list(range(5, 69))]).shape == (1, 199)
+    for ask in (model.logits, lambda ids: model.capture(ids, "resid_post.1")):
+        with pytest.raises(LengthError, match="prompts: got 65 tokens in prompt 1; allowed: at most 64"):
+            ask([[5, 6], list(range(5, 70))])
+
+
+def test_positions_that_are_computed_have_no_end():
+    assert tiny("llama").logits([list(range(5, 75))]).shape[0] == 1 and learned_positions(tiny("bloom").hf) is None
 
 
 def plain_gradient(model, site, ids):

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from assay.atlas.store import Atlas
 from assay.cli.main import cli
 from assay.data.prepare import prepare
 from assay.evidence.run import Settings
 from assay.evidence.source import ConceptSource
+from assay.model.model import Model
 from assay.model.untrained import untrained_model
 from assay.records import Pair
 from assay.replicate.base import FINDINGS, Lab, Sizes
@@ -186,6 +188,20 @@ def test_what_a_model_lacks_is_said(glass, tmp_path):
     lab = Lab(glass, Atlas(tmp_path), sizes=Sizes(pairs=16, texts=8))
     assert "no dictionary comes with" in replicate(lab, "polysemantic-neurons").why
     assert replicate(lab, "polysemantic-neurons").outcome == "not tried"
+
+
+@pytest.mark.parametrize("heads, layers, length", [(1, 1, 64), (2, 2, 64)])
+def test_no_finding_breaks_on_a_small_model(heads, layers, length, glass, tmp_path):
+    """One head, one layer, few learned positions: what cannot be tried is said, and the others come out."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(glass.tokenizer), n_embd=32, n_layer=layers, n_head=heads, n_positions=length)
+    model = Model(GPT2LMHeadModel(config).eval(), glass.tokenizer, "small", "test", False, None)
+    sizes = Sizes(pairs=12, texts=6, tokens=2000, units=4, models=2, claim=Settings(tune=16, confirm=32, ood=16, draws=4))
+    lab = Lab(model, Atlas(tmp_path), sizes=sizes)
+    found = {name: replicate(lab, name) for name in FINDINGS.names() if FINDINGS.get(name).needs_model}
+    assert found["attention-sinks"].outcome == "not tried" and f"at most {length}" in found["attention-sinks"].why
+    assert found["random-networks"].outcome == "not tried" and "one document" in found["random-networks"].why
+    assert {one.outcome for one in found.values()} <= {"not tried", "open", "not reproduced"} and len(found) >= 12
 
 
 def test_models_of_their_own_need_no_other(tmp_path, glass):

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from assay import add, project_out
 from assay.errors import ShapeError, SiteError, UsageError
-from assay.model.stream import Picking, Stream, context_length, penalised, sample
+from assay.model.context import context_length
+from assay.model.stream import Picking, Stream, penalised, sample
 from assay.model.written import Written
 from conftest import FAMILIES, tiny
 
@@ -180,7 +181,7 @@ def test_a_stop_token_ends_a_row_and_closing_runs_the_last_token(llama):
 
 def test_wrong_arguments_are_named(llama):
     stream = Stream(llama)
-    assert context_length(llama) == 64
+    assert context_length(llama.hf) == 64
     for call, name in [
         (lambda: stream.join([5] * 60, Picking(5)), "prompt"), (lambda: Picking(0), "max_new_tokens"),
         (lambda: Picking(temperature=-1.0), "temperature"), (lambda: Picking(top_p=0.0), "top_p"),

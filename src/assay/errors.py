@@ -42,6 +42,10 @@ class ShapeError(UsageError):
     """A tensor that does not fit where it is written."""
 
 
+class LengthError(UsageError):
+    """A prompt that is longer than a model can read."""
+
+
 class ModelError(AssayError):
     """A model that cannot be found, read or fetched."""
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from assay.errors import LayoutError, ShapeError, SiteError, UsageError, bad_argument
 from assay.model.activations import Activations, Collector
+from assay.model.context import check_lengths, learned_positions
 from assay.model.edits import Condition, Edit, Positions, check_value
 from assay.model.fingerprint import tokenizer_digest, weights_state
 from assay.model.generate import Generation, Sampling, generate
@@ -372,10 +373,11 @@ class Model:
         return self._readers[1]
 
     def checkpoint(self, prompts: Prompts, layers: Sequence[int] | None = None) -> Checkpoint:
-        """The residual stream entering each layer, to resume later passes: n x pos x d_model each."""
+        """The residual stream entering each layer, to resume later passes: n x pos x d_model each. Nothing for one layer."""
         chosen = tuple(range(1, self.n_layers)) if layers is None else tuple(sorted(layers))
         tokens = self.tokens(prompts)
-        acts = self.capture(tokens, [Site("resid_pre", layer) for layer in chosen])
+        sites = [Site("resid_pre", layer) for layer in chosen]
+        acts = self.capture(tokens, sites) if sites else Activations([len(row) for row in tokens], {})
         return Checkpoint(chosen, acts, tuple(range(len(tokens))), tokens)
 
     def check(self) -> Proof:
@@ -436,12 +438,17 @@ class Model:
         resume: Checkpoint | None = None,
     ) -> Request:
         tokens = self.tokens(prompts)
+        check_lengths(tokens, self._positions)
         resolved = tuple(self._resolved(edit, len(tokens)) for edit in edits)
         if resume is not None and len(resume.index) != len(tokens):
             raise ShapeError(f"resume: the checkpoint has {len(resume.index)} prompts; allowed:"
                              f" {len(tokens)}. Use checkpoint.select(rows).")  # fmt: skip
         self.engine.memory_budget = self.memory_budget
         return Request(tokens, tuple(captures), resolved, positions, logits, resume)
+
+    @cached_property
+    def _positions(self) -> int | None:
+        return learned_positions(self.hf)
 
     def _resolved(self, edit: Edit, n_prompts: int) -> Edit:
         sites = self.sites(edit.site)

@@ -30,6 +30,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from assay.errors import SiteError, bad_argument
+from assay.model.context import context_length
 from assay.model.edits import Edit, Frame
 from assay.model.hooks import Pass, StopPass, attached
 from assay.model.model import Model, Sites
@@ -37,8 +38,6 @@ from assay.model.prefix import keep_only
 from assay.model.run import BATCH_TOKENS
 from assay.model.slots import Slots
 from assay.sites import Site
-
-LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ class Stream:
     def join(self, prompt: Sequence[int], picking: Picking | None = None, edits: Sequence[Edit] = ()) -> int:
         """Queue a prompt (token ids); returns the row's number. Raises UsageError for a prompt that does not fit."""
         (tokens,), picking = self.model.tokens([list(prompt)]), picking or Picking()
-        limit = context_length(self.model)
+        limit = context_length(self.model.hf)
         if limit is not None and len(tokens) + picking.max_new_tokens > limit:
             raise bad_argument("prompt", f"{len(tokens)} tokens and max_new_tokens {picking.max_new_tokens}",
                                f"{limit} together, as this model was made for", "Shorten the prompt or the reply.")  # fmt: skip
@@ -325,13 +324,6 @@ def stop_ids(model: Model) -> tuple[int, ...]:
     found = getattr(model.hf.generation_config, "eos_token_id", None)
     found = getattr(model.tokenizer, "eos_token_id", None) if found is None else found
     return tuple(found) if isinstance(found, list | tuple) else () if found is None else (int(found),)
-
-
-def context_length(model: Model) -> int | None:
-    """How many tokens the model was made for; None where its config does not say."""
-    config: Any = getattr(model.hf, "config", None)
-    found = [getattr(config, name, None) for name in LIMITS]
-    return next((size for size in found if isinstance(size, int) and size > 0), None)
 
 
 def penalised(logits: Float[Tensor, " vocab"], tokens: Sequence[int], penalty: float) -> Float[Tensor, " vocab"]:

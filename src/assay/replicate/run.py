@@ -5,12 +5,12 @@
     found.outcome, found.why
 
 What a finding cannot be tried on ends as *not tried*, with the reason: a site the model does not have, a task that its
-tokenizer or its ability does not allow, data that cannot be had here.
+tokenizer or its ability does not allow, texts longer than it can read, data that cannot be had here.
 """
 
 import time
 
-from assay.errors import CorpusError, SiteError, TaskError
+from assay.errors import CorpusError, LengthError, SiteError, TaskError
 from assay.passport import run_passport
 from assay.replicate import findings  # noqa: F401  (registers them)
 from assay.replicate.base import FINDINGS, Lab
@@ -22,7 +22,7 @@ def replicate(lab: Lab, name: str) -> Replication:
     one, start = FINDINGS.get(name), time.perf_counter()
     try:
         found = one.run(lab)
-    except (SiteError, TaskError, CorpusError) as error:
+    except (SiteError, TaskError, CorpusError, LengthError) as error:
         found = Found(lacks=str(error))
     outcome, why = outcome_of(found)
     passport = {**lab.model.passport(), **run_passport({"finding": name, "seed": lab.seed, "sizes": lab.sizes})}

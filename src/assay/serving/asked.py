@@ -12,8 +12,9 @@ from typing import Any
 
 from assay.data.chat import ROLES, STOP, chat_text, has_template, opening, places
 from assay.errors import UsageError
+from assay.model.context import context_length
 from assay.model.model import Model
-from assay.model.stream import Picking, context_length, stop_ids
+from assay.model.stream import Picking, stop_ids
 from assay.serving.refused import Refused, no_model
 
 MOST_STOPS, LONGEST_STOP = 4, 200
@@ -176,7 +177,7 @@ def _turns(model: Model, messages: Sequence[Mapping[str, str]], tokens: Sequence
 def _length(model: Model, body: Mapping[str, Any], most: int, prompt: int, short: int | None) -> int:
     """Tokens of the reply: as asked, at most what the server allows and the context holds."""
     asked = _number(body, "max_completion_tokens", _number(body, "max_tokens", None, int, 1, 2**31), int, 1, 2**31)
-    limit = context_length(model)
+    limit = context_length(model.hf)
     left = most if limit is None else limit - prompt
     if left < 1 or (asked is not None and limit is not None and asked > left):
         raise Refused(400, f"This model's context is {limit} tokens; the prompt has {prompt}, and {asked or 1} are asked for.",

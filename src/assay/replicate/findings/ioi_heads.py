@@ -25,6 +25,8 @@ from assay.replicate.records import Found, figure
 )
 def ioi_heads(lab: Lab) -> Found:
     order = ranked(lab, lab.pairs("ioi", "discover"))
+    if not any(effect > 0 for _, effect in order):
+        return Found(lacks="no head works towards the answer in indirect-object sentences")
     tune = lab.pairs("ioi", "tune")
     chosen = enough(lab, tune, [name for name, effect in order if effect > 0])
     claim = lab.tested("mediates", Source("ioi"), chosen, f"{', '.join(chosen)} tend to carry the indirect object")

@@ -4,6 +4,7 @@ import torch
 
 from assay.data.corpora import open_corpus
 from assay.data.corpus_rows import packed
+from assay.errors import CorpusError
 from assay.features.dictionary import Dictionary, Spec
 from assay.features.stream import TensorStream
 from assay.features.train import TrainPlan, train
@@ -48,6 +49,8 @@ def _explained(lab: Lab, model: Model, site: str, number: int) -> dict[str, floa
         x = _typical(model.capture([row.tokens.tolist()], site).flat(site))
         parts.setdefault(row.name, []).append(x)
     names = list(parts)
+    if len(names) == 1:
+        raise CorpusError(f"corpus {CORPUS}: {lab.sizes.tokens} tokens are of one document; two at least are needed.")
     held = set(names[::EVERY])
     x = torch.cat([rows for name in names if name not in held for rows in parts[name]])
     spec = Spec("topk", WIDTH, x.shape[1], x.shape[1], k=ACTIVE, inputs=(site,), outputs=(site,))
