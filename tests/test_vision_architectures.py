@@ -3,20 +3,23 @@
 import importlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import transformers as hub
+from PIL import Image
 from torch import nn
 
 from assay.data.image_sets import photographs
-from assay.data.images import load_images
+from assay.data.images import images_for, load_images
 from assay.errors import LayoutError, ModelError, SiteError, UsageError
 from assay.evidence.image_circuits import by_site, channels_of
 from assay.evidence.kinds import KINDS
-from assay.model.image_load import LITE0, _pixels, load_image_model
-from assay.model.images import ImageEdit, ImageModel, Pixels
+from assay.model.image_load import LITE0, load_image_model
+from assay.model.image_processors import PROVED, read_pixels
+from assay.model.images import Fit, ImageEdit, ImageModel, Pixels
 from assay.vision.channels import find_channels
 from assay.vision.targets import parse_target
 
@@ -39,6 +42,7 @@ NETS = {
 }
 
 
+SHARP = dict(size={"shortest_edge": 224})
 DEEP = ("MobileNetV2",)  # more than a hundred sites
 
 
@@ -153,31 +157,195 @@ def test_weights_of_half_precision_have_proved_sites(tmp_path):
 
 PROCESSORS = (
     ("ViT", {}), ("ViT", dict(do_normalize=False)), ("ViT", dict(do_rescale=False, image_mean=[90.0, 80.0, 70.0])),
-    ("ViT", dict(rescale_factor=1 / 100)), ("EfficientNet", {}), ("EfficientNet", dict(do_center_crop=True, include_top=False)),
-    ("ConvNext", {}), ("CLIP", {}), ("Levit", {}),
+    ("ViT", dict(rescale_factor=1 / 100)), ("ViT", dict(resample=1)), ("EfficientNet", {}), ("EfficientNet", dict(resample=0)),
+    ("EfficientNet", dict(do_center_crop=True, include_top=False)), ("ConvNext", {}), ("ConvNext", SHARP), ("CLIP", {}),
+    ("ConvNext", dict(size={"shortest_edge": 128}, crop_pct=0.95)), ("Levit", {}), ("DeiT", {}), ("PoolFormer", {}),
+    ("MobileNetV2", {}), ("Siglip", {}),
 )  # fmt: skip
-REFUSED = (("MobileViT", {}, "do_flip_channel_order"), ("EfficientNet", dict(rescale_offset=True), "rescale_offset"),
-           ("ViT", dict(size={"height": 64, "width": 32}), "same"), ("ViT", dict(image_mean=None), "image_mean"))  # fmt: skip
+REFUSED = (
+    ("MobileViT", {}, "do_flip_channel_order"), ("EfficientNet", dict(rescale_offset=True), "rescale_offset"),
+    ("ViT", dict(size={"height": 64, "width": 32}), "same"), ("ViT", dict(image_mean=None), "image_mean"),
+    ("ViT", dict(rescale_factor="x"), "rescale_factor 'x'"), ("CLIP", dict(do_resize=False), "do_resize"),
+    ("CLIP", dict(size={"shortest_edge": 200}), "crop: got 224"), ("CLIP", dict(do_center_crop=False), "cut from the middle"),
+    ("CLIP", dict(size={"shortest_edge": 224, "longest_edge": 300}), "longest_edge"), ("Perceiver", {}, "crop"),
+    ("Perceiver", dict(crop_size={"height": 200, "width": 200}), "PerceiverImageProcessor"), ("ImageGPT", {}, "Clusters"),
+)  # fmt: skip
+TIMM = dict(input_size=[3, 96, 96], crop_pct=0.9, interpolation="bicubic", crop_mode="center", mean=[0.4] * 3, std=[0.3] * 3)
 
 
-def test_pictures_are_normalised_as_the_models_own_processor_does_it(tmp_path):
-    colours = np.array([200, 90, 33], np.uint8)
-    for name, settings in PROCESSORS:
-        processor = getattr(hub, f"{name}ImageProcessorPil")(**settings)
-        processor.save_pretrained(tmp_path)
-        pixels = _pixels(str(tmp_path), hub.ViTConfig(), True)
-        picture = np.broadcast_to(colours, (pixels.size, pixels.size, 3)).copy()  # neither resizing nor cropping changes it
-        expected = processor(picture, return_tensors="pt")["pixel_values"].float()
-        got = pixels.normalise(torch.tensor(picture).permute(2, 0, 1)[None] / 255)
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+def apart(got, expected):
+    """The difference of two pictures as a share of the spread of the second."""
+    return float((got - expected).norm() / (expected - expected.mean()).norm())
+
+
+@pytest.mark.parametrize("name, settings", PROCESSORS)
+def test_photographs_are_prepared_as_the_models_own_processor_does_it(name, settings, tmp_path):
+    """Pillow on both sides: only floats are rounded. The middle square, scaled, is far from it."""
+    processor = getattr(hub, f"{name}ImageProcessorPil")(**settings)
+    processor.save_pretrained(tmp_path)
+    pixels = read_pixels(str(tmp_path), hub.ViTConfig(), True)
+    for photograph in photographs():
+        with Image.open(photograph) as image:
+            expected = processor(image, return_tensors="pt")["pixel_values"].float()
+        got = pixels.normalise(images_for(pixels, [str(photograph)]))
+        assert apart(got, expected) < 1e-5
+        plain = pixels.normalise(load_images([str(photograph)], pixels.size))
+        assert apart(plain, expected) > 3 * PROVED or (name, settings.get("resample")) == ("MobileNetV2", None)
+
+
+def test_what_a_processor_does_besides_is_refused_by_name(tmp_path):
     for name, settings, said in REFUSED:
         getattr(hub, f"{name}ImageProcessorPil")(**settings).save_pretrained(tmp_path)
         with pytest.raises(ModelError, match=said):
-            _pixels(str(tmp_path), hub.ViTConfig(), True)
+            read_pixels(str(tmp_path), hub.ViTConfig(), True)
     for text in ("[1]", "{"):
         (tmp_path / "preprocessor_config.json").write_text(text)
         with pytest.raises(ModelError, match="cannot be read"):
-            _pixels(str(tmp_path), hub.ViTConfig(), True)
+            read_pixels(str(tmp_path), hub.ViTConfig(), True)
+    with pytest.raises(ModelError, match="cannot be read"):
+        read_pixels(str(tmp_path / "none"), hub.ViTConfig(), True)
+
+
+def test_a_cut_that_is_one_pixel_off_is_no_proof(tmp_path, monkeypatch):
+    hub.CLIPImageProcessorPil().save_pretrained(tmp_path)
+    monkeypatch.setattr("assay.model.image_processors._fit", lambda *_: Fit(225, 224, "bicubic"))
+    with pytest.raises(ModelError, match="relative difference"):
+        read_pixels(str(tmp_path), hub.ViTConfig(), True)
+
+
+def timm_transform(kept):
+    """timm's own steps for a photograph, written out where timm is not installed: torchvision on Pillow's pictures."""
+    side = kept["input_size"][1]
+    size = int(side / kept["crop_pct"])
+
+    def prepare(image):
+        short = min(image.size)
+        shape = [int(size * each / short) for each in image.size] if kept["crop_mode"] == "center" else [size, size]
+        image = image.resize(shape, {"bicubic": 3, "bilinear": 2, "lanczos": 1}[kept["interpolation"]])
+        left, top = (int(round((each - side) / 2.0)) for each in image.size)
+        picture = torch.tensor(np.asarray(image.crop((left, top, left + side, top + side)))).permute(2, 0, 1) / 255
+        return (picture - torch.tensor(kept["mean"])[:, None, None]) / torch.tensor(kept["std"])[:, None, None]
+
+    return prepare
+
+
+class Timm:
+    """A processor as transformers wraps timm's."""
+
+    def __init__(self, prepare):
+        self.prepare = prepare
+
+    def __call__(self, image, return_tensors):
+        return {"pixel_values": self.prepare(image)[None]}
+
+
+@pytest.mark.parametrize("settings", [{}, dict(crop_mode="squash"), dict(interpolation="lanczos", crop_pct=1.0),
+                                      dict(interpolation="bilinear", crop_pct=0.86)])  # fmt: skip
+def test_photographs_are_prepared_as_timm_does_it(settings, monkeypatch):
+    kept = {**TIMM, **settings}
+    try:
+        from timm.data import create_transform, resolve_data_config
+
+        prepare = create_transform(**resolve_data_config(kept), is_training=False)
+    except ImportError:
+        prepare = timm_transform(kept)
+    monkeypatch.setattr("assay.model.image_processors._processor", lambda *_: Timm(prepare))
+    pixels = read_pixels("net", SimpleNamespace(pretrained_cfg=kept), True)
+    for photograph in photographs():
+        with Image.open(photograph) as image:
+            expected = prepare(image)[None]
+        assert apart(pixels.normalise(images_for(pixels, [str(photograph)])), expected) < 1e-5
+    for wrong, said in ((dict(crop_mode="border"), "crop_mode is 'border'"), (dict(interpolation="random"), "'random'"),
+                        (dict(crop_pct=1.2), "nothing is padded"), (dict(input_size=[3, 96, 64]), "same")):  # fmt: skip
+        with pytest.raises(ModelError, match=said):
+            read_pixels("net", SimpleNamespace(pretrained_cfg={**kept, **wrong}), True)
+
+
+def test_processors_of_torchvision_differ_by_rounding_only(tmp_path):
+    """Resizing by torchvision rounds to whole numbers between its two passes in another way: 5e-4 to 5e-3 of the spread."""
+    pytest.importorskip("torchvision")
+    for name, settings in PROCESSORS:
+        getattr(hub, f"{name}ImageProcessorPil")(**settings).save_pretrained(tmp_path)
+        pixels = read_pixels(str(tmp_path), hub.ViTConfig(), True)
+        processor = hub.AutoImageProcessor.from_pretrained(tmp_path, backend="torchvision")
+        assert processor.backend == "torchvision"
+        for photograph in photographs():
+            with Image.open(photograph) as image:
+                expected = processor(image, return_tensors="pt")["pixel_values"].float()
+            assert apart(pixels.normalise(images_for(pixels, [str(photograph)])), expected) < PROVED
+
+
+def test_digests_of_models_without_a_processor_are_what_they_were():
+    """Claims name models by digest: how pictures are fitted is in it only where the model brings it."""
+    torch.manual_seed(0)
+    net, fit = Numbered(), Fit(14, 12)
+    plain, own = ImageModel(net, Pixels(12)), ImageModel(net, Pixels(12, fit=fit))
+    assert repr(plain.pixels) == "Pixels(size=12, channels=3, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))"
+    assert plain.digest != own.digest and plain.passport()["pixels"] != own.passport()["pixels"]
+
+
+def test_what_does_not_load_says_why(tmp_path, monkeypatch):
+    net = hub.ViTForImageClassification(hub.ViTConfig(**VIT))
+    net.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="preprocessor_config.json"):
+        load_image_model(tmp_path)
+    hub.ViTImageProcessorPil(size={"height": 48, "width": 48}).save_pretrained(tmp_path)
+    with pytest.raises(LayoutError, match=r"does not run on pictures of shape \(3, 48, 48\).*doesn't match model"):
+        load_image_model(tmp_path)
+    with pytest.raises(LayoutError, match=r"does not run on pictures of shape \(1, 32, 32\)"):
+        _ = ImageModel(net, Pixels(32, 1, (0.5,), (0.5,))).layout
+
+    def absent(*_, **__):
+        raise ImportError("\n\nTimmWrapper needs timm, install it with pip:\n`pip install timm`. Then restart.\n")
+
+    monkeypatch.setattr(hub.AutoConfig, "from_pretrained", absent)
+    with pytest.raises(ModelError, match="needs timm, install it with pip: `pip install timm`"):
+        load_image_model(tmp_path)
+
+
+class Filters(nn.Module):
+    """Fixed filters: buffers, no parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.randn(4, 3, 3, 3))
+        self.pool = nn.ReLU()
+
+    def forward(self, x):
+        return self.pool(nn.functional.conv2d(x, self.weight)).mean((2, 3))
+
+
+class Wide(nn.Module):
+    """Maps that are not square."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 4, (1, 3)), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.out(self.conv(x).mean((2, 3)))
+
+
+def test_modules_without_parameters_run_and_maps_that_are_not_square_are_named():
+    torch.manual_seed(0)
+    model = ImageModel(Filters(), Pixels(12))
+    assert list(model.layout.points) == ["block.pool"] and model.logits(torch.rand(2, 3, 12, 12)).shape == (2, 4)
+    with pytest.raises(LayoutError, match=r"block.conv: its output \(2, 4, 12, 10\) is no square map"):
+        _ = ImageModel(Wide(), Pixels(12)).layout
+    for wrong, said in ((dict(size=0), "square"), (dict(size=12, channels=4), "1 or 3"),
+                        (dict(size=12, fit=Fit(16, 14)), "gives pictures of 12")):  # fmt: skip
+        with pytest.raises(UsageError, match=said):
+            Pixels(**wrong)
+
+
+def test_pixels_that_are_not_floats_0_to_1_are_refused():
+    torch.manual_seed(0)
+    model, images = ImageModel(Numbered(), Pixels(12)), torch.rand(2, 3, 12, 12)
+    with pytest.raises(UsageError, match="uint8.*255"):
+        model.logits((images * 255).byte())
+    for wrong in (images * 255, images * 2 - 1):
+        with pytest.raises(UsageError, match="floats 0 to 1"):
+            model.logits(wrong)
 
 
 def test_what_is_no_classifier_is_refused():

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from assay.cli.main import cli
-from assay.data.image_sets import image_set
+from assay.data.image_sets import classes_of, image_set
+from assay.data.image_sources import picture_source
 from assay.data.images import load_images
 from assay.errors import LayoutError, SiteError, TaskError, UsageError
 from assay.features.kept import load
@@ -303,6 +304,30 @@ def test_examples_find_planted_squares_and_show_where(folder):
     assert len(by_folder) == 40 and {item.template for item in by_folder} == {f"g{i}" for i in range(10)}
 
 
+def test_two_folders_are_labels_and_probes_of_them_say_so(folder, tmp_path, monkeypatch):
+    """The second in the order of the alphabet is label 1; each folder is one group, so single pictures are held out."""
+    rows = [json.loads(line) for line in (folder / "own.jsonl").read_text().splitlines()]
+    for names in (("cats", "dogs"), ("0", "1")):
+        for number, row in enumerate(rows):
+            place = tmp_path / "sorted" / "".join(names) / names[row["label"]] / f"{number}.png"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes((folder / row["image"]).read_bytes())
+        source = str(tmp_path / "sorted" / "".join(names))
+        assert classes_of(source) == names
+        assert {(item.label, item.template) for item in image_set(source, 40)} == set(enumerate(names))
+    (tmp_path / "sorted" / "catsdogs" / "more.png").write_bytes((folder / rows[0]["image"]).read_bytes())
+    assert classes_of(str(tmp_path / "sorted" / "catsdogs")) is None and classes_of(str(folder)) is None
+    torch.manual_seed(0)
+    monkeypatch.setattr("assay.model.image_load.load_image_model", lambda *_: ImageModel(Bright(), PIXELS, "bright"))
+    ask = ["vision", "probe", "bright", "--images", source, "--site", "block.act", "--out", str(tmp_path)]
+    with pytest.raises(UsageError, match=r'--by picture.*"image": "cats/one.jpg", "label": 1, "group"'):
+        CliRunner().invoke(cli, ask, catch_exceptions=False)
+    done = CliRunner().invoke(cli, [*ask, "--by", "picture"], catch_exceptions=False)
+    assert done.exit_code == 0 and "label 0: 0/, label 1: 1/" in done.output and "40 pictures, 20 members" in done.output
+    with pytest.raises(UsageError, match="names no groups"):
+        picture_source(source)
+
+
 def test_probes_read_a_planted_square_and_not_dealt_labels(folder):
     torch.manual_seed(0)
     model = ImageModel(Bright(), PIXELS)
@@ -393,7 +418,7 @@ def test_commands_write_pictures_and_json(tmp_path, monkeypatch):
     ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1], num_channels=3,
                                               num_labels=4)).save_pretrained(tmp_path / "net")  # fmt: skip
     (tmp_path / "net" / "preprocessor_config.json").write_text(
-        json.dumps({"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
+        json.dumps({"size": {"shortest_edge": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
     )
     monkeypatch.chdir(tmp_path)
     site = "block.resnet.encoder.stages.0"

@@ -148,7 +148,7 @@ def feeds(
     from dataclasses import asdict
 
     from assay.data.image_sources import picture_source
-    from assay.data.images import load_images
+    from assay.data.images import images_for
     from assay.evidence.image_circuits import by_site, channels_of, prepare_pictures
     from assay.model.image_load import load_image_model
     from assay.vision.channels import feeds as measured
@@ -161,8 +161,7 @@ def feeds(
     task = prepare_pictures(model, source.items("discover", n, common.seed))
     if len(set(task.answers)) > 1:
         raise bad_argument("--data", data, "pairs with the same answer, here")
-    pixels = model.pixels
-    clean, corrupted = (load_images([getattr(pair, run) for pair in task.pairs], pixels.size, pixels.channels)
+    clean, corrupted = (images_for(model.pixels, [getattr(pair, run) for pair in task.pairs])
                         for run in ("clean", "corrupted"))  # fmt: skip
     ((site, chosen),) = sites.items()
     found = measured(model, clean, task.templates, corrupted, site, chosen, task.answers[0], draws, common.seed)

@@ -117,11 +117,12 @@ def probe(common: Common, name: str, source: str, sites: tuple[str, ...], n: int
           out: str | None) -> None:  # fmt: skip
     """Is it in the picture? Linear probes by site, beside pixels, untrained weights and labels dealt again.
 
-    The label is the set's: a wheel, a window, a digit with a closed loop (0, 6, 8, 9), or a file's own.
+    The label is the set's: a wheel, a window, a digit with a closed loop (0, 6, 8, 9), a file's own, or the second of a
+    folder's two sub-folders.
     """
     from dataclasses import replace
 
-    from assay.data.image_sets import image_set
+    from assay.data.image_sets import classes_of, image_set
     from assay.report.vision_figures import probed_figure
     from assay.vision.probing import probe_sites
 
@@ -133,8 +134,10 @@ def probe(common: Common, name: str, source: str, sites: tuple[str, ...], n: int
     with common.progress("reading pictures", len(items)) as advance:
         found = probe_sites(model, items, sites or every[:: max(1, len(every) // 10)], pool, folds, common.seed, advance)
     path = _draw(common, out, probed_figure(found), "probe", model.name, source, by)
-    record = {"model": model.name, "images": source, "by": by, **asdict(found), "picture": str(path)}
-    common.emit(record, lambda: "\n".join([*_probed_lines(found), f"picture: {path}"]))
+    classes = classes_of(source)
+    record = {"model": model.name, "images": source, "by": by, "labels": classes, **asdict(found), "picture": str(path)}
+    said = [f"label 0: {classes[0]}/, label 1: {classes[1]}/"] if classes else []
+    common.emit(record, lambda: "\n".join([*said, *_probed_lines(found), f"picture: {path}"]))
 
 
 def _probed_lines(found: Any) -> list[str]:
@@ -336,11 +339,11 @@ def _model(common: Common, name: str) -> Any:
 def _pictures(model: Any, source: str, n: int, seed: int) -> Any:
     """Pictures of a set, or the one of a file, as the model takes them."""
     from assay.data.image_sets import PICTURES, image_set
-    from assay.data.images import load_images
+    from assay.data.images import images_for
 
     one = Path(source).suffix.lower() in PICTURES
     names = [source] if one else [item.text for item in image_set(source, n, seed)]
-    return load_images(names, model.pixels.size, model.pixels.channels)
+    return images_for(model.pixels, names)
 
 
 def _pair(model: Any, source: str, against: str, n: int, seed: int) -> tuple[Any, Any]:

@@ -7,8 +7,9 @@
    digit has a closed loop (0, 6, 8, 9). Group: the digit, so that no digit is on both sides of a split.
 4. `photographs`: those inside installed packages (scikit-learn's two); `photographs:fetched`: cuts with and without wheels
    and windows from packages that are fetched for it (`data/photographs.py`; label: a wheel is seen).
-5. A folder: every picture below it, label 1 below a folder named `1`, group its folder. A file: labelled pictures, as
-   claims read them (`data/image_sources.py`).
+5. A folder: every picture below it, group its folder. Label 1: below a folder named `1`; else, where exactly two sub-folders
+   hold all pictures (cats/, dogs/), below the second in the order of the alphabet.
+6. A file: labelled pictures, as claims read them (`data/image_sources.py`).
 
 The same name, number and seed give the same pictures.
 """
@@ -82,12 +83,27 @@ def _digits(part: str, n: int, seed: int) -> list[Example]:
     return [Example(f"digits/{part}/{i:04d}", int(digits[i] in CLOSED), f"digit {digits[i]}") for i in sorted(order.tolist())]
 
 
+def classes_of(source: str) -> tuple[str, str] | None:
+    """The two sub-folders of a folder that stand for label 0 and 1; None for every other set."""
+    folder = Path(source)
+    if source.partition(":")[0] in NAMED or not folder.is_dir():
+        return None
+    places = [path.relative_to(folder).parts for path in _files(folder)]
+    tops = sorted({place[0] for place in places})
+    if len(tops) != 2 or any(len(place) == 1 for place in places):
+        return None
+    return (tops[0], tops[1]) if tops[1] == "1" or not any("1" in place[:-1] for place in places) else None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+
+
 def _below(folder: Path, n: int, seed: int) -> list[Example]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+    files, classes = _files(folder), classes_of(str(folder))
     if not files:
         raise TaskError(f"{folder}: no picture below it; allowed: files that end with {', '.join(PICTURES)}.")
     rows = sorted(np.random.default_rng(seed).permutation(len(files))[:n].tolist())
     parents = [files[row].parent.relative_to(folder) for row in rows]
-    return [
-        Example(known_file(files[row]), int("1" in where.parts), str(where)) for row, where in zip(rows, parents, strict=True)
-    ]
+    labels = [int(where.parts[0] == classes[1] if classes else "1" in where.parts) for where in parents]
+    return [Example(known_file(files[row]), label, str(where)) for row, label, where in zip(rows, labels, parents, strict=True)]

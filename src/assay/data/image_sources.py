@@ -186,7 +186,9 @@ def picture_source(data: str, classes: Sequence[str] = (), without: str | None =
         return CarSource(tuple(classes), without or "both")
     path = Path(data)
     if path.suffix.lower() not in SUFFIXES:
-        raise bad_argument("DATA", data, f"{', '.join(SCENES)}, {CARS}, or a {' or '.join(SUFFIXES)} file of pictures")
+        hint = 'A folder names no groups: list its pictures, {"image": "cats/one.jpg", "label": 1, "group": "street 3"} a line.'
+        raise bad_argument("DATA", data, f"{', '.join(SCENES)}, {CARS}, or a {' or '.join(SUFFIXES)} file of pictures",
+                           hint if path.is_dir() else "")  # fmt: skip
     (_, first), *_ = read_rows(path, Layout("picture", "row", (), (*PICTURES, *PAIRS, "near_miss", "foil")))
     source = PicturePairs(data) if "clean" in first else PictureSource(data)
     source.record()

@@ -9,7 +9,9 @@
 4. `ood` has backgrounds and styles that no other split has: patches of photographs, bicycle wheels, curtained windows.
 5. `car_scene`: a car seen from the side, with or without wheels and windows.
 
-Rendered scenes are drawings: what holds on them need not hold on photographs.
+Rendered scenes are drawings: what holds on them need not hold on photographs. Files are read by `data/image_files.py` and
+fitted to a model's size as its own processor does it (`Fit`) or, where it has none, by their middle square. Kept in memory
+are drawings, and pictures of files once they are small.
 """
 
 import hashlib
@@ -23,13 +25,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from assay.data.image_files import read_image
 from assay.data.splits import spread
 from assay.errors import TaskError, bad_argument
+from assay.model.images import Fit, Pixels
 from assay.records import Example, digest
 
 SCENES = ("wheels", "windows")
 TEMPLATES = {"discover": 12, "tune": 16, "confirm": 28, "ood": 14}
 PER_TEMPLATE, SIZE, OVER = 8, 224, 2
+KEPT = 256  # small pictures of files in memory
 BY_CONTENT, FILES = "picture:", dict[str, Path]()  # pictures of files, by content
 DRAWING = 1  # goes up when the same name would give another picture
 BARE = "bare"  # in the place of a scene's hash: its background with nothing on it
@@ -69,19 +74,33 @@ class SceneSource:
         return {}
 
 
-def load_images(names: Sequence[str], size: int, channels: int = 3) -> Tensor:
-    """Pictures (n, channels, size, size) in 0..1 of scene names, `image:` texts or paths. Raises TaskError."""
+def images_for(pixels: Pixels, names: Sequence[str]) -> Tensor:
+    """Pictures (n, channels, size, size) in 0..1 as a model takes them. Raises TaskError."""
+    return load_images(names, pixels.size, pixels.channels, pixels.fit)
+
+
+def load_images(names: Sequence[str], size: int, channels: int = 3, fit: Fit | None = None) -> Tensor:
+    """Pictures (n, channels, size, size) in 0..1 of scene names, `image:` texts or paths. Raises TaskError.
+
+    What `fit` makes of a picture (None: its middle square) is scaled to `size`.
+    """
     out = []
     for name in names:
-        picture = torch.tensor(_picture(name), dtype=torch.float32).permute(2, 0, 1)[None] / 255
-        if picture.shape[-1] != size:
-            picture = torch.nn.functional.interpolate(picture, (size, size), mode="bilinear", antialias=True)
+        drawn = _drawn(name)
+        picture = _from_file(name, size, fit) if drawn is None else _fitted(_image(drawn), size, fit)
         out.append(picture.mean(1, keepdim=True) if channels == 1 else picture)
     return torch.cat(out)
 
 
+def _image(pixels: np.ndarray) -> Any:
+    from PIL import Image
+
+    return Image.fromarray(pixels)
+
+
 @lru_cache(maxsize=1024)
-def _picture(name: str) -> np.ndarray:
+def _drawn(name: str) -> np.ndarray | None:
+    """A scene, a car or a digit (h, h, 3) in 0..255; None for the name of a file."""
     parts = name.split("/")
     if len(parts) == 4 and parts[0] in SCENES and parts[1] in TEMPLATES:
         return render(name)
@@ -89,10 +108,30 @@ def _picture(name: str) -> np.ndarray:
         return car_scene(name)
     if len(parts) == 3 and parts[0] == "digits" and parts[1] in ("train", "test") and parts[2].isdigit():
         return _digit(parts[1], int(parts[2]))
-    path = FILES.get(name, Path(name.removeprefix("image:")))
+    return None
+
+
+@lru_cache(maxsize=KEPT)
+def _from_file(name: str, size: int, fit: Fit | None) -> Tensor:
     if name.startswith(BY_CONTENT) and name not in FILES:
         raise TaskError(f"{name}: this picture's file was not read here; give the list of pictures that names it.")
-    return _read_picture(path)
+    return _fitted(read_image(FILES.get(name, Path(name.removeprefix("image:")))), size, fit)
+
+
+def _fitted(image: Any, size: int, fit: Fit | None) -> Tensor:
+    """A picture of Pillow as (1, 3, size, size) in 0..1."""
+    whole = np.asarray(_middle(image) if fit is None else fit.of(image))
+    picture = torch.tensor(whole, dtype=torch.float32).permute(2, 0, 1)[None] / 255
+    if picture.shape[-1] != size:
+        picture = torch.nn.functional.interpolate(picture, (size, size), mode="bilinear", antialias=True)
+    return picture
+
+
+def _middle(image: Any) -> Any:
+    """The largest square in the middle."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 def known_file(path: Path) -> str:
@@ -124,20 +163,6 @@ def _digit(part: str, number: int) -> np.ndarray:
     if number >= len(images):
         raise TaskError(f"digits/{part}/{number}: allowed: 0 to {len(images) - 1}.")
     return (images[number, 0] * 255).round().byte().numpy()[..., None].repeat(3, 2)
-
-
-def _read_picture(path: Path) -> np.ndarray:
-    """A file as a square (h, h, 3) in 0..255: the middle of the picture."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            return np.asarray(image.crop((left, top, left + side, top + side)))
-    except OSError as error:
-        raise TaskError(f"{path}: not a picture that can be read ({error}).") from error
 
 
 # scenes ------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from assay.data.images import load_images
+from assay.data.images import images_for
 from assay.errors import SiteError, TaskError, bad_argument
 from assay.evidence.circuits_instrument import Column, Setup, control_rows
 from assay.evidence.image_host import readable
@@ -264,5 +264,4 @@ class ImageInstrument:
 
 
 def _load(model: ImageModel, names: Sequence[str]) -> Tensor:
-    return load_images(names, model.pixels.size, model.pixels.channels)
-
+    return images_for(model.pixels, names)

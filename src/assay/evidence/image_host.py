@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from assay.data.images import load_images
+from assay.data.images import images_for, load_images
 from assay.data.prepare_concept import PreparedConcept
 from assay.errors import TaskError
 from assay.model.image_untrained import untrained_image_model
@@ -50,8 +50,8 @@ class ImageHost:
 
     def read(self, site: str, data: PreparedConcept) -> Float[Tensor, "example d"]:
         """The largest value of every channel or unit, over places. A few pictures are in memory at a time."""
-        names, pixels = [example.text for example in data.examples], self.model.pixels
-        parts = [self.model.pooled(load_images(names[start : start + BATCH], pixels.size, pixels.channels), site)
+        names = [example.text for example in data.examples]
+        parts = [self.model.pooled(images_for(self.model.pixels, names[start : start + BATCH]), site)
                  for start in range(0, len(names), BATCH)]  # fmt: skip
         return torch.cat(parts).cpu()
 
@@ -71,7 +71,7 @@ class ImageHost:
         return lambda asked: fitted.decision_function(self._pixel_facts(asked)).tolist()
 
     def _pixel_facts(self, names: Sequence[str]) -> np.ndarray:
-        images = [load_images([name], self.model.pixels.size, self.model.pixels.channels) for name in names]
+        images = [images_for(self.model.pixels, [name]) for name in names]
         return np.stack([pixel_facts(image[0]) for image in images])
 
 

@@ -4,15 +4,14 @@
    safetensors in the cache and read into the plain modules below; logits equal those of the weights' own runtime.
 2. `digits-cnn`, `digits-vit`: small nets trained in seconds on scikit-learn's digits, the same ones for the same seed, kept
    in the cache.
-3. A directory or hub id: `AutoModelForImageClassification`, safetensors only; size and normalisation come from
-   `preprocessor_config.json`. timm's own folders work where timm is installed.
+3. A directory or hub id: `AutoModelForImageClassification`, safetensors only; pictures are prepared as its own processor
+   does it (`image_processors.py`). timm's own folders work where timm is installed.
 4. A module of any library, timm and torchvision included, is handed over as it is: `ImageModel(module, Pixels(..))`.
 
 EfficientNet-Lite0 (Liu 2020, "Higher accuracy on vision models with EfficientNet-Lite"; Tan & Le 2019, 1905.11946): inverted
 residual blocks without squeeze-and-excitation, ReLU6, TensorFlow's "same" padding.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from torch.nn import functional as F
 
 from assay.errors import ModelError
 from assay.model.cache import cached, ready_folder, say
+from assay.model.image_processors import FAILURES, read_pixels
+from assay.model.image_sites import first_line
 from assay.model.images import ImageModel, Pixels
 from assay.model.load import _quiet
 from assay.model.packaged import Packaged, fetch_members
@@ -173,59 +174,12 @@ def _transformers(name: str) -> ImageModel:
             hf, info = AutoModelForImageClassification.from_pretrained(
                 name, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError, SafetensorError) as error:
+    except (*FAILURES, SafetensorError) as error:
         named = ", ".join((LITE0.name, *DIGITS))
-        raise ModelError(f"Cannot load the image model {name!r}: {str(error).splitlines()[0]} Allowed: {named}, a folder with"
+        raise ModelError(f"Cannot load the image model {name!r}: {first_line(error)} Allowed: {named}, a folder with"
                          " an image classifier in safetensors, or a hub id.") from error  # fmt: skip
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"{name}: its files lack {len(missing)} weights ({', '.join(missing[:3])}); they would be random.")
     labels = {int(key): str(value) for key, value in (getattr(config, "id2label", None) or {}).items()}
     source = f"local:{Path(name).resolve()}" if local else f"hub:{name}"
-    return ImageModel(hf, _pixels(name, config, local), Path(name).name, source, labels)
-
-
-def _pixels(name: str, config: Any, local: bool) -> Pixels:
-    """Size and normalisation from preprocessor_config.json, or what timm keeps in the config. Raises ModelError without them:
-    guessing would be silent."""
-    if kept := getattr(config, "pretrained_cfg", None):
-        channels, *sides = kept["input_size"]
-        return Pixels(_square(name, sides), channels, tuple(map(float, kept["mean"])), tuple(map(float, kept["std"])))
-    path = Path(name) / "preprocessor_config.json"
-    if not local:
-        from huggingface_hub import hf_hub_download
-
-        path = Path(hf_hub_download(name, "preprocessor_config.json"))
-    try:
-        found = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"{name}: preprocessor_config.json cannot be read ({error}); it says size, mean and std.") from error
-    size = (found.get("crop_size") if found.get("do_center_crop", True) else None) or found.get("size")
-    size = size or getattr(config, "image_size", None)
-    sides = [size.get("height") or size.get("shortest_edge"), size.get("width") or size.get("shortest_edge")] if (
-        isinstance(size, dict)) else size if isinstance(size, list | tuple) else [size, size]  # fmt: skip
-    return Pixels(_square(name, sides), int(getattr(config, "num_channels", 3)), *_normalisation(name, found))
-
-
-def _square(name: str, sides: Any) -> int:
-    """The side of the pictures. Raises ModelError where they are not square or have no size."""
-    if len(sides) != 2 or sides[0] != sides[1] or not isinstance(sides[0], int):
-        raise ModelError(f"{name}: it takes pictures of size {list(sides)}; allowed: one size, height and width the same.")
-    return sides[0]
-
-
-def _normalisation(name: str, found: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """mean and std for pictures in 0..1, from settings of a processor that makes (255 x factor - mean) / std of them.
-    Raises ModelError for steps that this does not cover."""
-    plain = not found.get("do_normalize", True)
-    steps = ("do_flip_channel_order", "rescale_offset", *(("include_top",) if plain else ()))
-    if other := [step for step in steps if found.get(step)]:
-        raise ModelError(f"{name}: preprocessor_config.json asks for {other[0]}, which is not done here; in Python wrap the"
-                         " module so that it does it, and give ImageModel(module, Pixels(..)).")  # fmt: skip
-    factor = 255 * float(found.get("rescale_factor") or 1 / 255) if found.get("do_rescale", True) else 255.0
-    if plain:
-        return (0.0,), (1 / factor,)
-    mean, std = found.get("image_mean"), found.get("image_std")
-    if not isinstance(mean, list) or not isinstance(std, list):
-        raise ModelError(f"{name}: preprocessor_config.json names no image_mean or image_std.")
-    std = [value**2 for value in std] if found.get("include_top") else std  # EfficientNet divides twice
-    return tuple(value / factor for value in mean), tuple(value / factor for value in std)
+    return ImageModel(hf, read_pixels(name, config, local), Path(name).name, source, labels)

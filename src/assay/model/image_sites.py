@@ -88,6 +88,12 @@ def first_tensor(value: Any) -> Any:
     return value[0] if isinstance(value, tuple) and value else value
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error that says something, with the next one after a colon, as a sentence."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return f"{' '.join(lines[: 1 + lines[0].endswith(':')]).rstrip('.')}."
+
+
 def logits_of(out: Any, model: nn.Module) -> Tensor:
     """The logits (n, class) of a model's output. Raises LayoutError where it has none."""
     found = getattr(out, "logits", out)
@@ -120,7 +126,12 @@ def hook(hf: nn.Module, point: ImagePoint, meet: Any) -> Any:
 
 def prove_image_layout(hf: nn.Module, x: Tensor) -> ImageLayout:
     """Find and prove the sites of a model on normalised images x (n, channel, h, w). Raises LayoutError."""
-    clean, seen = _observe(hf, x)
+    try:
+        clean, seen = _observe(hf, x)
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, KeyError, AttributeError) as error:
+        raise LayoutError(f"{type(hf).__name__}: it does not run on pictures of shape {tuple(x.shape[1:])} (channel, height,"
+                          f" width): {first_line(error)} Size and channels are those of its processor or of Pixels(..); the"
+                          " model's config may say others.") from error  # fmt: skip
     points, absent = _maps(hf, seen, len(x))
     blocks = _transformer_blocks(hf, seen, len(x))
     for layer, path in enumerate(blocks):
@@ -129,7 +140,9 @@ def prove_image_layout(hf: nn.Module, x: Tensor) -> ImageLayout:
         points = {name: p for name, p in points.items() if p.kind == "tokens" or _outside(p.path, blocks)}
         absent = {name: why for name, why in absent.items() if _outside(name.removeprefix("block."), blocks)}
     if not points:
-        raise LayoutError(f"{type(hf).__name__}: no module gives maps or tokens; nothing can be captured.")
+        why = next((f"{name}: {why}" for name, why in absent.items()), "no module gives maps or tokens")
+        raise LayoutError(f"{type(hf).__name__}: nothing can be captured; {why}. Sites are square maps (image, channel, h, h)"
+                          " and tokens (image, token, d).")  # fmt: skip
     points = dict(sorted(points.items(), key=lambda item: item[1].order))
     return _proved(hf, x, clean, points, absent, seen)
 

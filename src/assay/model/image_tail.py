@@ -38,10 +38,10 @@ class ImageTail:
 
     @contextmanager
     def _skipping(self, n: int) -> Iterator[None]:
-        like = next(self.model.hf.parameters())
+        nan = torch.tensor(float("nan"), dtype=self.model.dtype, device=self.model.device)
         try:
             for module, shape in self.shapes.items():
-                empty = like.new_full((1,) * (len(shape) + 1), float("nan")).expand(n, *shape)
+                empty = nan.expand(n, *shape)
                 module.__dict__["forward"] = lambda *_, empty=empty, **__: empty
             yield
         finally:

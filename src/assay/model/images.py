@@ -14,8 +14,9 @@ An edit is *set*, *add* or *scale* at channels (or heads, neurons) and places. P
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -27,29 +28,85 @@ from assay.model.image_sites import ImageLayout, ImagePoint, hook, logits_of, pr
 from assay.sites import parse_site
 
 BATCH = 16
+SLACK = 1e-3  # pixels may lie outside 0..1 by this, as rounding leaves them
+FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's number
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a picture of any shape becomes a square, by Pillow: resized, then a square cut from the middle.
+
+    `resize`: the new shorter side (shape kept), or height and width (squashed). `crop`: the side of the cut; None: no cut.
+    `even`: where half a pixel is left over before the cut, its start is the even number (torchvision), else the lower one.
+    """
+
+    resize: int | tuple[int, int]
+    crop: int | None = None
+    filter: str = "bilinear"
+    even: bool = False
+
+    def __post_init__(self) -> None:
+        if self.filter not in FILTERS:
+            raise bad_argument("filter", self.filter, ", ".join(FILTERS))
+        sides = (self.resize,) if isinstance(self.resize, int) else self.resize
+        if self.crop is None and (len(sides) == 1 or len(set(sides)) > 1):
+            raise bad_argument("resize", self.resize, "height and width the same, or a cut from the middle besides")
+        if not 0 < (self.crop or 1) <= min(sides):
+            raise bad_argument("crop", self.crop, f"1 to {min(sides)}, the resized side: nothing is padded")
+
+    @property
+    def side(self) -> int:
+        """Of the square that comes out."""
+        return self.crop or min(self.resize if isinstance(self.resize, tuple) else (self.resize,))
+
+    def of(self, image: Any) -> Any:
+        """The square, of a picture of Pillow."""
+        short = min(image.size)
+        size = self.resize[::-1] if isinstance(self.resize, tuple) else [int(self.resize * side / short) for side in image.size]
+        image = image.resize(size, FILTERS.index(self.filter))
+        if self.crop is None:
+            return image
+        over = [side - self.crop for side in image.size]
+        left, top = (round(each / 2) if self.even else each // 2 for each in over)
+        return image.crop((left, top, left + self.crop, top + self.crop))
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """What a model takes: square pictures of `size`, `channels` colours, normalised by (x - mean) / std, x in 0..1."""
+    """What a model takes: square pictures of `size`, `channels` colours, normalised by (x - mean) / std, x in 0..1.
+
+    `fit`: how a picture becomes that square; None: its middle square, scaled. It stands in no repr, which digests are made of.
+    """
 
     size: int
     channels: int = 3
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    fit: Fit | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.size, int) or self.size < 1:
+            raise bad_argument("size", self.size, "one whole number: pictures are square")
+        if self.channels not in (1, 3):
+            raise bad_argument("channels", self.channels, "1 or 3: pictures are grey or have three colours")
+        if self.fit is not None and self.fit.side != self.size:
+            raise bad_argument("fit", self.fit, f"one that gives pictures of {self.size}, which is the size")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, self.channels):
                 raise bad_argument(name, values, f"1 or {self.channels} numbers, as the pictures have channels")
 
     def normalise(self, images: Tensor) -> Tensor:
-        """(n, channel, size, size) in 0..1 as the model reads it. Raises ShapeError for another shape."""
+        """(n, channel, size, size) in 0..1 as the model reads it. Raises ShapeError, and UsageError for other numbers."""
         expected = (self.channels, self.size, self.size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
             raise ShapeError(
                 f"images: got {tuple(images.shape)}; allowed: (n, {', '.join(map(str, expected))}), floats 0 to 1."
             )
+        if not images.is_floating_point():
+            raise bad_argument("images", str(images.dtype), "floats 0 to 1", "For 0 to 255: images.float() / 255.")
+        if images.numel() and bool(((images < -SLACK) | (images > 1 + SLACK)).any()):
+            got = f"{float(images.min()):.3g} to {float(images.max()):.3g}"
+            raise bad_argument("images", got, "floats 0 to 1", "Divide 0 to 255 by 255; do not normalise: that is done here.")
         mean, std = (images.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (images - mean) / std
 
@@ -102,22 +159,28 @@ class ImageModel:
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.hf.parameters()).device
+        return self._some.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights; pictures are float32 outside."""
-        return next(self.hf.parameters()).dtype
+        return self._some.dtype
+
+    @property
+    def _some(self) -> Tensor:
+        """A weight, or a buffer of a module that has none."""
+        own = chain(self.hf.parameters(), self.hf.buffers())
+        return next((each for each in own if each.is_floating_point()), torch.empty(0))
 
     @property
     def digest(self) -> str:
-        """Hash of weights, module tree and normalisation."""
+        """Hash of weights, module tree, normalisation, and how pictures are fitted where that is the model's own."""
         return self._digest or self.fresh_digest()
 
     def fresh_digest(self) -> str:
         """The digest, read off the weights now."""
         found = weights_state(self.hf)
-        found.update(repr((self.hf, self.pixels)).encode())
+        found.update(repr((self.hf, self.pixels, *self._fits)).encode())
         self._digest = digest = found.hexdigest()
         return digest
 
@@ -131,8 +194,12 @@ class ImageModel:
             "class": kind,
             "device": str(self.device),
             "dtype": str(self.dtype),
-            "pixels": hashlib.sha256(repr(self.pixels).encode()).hexdigest()[:12],
+            "pixels": hashlib.sha256("".join(map(repr, (self.pixels, *self._fits))).encode()).hexdigest()[:12],
         }
+
+    @property
+    def _fits(self) -> tuple[Fit, ...]:
+        return () if self.pixels.fit is None else (self.pixels.fit,)
 
     def resolve(self, site: str) -> tuple[str, int | None]:
         """(whole site, channel or head or unit or None). Raises SiteError for what this model does not have."""

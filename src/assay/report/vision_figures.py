@@ -45,7 +45,7 @@ def examples_figure(found: Examples) -> Figure:
         for axes in line[len(part) :]:
             axes.axis("off")
         for axes, one in zip(line, part, strict=False):
-            pixels = load_images([one.name], 112)[0].permute(1, 2, 0).numpy()
+            pixels = load_images([one.name], 112, fit=found.fit)[0].permute(1, 2, 0).numpy()
             _image(axes, pixels if one.heat is None else pixels.mean(2, keepdims=True).repeat(3, 2))
             if one.heat is not None:
                 _heat(axes, one.heat.numpy(), most, 112)

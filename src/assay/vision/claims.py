@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from assay.data.images import load_images
+from assay.data.images import images_for
 from assay.evidence.image_circuits import by_site
 from assay.evidence.source import source_of
 from assay.model.images import ImageModel
@@ -45,7 +45,7 @@ def seen(model: ImageModel, claim: Claim, n: int = 6) -> list[Row]:
         roles = {"members": [i for i in items if i.label], "near misses": [i for i in items if i.near_miss],
                  "others": [i for i in items if not i.label and not i.near_miss]}  # fmt: skip
         named = {title: [item.text for item in _spread(found, n)] for title, found in roles.items() if found}
-    images = {title: load_images(names, model.pixels.size, model.pixels.channels) for title, names in named.items()}
+    images = {title: images_for(model.pixels, names) for title, names in named.items()}
     maps = _maps(model, claim, images)
     return [Row(title, found.permute(0, 2, 3, 1).numpy(), None if maps is None else maps[title])
             for title, found in images.items()]  # fmt: skip

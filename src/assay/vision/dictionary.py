@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from assay.data.images import load_images
+from assay.data.images import images_for
 from assay.errors import UsageError, bad_argument
 from assay.features.dictionary import Dictionary, Spec
 from assay.features.evaluate import OWN, UNTRAINED, Column, Controls, Evaluation, EvaluationPlan, evaluate, same_recipe
@@ -72,7 +72,7 @@ def harvest_channels(
     rng, found = np.random.default_rng(seed), []
     for start in range(0, len(items), BATCH):
         part = items[start : start + BATCH]
-        images = load_images([item.text for item in part], model.pixels.size, model.pixels.channels)
+        images = images_for(model.pixels, [item.text for item in part])
         value = model.capture(images, [whole])[whole]
         flat = value if value.ndim == 3 else value.flatten(2).transpose(1, 2)
         for row in flat:

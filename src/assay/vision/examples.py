@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from assay.data.images import load_images
+from assay.data.images import images_for
 from assay.errors import bad_argument
-from assay.model.images import BATCH, ImageModel
+from assay.model.images import BATCH, Fit, ImageModel
 from assay.records import Example
 from assay.vision.targets import Target
 
@@ -48,7 +48,8 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """What a set of n pictures shows of a target. `zero`: the share of pictures on which its number is 0 or less."""
+    """What a set of n pictures shows of a target. `zero`: the share of pictures on which its number is 0 or less; `fit`: how
+    the model's pictures are made, so that maps lie on what it saw."""
 
     target: str
     n: int
@@ -56,6 +57,7 @@ class Examples:
     sd: float
     zero: float
     shown: tuple[Shown, ...]
+    fit: Fit | None = None
 
 
 def examples(
@@ -84,14 +86,14 @@ def examples(
         shown.append(Shown(item.text, item.label, item.template, kind, float(numbers[row]), below, own,
                            None if own is None else _peak(own)))  # fmt: skip
     return Examples(target.name, len(items), float(numbers.mean()), float(numbers.std()), float((numbers <= 0).mean()),
-                    tuple(shown))  # fmt: skip
+                    tuple(shown), model.pixels.fit)  # fmt: skip
 
 
 def read(model: ImageModel, target: Target, items: Sequence[Example], pool: str = "max") -> tuple[Tensor, Tensor | None]:
     """(numbers (n,), maps (n, ...) or None for a class) of pictures."""
     if pool not in ("max", "mean"):
         raise bad_argument("pool", pool, "max, mean")
-    images = load_images([item.text for item in items], model.pixels.size, model.pixels.channels)
+    images = images_for(model.pixels, [item.text for item in items])
     if target.site is None:
         return target.of(model.logits(images), {}).cpu(), None
     site = target.site if target.index is None else model.unit(target.site, target.index)

@@ -5,7 +5,8 @@
 3. `rank`: the share of all other channels of the site with an AUROC at least as high, mean over photographs: a random channel
    has one half.
 
-Cells of deep maps see far beyond their own place, so that the edge of a box is not the edge of what they read.
+Cells of deep maps see far beyond their own place, so that the edge of a box is not the edge of what they read. Boxes are shares
+of a whole cut, so the model gets it whole, also where its own processor would crop.
 """
 
 from collections.abc import Sequence

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
+from torch import Tensor
 
-from assay.data.images import load_images
+from assay.data.images import images_for, load_images
 from assay.errors import UsageError
 from assay.model.image_untrained import untrained_image_model
 from assay.model.images import BATCH, ImageModel
@@ -80,8 +81,8 @@ def probe_sites(
     pixels, own, other = [], {site: [] for site in names}, {site: [] for site in names}
     for start in range(0, len(items), BATCH):
         part = [item.text for item in items[start : start + BATCH]]
-        images = load_images(part, model.pixels.size, model.pixels.channels)
-        pixels.append(load_images(part, min(COARSE, model.pixels.size), model.pixels.channels).flatten(1).numpy())
+        images = images_for(model.pixels, part)
+        pixels.append(_coarse(model, part).flatten(1).numpy())
         for which, store in ((model, own), (twin, other)):
             for site, values in which.pooled_sites(images, names, pool).items():
                 store[site].append(values.cpu().numpy())
@@ -104,6 +105,11 @@ def probe_sites(
     return Probed(len(items), int(labels.sum()), len(set(groups)), len(split), pool, *baseline, tuple(found))
 
 
+def _coarse(model: ImageModel, names: Sequence[str]) -> Tensor:
+    """What the model sees of the pictures, 16 x 16 at most."""
+    return load_images(names, min(COARSE, model.pixels.size), model.pixels.channels, model.pixels.fit)
+
+
 def out_of_fold(values: Array, labels: NDArray[np.int64], split: Sequence[tuple[Any, Any]]) -> Array:
     """Log odds of every row by the probe that did not see its group."""
     scores = np.zeros(len(labels))
@@ -118,7 +124,9 @@ def _folds(labels: NDArray[np.int64], groups: Sequence[str], folds: int, seed: i
     if min(per) < 2 or folds < 2:
         raise UsageError(
             f"images: label 0 is in {per[0]} groups and label 1 in {per[1]}, for {folds} folds; allowed: 2 groups of each"
-            " and 2 folds at least. Give each picture its own label and group: a file of labelled pictures."
+            " and 2 folds at least. A folder's two sub-folders (0/ and 1/, or cats/ and dogs/) are its labels, and a folder is"
+            " one group: hold out single pictures with --by picture, or name groups in a file of labelled pictures, one a line:"
+            ' {"image": "cats/one.jpg", "label": 1, "group": "street 3"}.'
         )
     ways = StratifiedGroupKFold(min(folds, *per), shuffle=True, random_state=seed)
     found = [(train, test) for train, test in ways.split(np.zeros(len(labels)), labels, list(groups)) if len(test)]
