@@ -4,10 +4,12 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,16 +23,18 @@ from assay.cli.main import cli
 from assay.errors import StoreError, UsageError
 from assay.features.dictionary import Spec, make_dictionary
 from assay.features.encode import encode_shards, read_codes
-from assay.features.engines import HERE, Where, opened_there
+from assay.features.engines import HERE, Where, opened_there, opener_at
 from assay.features.evaluate import EvaluationPlan, evaluate
 from assay.features.harvest import HarvestPlan, harvest
 from assay.features.held_out import HeldOut
-from assay.features.shards import Shards
+from assay.features.kept import save
+from assay.features.shards import Shards, open_shard, read_tensors
+from assay.files import folder_of, names_in, size_of
 from assay.mapping.run import MapPlan, MapRun, run_map
 from assay.mapping.units import find_units
 from assay.model.model import Model
 from assay.scale import ray_engine
-from assay.scale.ray_engine import AHEAD, TRIES, RayEngine, engine_of
+from assay.scale.ray_engine import AHEAD, TRIES, RayEngine, engine_of, room
 from test_harvest import Given, command, model_with_words, on_disk, shards_in, some_texts  # noqa: F401
 
 SITES = ["resid_post.1", "mlp_out.2"]
@@ -213,7 +217,8 @@ def test_a_worker_with_another_model_is_refused(whole):
 
 
 def test_a_killed_driver_leaves_shards_that_the_next_run_takes_up(on_disk, tmp_path):  # noqa: F811
-    environment = {**os.environ, "ASSAY_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    elsewhere = "127.0.0.1:1"  # --engine ray is a cluster of its own, whatever others there are
+    environment = {**os.environ, "ASSAY_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "RAY_ADDRESS": elsewhere}
     out = tmp_path / "acts"
     process = subprocess.Popen([*command(on_disk, out), "--engine", "ray"], env=environment, stderr=subprocess.PIPE)
     while process.poll() is None and len(shards_in(out)) < 8:
@@ -245,6 +250,71 @@ def test_engines_that_are_none():
 def test_more_workers_than_fit_are_refused(cluster):
     with pytest.raises(UsageError, match=r"--workers: got 3; allowed: 1 to 2"):
         next(RayEngine(workers=3, threads=1).run(lambda: abs, [1]))
+
+
+def test_workers_fit_machine_by_machine():
+    machines = [{"CPU": 3.0}, {"CPU": 3.0, "GPU": 4.0}, {"GPU": 1.0}]
+    assert [room(machines, threads) for threads in (1, 2, 3, 4)] == [6, 2, 2, 0]
+    assert room(machines, 1, gpus=1) == 3 and room(machines, 2, gpus=1) == 1
+
+
+def test_jobs_go_to_workers_that_started_and_waiting_is_told(cluster, monkeypatch):
+    """The processors are another's, who gives back one."""
+    import ray
+
+    monkeypatch.setattr(ray_engine, "PATIENCE", 0.2)
+    list(cluster.run(lambda: abs, range(8)))
+    assert len(cluster.crew) == 2
+    said: list[str] = []
+
+    def note(text):
+        said.append(text)
+        ray.kill(cluster.crew.pop())
+
+    late = RayEngine(threads=1, workers=2, note=note)
+    assert sorted(late.run(lambda: abs, range(8))) == list(range(8))
+    assert len(said) == 1 and said[0].startswith("0 of 2 workers have started")
+    for worker in late.crew:
+        ray.kill(worker)
+
+
+def test_relative_paths_are_the_drivers(cluster, whole, on_disk, tmp_path, monkeypatch):  # noqa: F811
+    """Workers are in another folder: harvest, encode, eval and map name theirs whole."""
+    import ray
+
+    for worker in cluster.crew:  # they hold the processors
+        ray.kill(worker)
+    cluster.crew.clear()
+    torch.set_num_threads(1)
+    for name in ("model", "corpus.jsonl"):
+        (tmp_path / name).symlink_to(on_disk / name)
+    save(small_dictionary(), tmp_path / "small")
+    monkeypatch.chdir(tmp_path)
+    run = lambda *words: CliRunner().invoke(cli, [*words, "--engine", "ray", "--quiet"], catch_exceptions=False)  # noqa: E731
+    harvested = run("harvest", "model", "corpus.jsonl", "--site", "resid_post.1", "--tokens", "800", "--context", "16",
+                    "--shard-tokens", "200", "--out", "acts")  # fmt: skip
+    assert harvested.exit_code == 0 and len(files_in(tmp_path / "acts")) > 2
+    assert run("dictionary", "encode", "small", "acts", "--out", "codes").exit_code == 0
+    assert sum(len(part.tokens) for part in read_codes(tmp_path / "codes")) == Shards(tmp_path / "acts").all_tokens
+    judged = run("dictionary", "eval", "small", "--model", "model", "--corpus", "corpus.jsonl", "--tokens", "300",
+                 "--context", "16", "--loss-tokens", "100", "--no-frozen", "--no-untrained")  # fmt: skip
+    assert judged.exit_code == 0, judged.output
+    opened: list[Any] = []
+
+    def enough(run):
+        opened.append(run.where.opener)
+        raise UsageError("enough")
+
+    monkeypatch.setattr("assay.mapping.run.run_map", enough)
+    with pytest.raises(UsageError, match="enough"):
+        run("map", "model", "--site", "mlp_act.1", "--corpus", "corpus.jsonl")
+    assert opened[0].args == (str(tmp_path / "model"),)
+
+
+def test_names_that_are_no_paths_stay_names(tmp_path, monkeypatch):
+    (tmp_path / "glass-en").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert [opener_at(name).args for name in ("glass-en", "some/model")] == [("glass-en",), ("some/model",)]
 
 
 # maps --------------------------------------------------------------------------------------------
@@ -354,6 +424,70 @@ def test_ray_workers_write_to_a_bucket(bucket, cluster, whole):
     model, corpus, one = whole
     found = harvest(model, corpus, SITES, f"{bucket}/many", PLAN, engine=cluster)
     assert told(found.manifest) == told(one.manifest)
+
+
+@pytest.fixture
+def no_keys(bucket, monkeypatch):
+    """An environment in which no client finds any; clients keep theirs, so none is used again."""
+    import s3fs
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    files = dict.fromkeys(("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"), "/dev/null")
+    for name, value in {**files, "AWS_EC2_METADATA_DISABLED": "true"}.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield bucket
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def told_of(place, whole):
+    """What reading there says, in four ways."""
+    model, corpus, _ = whole
+    train = ["dictionary", "train", place, "--width", "64"]
+    for way in (lambda: harvest(model, corpus, SITES, place, PLAN), lambda: Shards(place), lambda: next(read_codes(place)),
+                lambda: CliRunner().invoke(cli, train, catch_exceptions=False)):  # fmt: skip
+        with pytest.raises(StoreError) as caught:
+            way()
+        yield str(caught.value)
+
+
+def test_a_store_without_keys_is_told_with_the_place_and_what_to_check(no_keys, whole):
+    for said in told_of(f"{no_keys}/one", whole):
+        assert said.startswith(f"{no_keys}/one/") and "credentials" in said and said.endswith("the keys and the address.")
+
+
+def test_a_store_that_does_not_answer_is_told_with_the_place_and_what_to_check(no_keys, whole, monkeypatch):
+    import s3fs
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        dead = f"http://127.0.0.1:{taken.getsockname()[1]}"
+    for name, value in {"AWS_ENDPOINT_URL": dead, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for said in told_of("s3://acts/one", whole):
+        assert said.startswith("s3://acts/one/") and dead in said and said.endswith("the keys and the address.")
+
+
+def test_a_store_that_stops_answering_is_told_wherever_it_is_read(whole, monkeypatch):
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    model, corpus, _ = whole
+    place = "memory://going"
+    found = harvest(model, corpus, SITES, place, PLAN)
+    shards, file = Shards(place), folder_of(place) / found.manifest["shards"][0]["file"]
+
+    def gone(*given, **named):
+        raise RuntimeError("gone")
+
+    for name in ("_open", "info", "ls"):
+        monkeypatch.setattr(MemoryFileSystem, name, gone)
+    for way in (lambda: next(shards.batches(32)), shards.check, lambda: read_tensors(file, ("counts",)),
+                lambda: open_shard(file), lambda: size_of(file), lambda: names_in(folder_of(place)),
+                lambda: harvest(model, corpus, SITES, place, PLAN)):  # fmt: skip
+        with pytest.raises(StoreError, match=r"^memory:/.*going.*cannot be read \(gone\)"):
+            way()
 
 
 def test_stores_that_are_none(whole):

@@ -92,7 +92,8 @@ def test_plans_add_up():
         (2 * 64 * 2**22 + 12 * 8 * 64) / (card.peak * 0.25), 64 * 64 * 2**22 / 2048 / card.bandwidth))  # fmt: skip
     assert any("nothing was measured on a GPU" in text for text in big.assumptions)
     assert plan(Job(shape, 1000, 256, 8, layers=2)).stages[0].operations == one.stages[0].operations / 2
-    for wrong in (lambda: plan(Job(shape, 0, 256)), lambda: plan(job, gpu="tpu"), lambda: plan(Job(shape, 1, 1, 1, layers=9))):
+    for wrong in (lambda: plan(Job(shape, 0, 256)), lambda: plan(job, gpu="tpu"), lambda: plan(Job(shape, 1, 1, 1, layers=9)),
+                  lambda: plan(Job(shape, 1, 16, 17))):  # fmt: skip
         with pytest.raises(UsageError):
             wrong()
 

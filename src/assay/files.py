@@ -1,13 +1,17 @@
-"""Writing files: either the whole new file or the old one, never half of one, here or in an object store.
+"""Files here or in an object store. Writing leaves either the whole new file or the old one, never half of one.
 
 1. Here: written beside, then renamed.
 2. In an object store (`s3://BUCKET/FOLDER`, or what else fsspec knows): one put, which is there whole or not at all.
    Listings are not cached, so that what another process wrote is seen.
+3. What a store's client raises is its own: all reading and writing there goes through `reaching`.
 """
 
 import hashlib
 import os
+import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,11 +23,12 @@ EXTRA = 'pip install "assay[scale]"'
 def folder_of(place: str | Path) -> Path:
     """A folder from what a user gives: a path, or `PROTOCOL://...`, which behaves like one.
 
-    Raises UsageError for a protocol that is not known or whose client is not installed.
+    A path is made absolute: other processes, to which it may be sent, work in other folders. Raises UsageError for a
+    protocol that is not known or whose client is not installed.
     """
     text = str(place)
     if "://" not in text:
-        return Path(place)
+        return Path(place).absolute()
     try:
         from upath import UPath
 
@@ -40,16 +45,57 @@ def is_remote(place: Any) -> bool:
     return "://" in str(place)
 
 
+@contextmanager
+def reaching(place: Path, what: str = "read") -> Iterator[None]:
+    """Around what asks an object store: what its client raises becomes a StoreError. Here errors stay what they are.
+
+    When something is read, it is an answer that there is none, and stays, too.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_remote(place) or (what == "read" and isinstance(error, FileNotFoundError | NotADirectoryError)):
+            raise
+        raise StoreError(f"{place}: cannot be {what} ({error or type(error).__name__}). Check the bucket, the keys and the"
+                         " address.") from error  # fmt: skip
+
+
+def size_of(file: Path) -> int | None:
+    """Bytes of a file here or there; None where there is none."""
+    try:
+        with reaching(file):
+            found = file.stat()  # is_file() would take an error of a store for no
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def names_in(folder: Path) -> list[str]:
+    """Of what is in a folder here or there, sorted; none where there is no folder."""
+    try:
+        with reaching(folder):
+            return sorted(file.name for file in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def read_file(file: Path) -> bytes:
+    """All of a file here or there. Raises OSError, StoreError."""
+    with reaching(file):
+        return file.read_bytes()
+
+
 def sha256_of(file: Path) -> str:
     """Of a file here or there, read piece by piece."""
-    with file.open("rb") as opened:
+    with reaching(file), file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Write beside, then rename; folders are made. Raises StoreError when it cannot be written."""
     if is_remote(path):
-        _put(path, content)
+        with reaching(path, "written"):
+            path.write_bytes(content)
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,10 +115,3 @@ def write_file(path: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(name)
         raise
-
-
-def _put(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except Exception as error:  # what a store's client raises is its own
-        raise StoreError(f"{path}: cannot be written ({error}). Check the bucket, the keys and the address.") from error

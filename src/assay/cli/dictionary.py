@@ -62,7 +62,7 @@ def train(common: Common, harvest: str | None, model_name: str | None, corpus: s
                               sparsity=given["sparsity"], optimiser=given["optimiser"], seed=common.seed)  # fmt: skip
     specs = _specs(stream, given)
     names = [_name(spec, given["name"], len(specs) > 1, given["each"]) for spec in specs]
-    with joined(given["divide"]) as group:
+    with joined(given["divide"], common.device) as group:
         first = group.rank == 0
         store = Atlas(common.atlas) if first else None
         if store is not None:
@@ -86,7 +86,7 @@ def _stream(common: Common, harvest: str | None, model: str | None, corpus: str 
     if harvest is not None:
         from assay.features.shards import Shards
 
-        check_device(common)
+        check_device(common, "cpu", "cuda")
         shards = Shards(harvest)
         return shards, str(shards.record["model"]["model"])
     from assay.data.corpora import open_corpus
@@ -103,10 +103,10 @@ def _stream(common: Common, harvest: str | None, model: str | None, corpus: str 
     return LiveStream(loaded, whole.part("train"), found, tokens, context=context), str(model)
 
 
-def check_device(common: Common) -> None:
-    """Raises UsageError for a device that would not be used: dictionaries alone run on the processor."""
-    if common.device != "cpu":
-        raise bad_argument("--device", common.device, "cpu with HARVEST", "Only models run on other devices.")
+def check_device(common: Common, *kinds: str) -> None:
+    """Raises UsageError for a device that would not be used: without a model not every kind is."""
+    if common.device.partition(":")[0] not in kinds:
+        raise bad_argument("--device", common.device, f"{' or '.join(kinds)} with HARVEST", "Only models run on other devices.")
 
 
 def _specs(stream: Any, given: dict[str, Any]) -> list[Any]:
@@ -237,8 +237,8 @@ def encode(common: Common, folder: str, harvest: str, out: str, engine: str | No
     from assay.features.shards import Shards
     from assay.scale.ray_engine import engine_of
 
-    check_device(common)
-    chosen, shards = engine_of(engine, workers=workers), Shards(harvest)
+    check_device(common, "cpu")
+    chosen, shards = engine_of(engine, workers=workers, note=common.note), Shards(harvest)
     with common.progress("encoding", shards.all_tokens) as advance:
         manifest = encode_shards(load_dictionary(Path(folder)), shards, out, report=advance, engine=chosen)
     parts = manifest["parts"]

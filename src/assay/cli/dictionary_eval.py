@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +54,11 @@ def evaluate(common: Common, dictionary: str, name: str, corpus: str, **given: A
     from assay.data.corpora import open_corpus
     from assay.features import evaluate as ev
     from assay.features.absorption import letter_words
-    from assay.model.load import load_model
+    from assay.features.engines import opener_at
     from assay.scale.ray_engine import engine_of
 
-    engine = engine_of(given["engine"], common.device, given["workers"])
-    opener = partial(load_model, name, device=common.device, dtype=given["dtype"], prepend_bos=given["prepend_bos"])
+    engine = engine_of(given["engine"], common.device, given["workers"], common.note)
+    opener = opener_at(name, device=common.device, dtype=given["dtype"], prepend_bos=given["prepend_bos"])
     figure_to = _figure_target(given["figure"])
     one = opened(common, dictionary)
     others = [opened(common, each) for each in given["seconds"]]

@@ -53,17 +53,17 @@ def harvest(
             raise bad_argument(argument, None, "one", "assay harvest MODEL CORPUS --site SITE --tokens N --out DIR")
     from assay.data.corpora import open_corpus
     from assay.features import harvest as work
-    from assay.model.load import load_model
+    from assay.features.engines import opener_at
     from assay.scale.ray_engine import engine_of
     from assay.scale.served import open_served
 
     options["factor"] = options["factor"] or None
     plan = work.HarvestPlan(tokens=tokens, seed=common.seed, **{**options, "context": options["context"] or CONTEXT})
-    chosen = engine_of(engine, common.device, workers)
+    chosen = engine_of(engine, common.device, workers, common.note)
     opened = open_corpus(str(corpus), text_key=text_key, documents=documents)
     model = common.load(str(name), model_dtype, prepend_bos)
     plan = plan if options["context"] else replace(plan, context=readable(model))
-    opener: Callable[[], Any] = partial(load_model, str(name), device=common.device, dtype=model_dtype, prepend_bos=prepend_bos)
+    opener: Callable[[], Any] = opener_at(str(name), device=common.device, dtype=model_dtype, prepend_bos=prepend_bos)
     if served is not None:
         opener = partial(_served, opener, served)
         model = open_served(model, served)

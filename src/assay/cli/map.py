@@ -1,7 +1,6 @@
 """`assay map`: from a model to an atlas of features that are explained, scored and tested."""
 
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +66,16 @@ def map_(common: Common, name: str, dtype: str, prepend_bos: bool | None, **give
     command goes on; no call to an endpoint is paid twice.
     """
     from assay.atlas.store import Atlas
-    from assay.features.engines import Where
+    from assay.features.engines import Where, opener_at
     from assay.mapping.concepts import names_of
     from assay.mapping.run import MapRun, run_map
     from assay.mapping.units import find_units
-    from assay.model.load import load_model
     from assay.scale.ray_engine import engine_of
 
     check_cap(given)
-    plan, engine = plan_of(given, common.seed), engine_of(given["engine"], common.device, given["workers"])
-    opener = partial(load_model, name, device=common.device, dtype=dtype, prepend_bos=prepend_bos)
+    plan = plan_of(given, common.seed)
+    engine = engine_of(given["engine"], common.device, given["workers"], common.note)
+    opener = opener_at(name, device=common.device, dtype=dtype, prepend_bos=prepend_bos)
     model = common.load(name, dtype, prepend_bos)
     units = find_units(model, atlas=common.atlas,
                        **{key: given[key] for key in ("dictionary", "site", "heads", "directions", "at")})  # fmt: skip

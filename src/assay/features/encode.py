@@ -31,7 +31,7 @@ from assay.features.codes import Codes, from_arrays, to_arrays
 from assay.features.dictionary import Dictionary, Spec, make_dictionary
 from assay.features.engines import Engine, OneProcess
 from assay.features.shards import Shards, Text, read_tensors
-from assay.files import folder_of, write_file
+from assay.files import folder_of, read_file, size_of, write_file
 
 MANIFEST, FORMAT = "codes.json", 1
 Report = Callable[[int], Any]
@@ -71,7 +71,7 @@ def encode_shards(
     identity = {"assay": "codes", "format": FORMAT, "dictionary": dictionary.digest, "width": dictionary.width,
                 "harvest": list(shards.record["shards"]), "part_tokens": part_tokens}  # fmt: skip
     manifest = _manifest(target)
-    if manifest is None and (target / _file_name(0)).is_file():
+    if manifest is None and size_of(target / _file_name(0)) is not None:
         raise bad_argument("folder", f"{folder}, with codes of a run that cannot be told", "an empty folder")
     manifest = manifest or {**identity, "name": dictionary.name, "parts": [], "done": False}
     if differs := [key for key, value in identity.items() if manifest.get(key) != value]:
@@ -104,7 +104,7 @@ def _made(dictionary: Dictionary, shards: Shards, folder: Path, job: PartJob) ->
     """The line of a part in the manifest; what a killed run finished is taken up."""
     file = folder / _file_name(job.number)
     texts = job.stop - job.start
-    content = file.read_bytes() if file.is_file() else b""
+    content = _content(file)
     try:
         arrays = load(content) if content else {}
     except SafetensorError:
@@ -124,7 +124,7 @@ def read_codes(folder: str | Path) -> Iterator[CodedPart]:
     if manifest is None or not manifest["done"]:
         raise StoreError(f"{folder}: no finished codes there. Run the same `assay dictionary encode` command again.")
     for part in manifest["parts"]:
-        content = (folder / part["file"]).read_bytes() if (folder / part["file"]).is_file() else b""
+        content = _content(folder / part["file"])
         if hashlib.sha256(content).hexdigest() != part["sha256"]:
             raise StoreError(f"{folder / part['file']}: damaged or missing. Encode again into an empty folder.")
         try:
@@ -159,6 +159,11 @@ def _coded(dictionary: Dictionary, texts: list[Text]) -> dict[str, np.ndarray]:
             "documents": np.array([text.document for text in texts], np.uint32)}  # fmt: skip
 
 
+def _content(file: Path) -> bytes:
+    """Of a file; nothing where there is none."""
+    return read_file(file) if size_of(file) is not None else b""
+
+
 def _file_name(number: int) -> str:
     return f"codes-{number:05d}.safetensors"
 
@@ -169,10 +174,10 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
-    if not path.is_file():
-        return None
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(read_file(path))
         return found if found["assay"] == "codes" else None
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"{path}: cannot be read ({error}). Encode into an empty folder.") from error

@@ -11,6 +11,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from assay.errors import UsageError
@@ -69,6 +70,15 @@ def opener_of(model: Model) -> Callable[[], Model]:
     if type(model) is not Model:
         raise UsageError(f"opener: got none; allowed: what opens {model.name}, a {type(model).__name__}, in a worker.")
     return partial(Model, model.hf, model.tokenizer, model.name, model.source, model.prepend_bos, model.bos_id)
+
+
+def opener_at(name: str, **options: Any) -> Callable[[], Model]:
+    """Opens a model by its name in another process, which may work in another folder: a path is made absolute here."""
+    from assay.model.load import load_model
+    from assay.model.packaged import PACKAGED
+
+    path = Path(name).expanduser()
+    return partial(load_model, str(path.absolute()) if name not in PACKAGED and path.exists() else name, **options)
 
 
 def opened_there(opener: Callable[[], Model], digest: str) -> Model:

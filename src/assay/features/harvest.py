@@ -41,7 +41,7 @@ from assay.features.engines import Engine, OneProcess, opened_there, opener_of
 from assay.features.massive import Limits, Mask, Sums, kinds_of, measure_limits, norms_of
 from assay.features.passes import DTYPES, Group, storable, walk_rows
 from assay.features.shards import FORMAT, MANIFEST, read_manifest, read_tensors, remove_temporary, sums_of
-from assay.files import folder_of, is_remote, sha256_of, write_file
+from assay.files import folder_of, is_remote, names_in, reaching, sha256_of, size_of, write_file
 from assay.model.model import Model, Sites
 from assay.passport import run_passport
 from assay.sites import Site
@@ -261,11 +261,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
 
 def _refuse_other(folder: Path, before: Mapping[str, Any] | None, identity: Mapping[str, Any]) -> None:
     if before is None:
-        there = folder.iterdir() if folder.is_dir() else ()
-        strangers = [file.name for file in there if not file.name.startswith(".")]
+        strangers = [name for name in names_in(folder) if not name.startswith(".")]
         if strangers:
             raise bad_argument("out", str(folder), "an empty folder, or one of an earlier harvest",
-                               f"It holds {', '.join(sorted(strangers)[:3])}.")  # fmt: skip
+                               f"It holds {', '.join(strangers[:3])}.")  # fmt: skip
     elif wrong := differences(before["identity"], identity):
         raise UsageError(f"out: {str(folder)!r} holds another harvest; {'; '.join(wrong[:6])}. Give the same arguments to go"
                          " on, or another folder.")  # fmt: skip
@@ -275,7 +274,7 @@ def _whole(folder: Path, shard: Mapping[str, Any]) -> bool:
     """Whether a shard of the manifest is there as it was written. In an object store its size must do: it was put there
     whole, and readers compare its SHA-256."""
     file = folder / shard["file"]
-    if not file.is_file() or file.stat().st_size != shard["size"]:
+    if size_of(file) != shard["size"]:
         return False
     return is_remote(folder) or sha256_of(file) == shard["sha256"]
 
@@ -356,7 +355,7 @@ def _there(opener: Callable[[], Model], digest: str, maker: ShardMaker) -> Shard
 
 def _taken_up(file: Path, rows: Sequence[Row]) -> dict[str, Any] | None:
     """The line of a shard that a killed run finished, if it has these rows."""
-    if not file.is_file():
+    if size_of(file) is None:
         return None
     try:
         found = read_tensors(file, ("rows.numbers", "rows.lengths", "counts"))
@@ -368,7 +367,7 @@ def _taken_up(file: Path, rows: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def _line(file: Path, tokens: int, typical: int, rows: int) -> dict[str, Any]:
-    return {"file": file.name, "tokens": tokens, "typical": typical, "rows": rows, "size": file.stat().st_size,
+    return {"file": file.name, "tokens": tokens, "typical": typical, "rows": rows, "size": size_of(file),
             "sha256": sha256_of(file)}  # fmt: skip
 
 
@@ -393,7 +392,7 @@ class _Harvest:
             if known is None or not _whole(self.folder, known):
                 self.known.pop(_file_name(number), None)
                 if known is not None:
-                    (self.folder / known["file"]).unlink(missing_ok=True)  # damaged
+                    _remove(self.folder / known["file"])  # damaged
                 missing.append(number)
             else:
                 resumed += 1
@@ -444,6 +443,11 @@ class _Harvest:
 
 def _file_name(number: int) -> str:
     return f"shard-{number:06d}.safetensors"
+
+
+def _remove(file: Path) -> None:
+    with reaching(file, "deleted"):
+        file.unlink(missing_ok=True)
 
 
 def _save(target: Path, tensors: dict[str, Tensor], names: str) -> None:

@@ -35,7 +35,7 @@ from torch import Tensor
 from assay.errors import StoreError, bad_argument
 from assay.features.blocks import Block, Order, shuffled
 from assay.features.massive import Sums
-from assay.files import folder_of, is_remote, sha256_of
+from assay.files import folder_of, is_remote, reaching, read_file, sha256_of, size_of
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -68,7 +68,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a harvest; None where there is none. Raises StoreError for a damaged one."""
     file = folder / MANIFEST
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_file(file))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -221,8 +221,7 @@ class Shards:
 
     def _check_size(self, shard: Mapping[str, Any]) -> None:
         file = self.folder / shard["file"]
-        size = file.stat().st_size if file.is_file() else None
-        if size != shard["size"]:
+        if (size := size_of(file)) != shard["size"]:
             got = "is missing" if size is None else f"has {size} bytes, expected {shard['size']}"
             raise StoreError(f"{file}: the shard {got}. Run the same `assay harvest` command again: it makes what is missing.")
 
@@ -278,14 +277,21 @@ def read_tensors(file: Path, names: Sequence[str]) -> dict[str, Tensor]:
     if not is_remote(file):
         with safe_open(file, "pt") as opened:
             return {name: opened.get_tensor(name) for name in names}
-    with file.open("rb") as raw:
-        start = 8 + (size := int.from_bytes(raw.read(8), "little"))
-        header = json.loads(raw.read(size))
+    with reaching(file):
+        raw = file.open("rb")
+
+    def part(start: int, size: int) -> bytes:
+        with reaching(file):
+            raw.seek(start)
+            return raw.read(size)
+
+    with raw:
+        start = 8 + (size := int.from_bytes(part(0, 8), "little"))
+        header = json.loads(part(8, size))
         found = {}
         for name in names:
             begin, end = header[name]["data_offsets"]
-            raw.seek(start + begin)
-            values = torch.frombuffer(bytearray(raw.read(end - begin)), dtype=KINDS[header[name]["dtype"]])
+            values = torch.frombuffer(bytearray(part(start + begin, end - begin)), dtype=KINDS[header[name]["dtype"]])
             found[name] = values.reshape(header[name]["shape"])
     return found
 
@@ -295,7 +301,7 @@ def open_shard(file: Path) -> Any:
     if not is_remote(file):
         return safe_open(file, "pt")
     with tempfile.NamedTemporaryFile(prefix="assay-shard-") as here:  # mapped, it stays readable after its name is gone
-        with file.open("rb") as there:
+        with reaching(file), file.open("rb") as there:
             shutil.copyfileobj(there, here, 1 << 24)
         here.flush()
         return safe_open(here.name, "pt")

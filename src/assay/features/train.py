@@ -293,7 +293,7 @@ def _clip(dictionary: Dictionary, most: float) -> None:
         return
     grads = {name: each.grad for name, each in dictionary.named_parameters() if each.grad is not None}
     squares = {name: grad.square().sum() for name, grad in grads.items()}
-    own = sum((squares[name] for name in grads if name in dictionary.per_latent), torch.zeros(()))
+    own = sum((squares[name] for name in grads if name in dictionary.per_latent), torch.zeros((), device=world().device))
     norm = (world().total(own) + sum(squares[name] for name in grads if name not in dictionary.per_latent)).sqrt()
     for grad in grads.values():
         grad.mul_((most / (norm + 1e-6)).clamp(max=1.0))
@@ -379,9 +379,11 @@ def _begin(whole: Spec, name: str, batch: Batch, plan: TrainPlan, number: int) -
     generator = torch.Generator().manual_seed(plan.seed * 7919 + 104729 + number)
     dictionary.start(x * scale_in, y * scale_out, generator)
     freeze(dictionary, plan.frozen)
-    silent = torch.zeros(dictionary.width, dtype=torch.long)
-    optimiser, total = make_optimiser(dictionary, plan), spread_total(y * scale_out)
-    return _Member(dictionary, whole, optimiser, scale_in, scale_out, total, silent, plan.sparsity)
+    total, device = spread_total(y * scale_out), world().device
+    dictionary.to(device)  # begun on the processor, so that it is the same on every device
+    silent = torch.zeros(dictionary.width, dtype=torch.long, device=device)
+    optimiser = make_optimiser(dictionary, plan)
+    return _Member(dictionary, whole, optimiser, scale_in.to(device), scale_out.to(device), total, silent, plan.sparsity)
 
 
 def freeze(dictionary: Dictionary, names: Sequence[str]) -> None:
@@ -423,14 +425,14 @@ class Signum(torch.optim.Optimizer):
 
 def _finish(member: _Member, batch: Batch, stream: ActivationStream, plan: TrainPlan) -> Trained:
     dictionary, spec = member.dictionary, member.dictionary.spec
-    x = gathered(batch, spec.inputs)
+    x = gathered(batch, spec.inputs).to(world().device)
     dictionary.settle(x * member.scale_in)
     before = dictionary.reconstruct(x * member.scale_in) / member.scale_out
     dictionary.fold(member.scale_in, member.scale_out)
     apart = float(((before - dictionary.reconstruct(x)).norm(dim=1) / before.norm(dim=1).clamp_min(1e-12)).median())
     if not apart < FOLD_TOLERANCE:
         raise UsageError(f"dictionary {dictionary.name}: folding the scales changed its reconstruction by {apart:.2g}.")
-    dictionary = _collected(member).requires_grad_(False)
+    dictionary = _collected(member).cpu().requires_grad_(False)
     last = member.history[-1]
     dictionary.provenance = {
         "plan": {**asdict(plan), "betas": list(plan.betas), "frozen": list(plan.frozen)}, "stream": dict(stream.record),
@@ -519,7 +521,7 @@ def _take_up(path: Path, members: Sequence[_Member], identity: str) -> int:
         own = f"{number}.dictionary."
         member.dictionary.load_state_dict({n.removeprefix(own): x for n, x in tensors.items() if n.startswith(own)})
         _restore_optimiser(member, tensors, number)
-        member.silent = tensors[f"{number}.silent"]
+        member.silent = tensors[f"{number}.silent"].to(world().device)
         member.sparsity, member.best, member.recent = kept["sparsity"], kept["best"], kept["recent"]
         member.seconds, member.history = kept["seconds"], [Log(**line) for line in kept["history"]]
     return int(record["step"])

@@ -21,10 +21,12 @@ class World:
 
     rank, size = 0, 1
     parts, slices = 1, 1  # of the rows of a batch, of the latents
+    device = torch.device("cpu")  # where this process trains
 
     def share(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """This process's rows of a batch."""
-        return batch if self.parts == 1 else {name: x[self.rank :: self.parts] for name, x in batch.items()}
+        """This process's rows of a batch, on its device."""
+        own = slice(self.rank if self.parts > 1 else 0, None, self.parts)
+        return {name: x[own].to(self.device) for name, x in batch.items()}
 
     def first(self, rows: int) -> int:
         """How many of the first `rows` rows of a batch are in this process's part."""

@@ -2,7 +2,8 @@
 
 1. A worker is an actor that holds what `make()` gave it (a model, opened once) and does one job after the other. It has
    as many threads as this process: sums over other numbers of threads may differ in the last bit. Workers of an engine stay
-   for its next run, which gives them something else to hold.
+   for its next run, which gives them something else to hold. Jobs are given only to workers that have started: in a cluster
+   with other users some may wait for processors that do not become free.
 2. At most `AHEAD` jobs per worker are out at a time, the rest stay in their iterator (back-pressure). Results come as
    they are finished.
 3. A worker that dies is replaced, and its jobs are given to others. The answer of a job it had just finished may be lost
@@ -14,10 +15,13 @@ Ray moves jobs and results between processes with pickle; nothing of it is kept 
 trusted by those who use it: whoever reaches its port runs code there.
 """
 
+import logging
+import math
 import os
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,20 +30,23 @@ from assay.errors import StoreError, UsageError, bad_argument
 from assay.files import EXTRA
 
 AHEAD, TRIES = 2, 3
+PATIENCE = 30.0  # seconds until it is said that workers have not started
 LOCAL, SCHEME = "ray", "ray://"
 
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Workers on Ray. `address`: None for a cluster of this machine, "auto", HOST:PORT, or ray://HOST:PORT.
+    """Workers on Ray. `address`: None for a cluster of its own on this machine, "auto", HOST:PORT, or ray://HOST:PORT.
 
-    `workers`: None for as many as the cluster has processors (GPUs where `gpus`) for `threads` each.
+    `workers`: None for as many as the cluster has processors for, `threads` each (and `gpus`). `note`: is told of workers
+    that do not start.
     """
 
     address: str | None = None
     workers: int | None = None
     threads: int = field(default_factory=torch.get_num_threads)
     gpus: int = 0
+    note: Callable[[str], Any] = field(default=logging.getLogger(__name__).warning, compare=False, repr=False)
     crew: list[Any] = field(default_factory=list, compare=False, repr=False)  # workers that are there
     told: dict[str, str] = field(default_factory=dict, compare=False, repr=False)  # their environment
 
@@ -60,18 +67,19 @@ class RayEngine:
         actor = ray.remote(**options)(_Worker)
         for _ in range(self._size(ray) - len(self.crew)):
             self.crew.append(actor.remote(self.threads))
-        pool = _Pool(ray, lambda: actor.remote(self.threads), self.crew, ray.put(_Made(make)))
+        pool = _Pool(ray, lambda: actor.remote(self.threads), self.crew, ray.put(_Made(make)), self.note)
         try:
             yield from pool.results(iter(jobs))
         finally:
             pool.close()
 
     def _size(self, ray: Any) -> int:
-        have = ray.cluster_resources()
-        fit = int(have.get("GPU", 0)) // self.gpus if self.gpus else int(have.get("CPU", 0)) // self.threads
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        fit = room(machines, self.threads, self.gpus)
         if fit < 1:
-            raise bad_argument("--engine", f"a cluster with {have.get('CPU', 0):g} processors, {have.get('GPU', 0):g} GPUs",
-                               f"{self.gpus} GPUs, {self.threads} processors for one worker",
+            have = "; ".join(f"{each.get('CPU', 0):g} processors, {each.get('GPU', 0):g} GPUs" for each in machines)
+            raise bad_argument("--engine", f"a cluster of {len(machines)} machines ({have})",
+                               f"one of {self.threads} processors, {self.gpus} GPUs for one worker",
                                "Set OMP_NUM_THREADS lower for smaller workers.")  # fmt: skip
         if (self.workers or fit) > fit:
             raise bad_argument("--workers", self.workers, f"1 to {fit}, which is what fits",
@@ -83,7 +91,19 @@ class RayEngine:
         return {**kept, "OMP_NUM_THREADS": str(self.threads)}
 
 
-def engine_of(text: str | None, device: str = "cpu", workers: int | None = None) -> RayEngine | None:
+def room(machines: Iterable[Mapping[str, float]], threads: int, gpus: int = 0) -> int:
+    """How many workers of so many threads and GPUs fit: each is on one machine."""
+
+    def fit(have: Mapping[str, float]) -> int:
+        by_threads = int(have.get("CPU", 0)) // threads
+        return min(by_threads, int(have.get("GPU", 0)) // gpus) if gpus else by_threads
+
+    return sum(map(fit, machines))
+
+
+def engine_of(
+    text: str | None, device: str = "cpu", workers: int | None = None, note: Callable[[str], Any] | None = None
+) -> RayEngine | None:
     """From `--engine`: None for one process, ray, or ray://HOST:PORT. Raises UsageError for others."""
     if text is None:
         if workers is not None:
@@ -93,7 +113,7 @@ def engine_of(text: str | None, device: str = "cpu", workers: int | None = None)
         raise bad_argument("--engine", text, "ray, or ray://HOST:PORT")
     found = RayEngine(None if text == LOCAL else text, workers, gpus=int(device.startswith("cuda")))
     _ray()
-    return found
+    return found if note is None else replace(found, note=note)
 
 
 def connect(address: str | None, crew: list[Any]) -> Any:
@@ -107,12 +127,17 @@ def connect(address: str | None, crew: list[Any]) -> Any:
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         if address is None:
-            ray.init(include_dashboard=False, num_cpus=os.cpu_count(), **quiet)
+            ray.init(address="local", include_dashboard=False, num_cpus=os.cpu_count(), **quiet)  # whatever RAY_ADDRESS says
         else:
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise bad_argument("--engine", address or LOCAL, "ray, or the address of a cluster that runs",
-                           f"{str(error).splitlines()[0]}. Start one: ray start --head") from error  # fmt: skip
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        if address is None:
+            raise UsageError(f"--engine: Ray cannot start on this machine ({reason}). Give the address of a cluster that runs,"
+                             " or leave --engine out.") from error  # fmt: skip
+        raise bad_argument("--engine", address, "ray, or the address of a cluster that runs",
+                           f"{reason}. Start one: ray start --head. One that wants a token: RAY_AUTH_MODE=token, and its token"
+                           " in RAY_AUTH_TOKEN.") from error  # fmt: skip
     return ray
 
 
@@ -138,6 +163,9 @@ class _Worker:
         torch.set_num_threads(threads)
         self.held, self.work = "", None
 
+    def ready(self) -> None:
+        """Answered when the worker has started."""
+
     def do(self, made: list[Any], job: Any) -> Any:
         """`made`: the stored _Made, in a list so that it comes over only when it is another one."""
         if self.held != made[0].hex():
@@ -151,20 +179,34 @@ class _Worker:
 class _Pool:
     """Workers and what they are at."""
 
-    def __init__(self, ray: Any, start: Callable[[], Any], workers: list[Any], made: Any) -> None:
-        self.ray, self.start, self.workers, self.made = ray, start, workers, [made]
+    def __init__(
+        self, ray: Any, start: Callable[[], Any], workers: list[Any], made: Any, note: Callable[[str], Any]
+    ) -> None:  # fmt: skip
+        self.ray, self.start, self.workers, self.made, self.note = ray, start, workers, [made], note
+        self.starting = {worker.ready.remote(): worker for worker in workers}
+        self.failed, self.due = 0, time.monotonic() + PATIENCE  # when it is said that workers have not started
         self.out: dict[Any, tuple[Any, Any, int]] = {}  # reference: (worker, job, times tried)
         self.again: deque[tuple[Any, int]] = deque()
 
     def results(self, jobs: Iterator[Any]) -> Iterator[Any]:
         while True:
+            waiting = {id(worker) for worker in self.starting.values()}
             for worker in self.workers:
-                while self._free(worker) and (next_ := self._next(jobs)):
+                while id(worker) not in waiting and self._free(worker) and (next_ := self._next(jobs)):
                     self.out[worker.do.remote(self.made, next_[0])] = (worker, *next_)
-            if not self.out:
+            if not self.out and not self._left(jobs):
                 return
-            done, _ = self.ray.wait(list(self.out), num_returns=1)
-            yield from self._taken(done[0])
+            told = not self.starting or self.due == math.inf
+            patience = None if told else max(0.0, self.due - time.monotonic())
+            for reference in self.ray.wait([*self.starting, *self.out], num_returns=1, timeout=patience)[0]:
+                if reference in self.starting:
+                    self._started(reference)
+                else:
+                    yield from self._taken(reference)
+            if self.starting and time.monotonic() >= self.due:
+                self.note(f"{len(self.workers) - len(self.starting)} of {len(self.workers)} workers have started; the others"
+                          " wait for processors or memory of the cluster")  # fmt: skip
+                self.due = math.inf
 
     def close(self) -> None:
         """Workers that are still at something are ended; the others stay."""
@@ -186,6 +228,29 @@ class _Pool:
             return job, 0
         return None
 
+    def _left(self, jobs: Iterator[Any]) -> bool:
+        """Whether there is a job that nobody is at."""
+        if not self.again and (found := self._next(jobs)):
+            self.again.append(found)
+        return bool(self.again)
+
+    def _started(self, reference: Any) -> None:
+        """A worker that may get jobs now, or another one in its place."""
+        worker = self.starting.pop(reference)
+        try:
+            self.ray.get(reference)
+            self.failed = 0
+        except self.ray.exceptions.RayError as error:
+            self.failed += 1
+            lines = str(error).strip().splitlines()
+            if "creation task" in lines[0] or self.failed == TRIES:
+                raise StoreError(f"--engine: workers cannot start ({lines[-1]}). They need this process's packages.") from None
+            self._replace(worker)
+
+    def _replace(self, worker: Any) -> None:
+        new = self.workers[self.workers.index(worker)] = self.start()
+        self.starting[new.ready.remote()] = new
+
     def _taken(self, reference: Any) -> Iterator[Any]:
         """The result of a job; where its worker died, what else that worker had finished, and all its jobs again."""
         worker = self.out[reference][0]
@@ -193,11 +258,8 @@ class _Pool:
             yield self._got(reference)
             return
         except self.ray.exceptions.RayError as error:
-            lines = str(error).strip().splitlines()
-            if "creation task" in lines[0]:
-                raise StoreError(f"--engine: workers cannot start ({lines[-1]}). They need this process's packages.") from None
-            reason = lines[0]
-        self.workers[self.workers.index(worker)] = self.start()
+            reason = str(error).strip().partition("\n")[0]
+        self._replace(worker)
         blamed = False
         for each in [one for one, (holder, _, _) in self.out.items() if holder is worker]:  # in the order they were given
             _, job, tried = self.out[each]

@@ -197,6 +197,8 @@ def plan(job: Job, gpus: int = 0, gpu: str = "h100", workers: int = 1, dollars: 
     for name, value in (("tokens", job.tokens), ("latents", job.latents), ("k", job.k), ("workers", workers)):
         if value < 1:
             raise bad_argument(name, value, "1 or more")
+    if job.k > job.latents:
+        raise bad_argument("active", job.k, f"1 to {job.latents}, the latents there are")
     if job.depth > job.shape.layers:
         raise bad_argument("layers", job.depth, f"1 to {job.shape.layers}")
     if gpu not in GPUS:

@@ -10,7 +10,7 @@
 3. Or each holds a slice of the latents, with its optimiser and counts, and reads all rows (`Slices`): per token the k largest
    of each slice are gathered to find the k largest of all, and reconstructions of slices are summed.
    Either way process 0 writes the checkpoint that one process writes: a run that began with 2 goes on with 1 or 4.
-4. gloo on processors, nccl where ASSAY_BACKEND says so.
+4. gloo on processors; nccl on GPUs, process r of a machine on its GPU r: with --device cuda, or ASSAY_BACKEND=nccl.
 5. torch.distributed.nn.functional is imported before there is a group: its functions keep the default group of the moment as
    default arguments, so that a group older than the import (an optimiser brings it) is never destroyed, and its threads run
    into the end of the interpreter (SIGABRT now and then).
@@ -47,7 +47,7 @@ class Group(World):
         return _reduced(x, dist.ReduceOp.MIN)
 
     def all(self, yes: bool) -> bool:
-        return bool(_reduced(torch.tensor(int(yes)), dist.ReduceOp.MIN))
+        return bool(_reduced(torch.tensor(int(yes), device=self.device), dist.ReduceOp.MIN))
 
     def any(self, mask: Tensor) -> Tensor:
         return _reduced(mask.to(torch.uint8), dist.ReduceOp.MAX).bool()
@@ -133,19 +133,44 @@ def _reduced(x: Tensor, how: Any) -> Tensor:
     return found
 
 
-@contextmanager
-def joined(divide: str = "batch") -> Iterator[World]:
-    """The processes torchrun started, for as long as this lasts; one alone without it. `divide`: batch or latents.
+def place_of(asked: str, chosen: str | None, local: int | None, gpus: int) -> tuple[str, str]:
+    """(backend, device) of a process, the one with this number on its machine (None: it is alone).
 
-    Raises UsageError for a backend that is none, or others that do not come.
+    `asked`: --device; `chosen`: ASSAY_BACKEND; `gpus`: how many torch sees. Raises UsageError for what there is not.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        with inside(World()) as alone:
-            yield alone
-        return
-    backend = os.environ.get(BACKEND, BACKENDS[0])
+    backend = chosen or ("nccl" if asked.startswith("cuda") else "gloo")
     if backend not in BACKENDS:
         raise bad_argument(BACKEND, backend, ", ".join(BACKENDS))
+    cuda = asked.startswith("cuda")
+    if local is not None and cuda and (asked != "cuda" or backend != "nccl"):
+        raise bad_argument("--device", f"{asked} with {backend}", "cuda with nccl, or cpu",
+                           "Each process takes the GPU of its own number.")  # fmt: skip
+    if not cuda and (local is None or backend != "nccl"):
+        return backend, "cpu"
+    given = torch.device(asked).index if cuda else None
+    number = given if given is not None else local or 0
+    if number >= gpus:
+        raise bad_argument("--device", f"cuda:{number}", f"the GPUs that torch sees here: {gpus}",
+                           "Without GPUs: --device cpu with HARVEST, and no ASSAY_BACKEND.")  # fmt: skip
+    return backend, f"cuda:{number}"
+
+
+@contextmanager
+def joined(divide: str = "batch", device: str = "cpu") -> Iterator[World]:
+    """The processes torchrun started, for as long as this lasts; one alone without it. `divide`: batch or latents.
+
+    `device`: cpu, or cuda for a GPU each. Raises UsageError for a backend or a GPU that is none, or others that do not come.
+    """
+    alone = int(os.environ.get("WORLD_SIZE", "1")) < 2
+    local = None if alone else int(os.environ.get("LOCAL_RANK", "0"))
+    backend, own = place_of(device, os.environ.get(BACKEND), local, torch.cuda.device_count())
+    if own != "cpu":
+        torch.cuda.set_device(own)
+    if alone:
+        with inside(World()) as world:
+            world.device = torch.device(own)
+            yield world
+        return
     try:
         dist.init_process_group(backend)
     except (RuntimeError, ValueError) as error:
@@ -153,6 +178,7 @@ def joined(divide: str = "batch") -> Iterator[World]:
                          " with the same address and port.") from error  # fmt: skip
     try:
         with inside(DIVIDE[divide]()) as group:
+            group.device = torch.device(own)
             yield group
     finally:
         dist.destroy_process_group()
