@@ -32,7 +32,9 @@ def learned_positions(hf: nn.Module) -> int | None:
 
 def check_lengths(tokens: Sequence[Sequence[int]], most: int | None) -> None:
     """Raises LengthError for a prompt beyond the last learned position."""
-    row = max(range(len(tokens)), key=lambda at: len(tokens[at]), default=0)
-    if most is not None and tokens and len(tokens[row]) > most:
+    if most is None or not tokens:
+        return
+    row = max(range(len(tokens)), key=lambda at: len(tokens[at]))
+    if len(tokens[row]) > most:
         raise LengthError(f"prompts: got {len(tokens[row])} tokens in prompt {row}; allowed: at most {most}, the positions that"
                           " this model has. Give shorter texts, or cut them.")  # fmt: skip
