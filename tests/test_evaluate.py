@@ -6,8 +6,9 @@ import torch
 from scipy import stats
 from scipy.optimize import linear_sum_assignment
 
-from assay.errors import ShapeError, UsageError
+from assay.errors import ShapeError, StoreError, UsageError
 from assay.features import evaluate as ev
+from assay.features import sums
 from assay.features.absorption import absorption, first_letters, hierarchy_gap, vocabulary_words
 from assay.features.agreement import agreement, duplicates
 from assay.features.cost import cost
@@ -242,6 +243,47 @@ def test_controls_are_measured_alike(model, sae):
     assert len(again.agreement) == 1 and 0 < again.agreement[0].mcc <= 1
     assert not any("beside it" in note for note in again.notes)
     assert again.json()["columns"][0]["measures"]["FVU"]["low"] < again.of()["FVU"].value
+
+
+def test_an_evaluation_that_stopped_goes_on_to_the_same_numbers(model, sae, tmp_path, monkeypatch):
+    """Stopped while fitting, while scoring, and in its untrained twin: no batch that was kept is read again."""
+    monkeypatch.setattr(sums, "EVERY", 0.0)
+    twin = tiny("llama", seed=7)
+    controls, plan = Controls(frozen=trained(model), untrained=(twin, trained(twin))), EvaluationPlan(batch=60, loss_tokens=120)
+    whole = evaluate(sae, held_of(), model, plan, controls)
+    read, left, plain = [], [], ev._Reader.tokens
+
+    def tokens(reader, batch):
+        if len(read) == left[0]:
+            raise KeyboardInterrupt
+        read.append((reader.model.digest, type(batch.held), batch.held.rows))
+        return plain(reader, batch)
+
+    monkeypatch.setattr(ev._Reader, "tokens", tokens)
+    left.append(10**9)
+    evaluate(sae, held_of(), model, plan, controls, folder=tmp_path / "once")
+    wanted, stops = list(read), (1, 4, 9, len(read) - 2)
+    read.clear()
+    for left[0] in stops:
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(sae, held_of(), model, plan, controls, folder=tmp_path / "often")
+    left[0] = 10**9
+    found = evaluate(sae, held_of(), model, plan, controls, folder=tmp_path / "often")
+    assert found.json() == whole.json() and read == wanted
+    with pytest.raises(UsageError, match="another evaluation"):
+        evaluate(sae, held_of(seed=5), model, plan, controls, folder=tmp_path / "often")
+    (tmp_path / "often" / "scores.safetensors").write_bytes(b"torn")
+    with pytest.raises(StoreError, match="Delete it"):
+        evaluate(sae, held_of(), model, plan, controls, folder=tmp_path / "often")
+
+
+def test_a_stream_is_told_from_another_by_what_it_holds(sae, tmp_path):
+    one, other = (TensorStream({SITE: torch.randn(600, D, generator=torch.Generator().manual_seed(n))}) for n in (0, 1))
+    plan = EvaluationPlan(batch=100)
+    first = evaluate(sae, one, plan=plan, folder=tmp_path)
+    assert evaluate(sae, one, plan=plan, folder=tmp_path).json() == first.json() == evaluate(sae, one, plan=plan).json()
+    with pytest.raises(UsageError, match="another evaluation"):
+        evaluate(sae, other, plan=plan, folder=tmp_path)
 
 
 @pytest.mark.parametrize("architecture, options", [("matching_pursuit", {"steps": 4}), ("topk", {"input_norm": "layer"})])

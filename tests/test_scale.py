@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ from assay.atlas import mapped
 from assay.atlas.store import Atlas
 from assay.cli.main import cli
 from assay.errors import StoreError, UsageError
+from assay.features import spliced
 from assay.features.dictionary import Spec, make_dictionary
 from assay.features.encode import encode_shards, read_codes
 from assay.features.engines import HERE, Where, opened_there, opener_at
@@ -38,6 +40,13 @@ from assay.scale.ray_engine import AHEAD, TRIES, RayEngine, engine_of, room
 from test_harvest import Given, command, model_with_words, on_disk, shards_in, some_texts  # noqa: F401
 
 SITES = ["resid_post.1", "mlp_out.2"]
+LOGITS = 200 * 64  # of a batch: 64 tokens at a time
+HASTY = f"""
+from assay.cli.main import main
+from assay.features import spliced, sums
+spliced.LOGITS, sums.EVERY = {LOGITS}, 0.0
+main()
+"""
 PLAN = HarvestPlan(context=16, shard_tokens=100)
 pytestmark = pytest.mark.whole
 
@@ -120,6 +129,35 @@ def test_two_workers_and_one_process_evaluate_alike(cluster, whole):
     here = evaluate(dictionary, held, model, plan)
     there = evaluate(dictionary, held, model, plan, engine=cluster)
     assert here.json() == there.json() and here.of()["CE"].value > 0 and here.tokens > 5 * plan.batch
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_numbers(on_disk, tmp_path, monkeypatch):  # noqa: F811
+    """Its driver is killed while a control is trained and while workers read: what was kept is not made again."""
+    environment = {**os.environ, "ASSAY_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    save(small_dictionary(), tmp_path / "small")
+    settings = {"--tokens": "6000", "--context": "16", "--loss-tokens": "4000", "--control-tokens": "60000"}
+    what = ["eval", str(tmp_path / "small"), "--model", str(on_disk / "model"), "--corpus", str(on_disk / "corpus.jsonl")]
+    arguments = ["dictionary", *what, *itertools.chain(*settings.items()), "--quiet", "--atlas"]
+    kept, marks = tmp_path / "killed" / "evaluating", []
+    for file in ("frozen-decoder/dictionary.json", "moments.safetensors", "scores.safetensors"):
+        started = [sys.executable, "-c", HASTY, *arguments, str(tmp_path / "killed"), "--engine", "ray"]
+        process = subprocess.Popen(started, env=environment, stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and not list(kept.glob(f"*/{file}")):
+            time.sleep(0.002)
+        process.kill()
+        assert process.communicate()[1] == "" and process.returncode == -signal.SIGKILL
+        marks.append({path: path.stat().st_mtime_ns for path in kept.glob("*/*/dictionary.json")})
+        time.sleep(2)  # workers without a driver end by themselves
+    assert len(marks[0]) == 1 and len(marks[2]) == 2 and marks[0].items() <= marks[1].items() == marks[2].items()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(spliced, "LOGITS", LOGITS)
+    told = []
+    for place in ("killed", "whole"):
+        words = [*arguments, str(tmp_path / place), "--json", str(tmp_path / f"{place}.json")]
+        assert CliRunner().invoke(cli, words, catch_exceptions=False).exit_code == 0
+        told.append(json.loads((tmp_path / f"{place}.json").read_text()))
+        assert not list((tmp_path / place / "evaluating").iterdir())
+    assert told[0] == told[1] and told[0]["typical"] > 8 * 64
 
 
 # killed workers ----------------------------------------------------------------------------------
@@ -238,6 +276,12 @@ def test_a_killed_driver_leaves_shards_that_the_next_run_takes_up(on_disk, tmp_p
     assert files_in(out) == files_in(tmp_path / "whole")
 
 
+def test_workers_get_a_cache_that_does_not_depend_on_their_folder(cluster, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ASSAY_CACHE", "own")
+    assert list(cluster.run(lambda: lambda job: os.environ["ASSAY_CACHE"], [1])) == [str(tmp_path / "own")]
+
+
 def test_engines_that_are_none():
     assert engine_of(None) is None
     for text in ("spark", "ray:/x"):
@@ -323,12 +367,18 @@ def test_names_that_are_no_paths_stay_names(tmp_path, monkeypatch):
 KINDS = (".json", ".safetensors")
 
 
-def map_of(folder, where):
+def lengths(texts):
+    """In place of a sentence encoder."""
+    return np.array([[len(text), 1.0] for text in texts], np.float32) / 99
+
+
+def map_of(folder, where, report=None):
     """The planted map, and the bytes of all that was read, explained and scored for it."""
     model = map_world.model()
     corpora = {"corpus": map_world.corpus(), "ood": map_world.corpus(1, 80, name="other")}
     plan = MapPlan(**corpora, tokens=8000, context=32, baseline=4, features=24)
-    run = MapRun(model, find_units(model, dictionary=map_world.dictionary(model)), Atlas(folder), plan, where=where)
+    units = find_units(model, dictionary=map_world.dictionary(model))
+    run = MapRun(model, units, Atlas(folder), plan, report=report, where=where)
     found = run_map(run)
     kept = {path.relative_to(run.folder).as_posix(): path for path in run.folder.rglob("*.*") if path.suffix in KINDS}
     told = {name: found[name] for name in ("features", "shares", "scores", "not_claimed", "reasons", "unexplained", "dropped")}
@@ -338,7 +388,6 @@ def map_of(folder, where):
 
 
 def test_a_map_by_workers_one_of_them_killed_is_that_of_one_process(cluster, tmp_path, monkeypatch):
-    lengths = lambda texts: np.array([[len(text), 1.0] for text in texts], np.float32) / 99  # noqa: E731
     monkeypatch.setattr(mapped, "packaged_encoder", lambda: lengths)
     torch.set_num_threads(1)
     marker = tmp_path / "died"
@@ -362,6 +411,42 @@ def test_a_map_by_workers_one_of_them_killed_is_that_of_one_process(cluster, tmp
     assert marker.exists() and files.keys() == again.keys()
     assert [name for name in files if files[name] != again[name]] == []
     assert (told_again, verdicts_again) == (told, verdicts)
+
+
+CHILD = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch
+import test_scale
+from assay.atlas import mapped
+from assay.features.engines import Where
+from assay.scale.ray_engine import RayEngine
+from assay.testing.word_latents import word_model
+torch.set_num_threads(1)
+mapped.packaged_encoder = lambda: test_scale.lengths
+say = lambda what, done, total: print(what, done, flush=True)
+test_scale.map_of(sys.argv[1], Where(RayEngine(workers=2, threads=1), word_model), say)
+"""
+
+
+def test_a_map_whose_driver_is_killed_goes_on_and_is_that_of_one_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(mapped, "packaged_encoder", lambda: lengths)
+    torch.set_num_threads(1)
+    kept = []
+    for stop in ("reading", "scoring"):
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "many")], stdout=subprocess.PIPE, text=True,
+                                 env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+        assert child.stdout is not None
+        assert any(line.startswith(stop) for line in child.stdout), stop
+        child.kill()
+        child.wait()
+        assert child.returncode == -signal.SIGKILL
+        kept.append({path: path.stat().st_mtime_ns for path in (tmp_path / "many").rglob("codes-*.safetensors")})
+        time.sleep(2)  # workers without a driver end by themselves
+    assert kept[0] and kept[0].items() < kept[1].items()  # what was read is not read again
+    again = map_of(tmp_path / "many", HERE)
+    assert {path: path.stat().st_mtime_ns for path in kept[1]} == kept[1]
+    assert again == map_of(tmp_path / "one", HERE)
 
 
 # object stores -----------------------------------------------------------------------------------

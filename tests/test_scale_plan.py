@@ -106,6 +106,9 @@ def test_the_command_reads_a_config_alone(tmp_path):
     assert done.exit_code == 0, done.output
     told = json.loads(done.output)
     assert told["gpus"] == 0 and told["seconds"] == pytest.approx(sum(stage["seconds"] for stage in told["stages"]))
+    few = [*arguments[:5], "16", *arguments[6:], "--atlas", str(tmp_path / "atlas")]  # fewer than are active by default
+    asked = [json.loads(CliRunner().invoke(cli, [*few, *more]).output)["seconds"] for more in ((), ("--active", "16"))]
+    assert asked[0] == asked[1]
     done = CliRunner().invoke(cli, [*arguments[:1], str(tmp_path), *arguments[2:6]])
     assert "error on other runs" in done.output and "assumed:" in done.output
     for wrong in (tmp_path / "bad.json", tmp_path / "none.json"):

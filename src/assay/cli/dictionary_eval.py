@@ -1,5 +1,7 @@
 """`assay dictionary eval DICTIONARY --model MODEL --corpus CORPUS`."""
 
+import hashlib
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -47,7 +49,7 @@ def evaluate(common: Common, dictionary: str, name: str, corpus: str, **given: A
     """How good is DICTIONARY on text it was not trained on, beside what needs no learning?
 
     DICTIONARY is a folder or file of any known format, or a name in the atlas. Documents of CORPUS that training holds
-    out are read; the others train the controls.
+    out are read; the others train the controls. Interrupted, the same command goes on where it was.
     """
     from assay.atlas.features import record_evaluation
     from assay.atlas.store import Atlas
@@ -73,13 +75,15 @@ def evaluate(common: Common, dictionary: str, name: str, corpus: str, **given: A
         raise bad_argument("--tokens", given["tokens"], "enough for two held-out documents",
                            f"{held.n_tokens} tokens of one were read: some are for fitting, some for scores.")  # fmt: skip
     plan = ev.EvaluationPlan(loss_tokens=given["loss_tokens"], seed=common.seed)
-    controls = replace(_controls(common, one, model, whole.part("train"), given), seeds=tuple(others))
+    folder = _folder(common, one, model, whole, given)
+    controls = replace(_controls(common, one, model, whole.part("train"), given, folder), seeds=tuple(others))
     with common.progress("evaluating", held.n_tokens) as report:
-        found = ev.evaluate(one, held, model, plan, controls, report, engine, opener)
+        found = ev.evaluate(one, held, model, plan, controls, report, engine, opener, folder)
     further = _further(common, model, one, controls, texts, given["letters"]) if texts or given["letters"] else {}
     found = replace(found, further=further)
     record = {**found.json(), "corpus": whole.part("heldout").record()}
     record_evaluation(Atlas(common.atlas), one.digest, record)
+    shutil.rmtree(folder, ignore_errors=True)
     if figure_to is not None:
         from assay.report.dictionary_figures import evaluation_figure
         from assay.report.figures import save_figure
@@ -132,9 +136,19 @@ def concept_texts(names: tuple[str, ...], seed: int) -> dict[str, Any]:
     return found
 
 
-def _controls(common: Common, one: Any, model: Any, corpus: Any, given: Mapping[str, Any]) -> Any:
-    """Trained here, on the part of the corpus that is not held out."""
+def _folder(common: Common, one: Any, model: Any, corpus: Any, given: Mapping[str, Any]) -> Path:
+    """Where the same command finds what it had trained and measured before it was killed."""
+    from assay.records import canonical
+
+    asked = {name: given[name] for name in ("context", "tokens", "loss_tokens", "control_tokens")}
+    what = {"dictionary": one.digest, "model": model.digest, "corpus": corpus.record(), "seed": common.seed, **asked}
+    return common.atlas / "evaluating" / hashlib.sha256(canonical(what).encode()).hexdigest()[:16]
+
+
+def _controls(common: Common, one: Any, model: Any, corpus: Any, given: Mapping[str, Any], folder: Path) -> Any:
+    """Trained here, on the part of the corpus that is not held out; what is in `folder` already is not trained again."""
     from assay.evidence.hosts import untrained_model
+    from assay.features import kept
     from assay.features.evaluate import Controls, same_recipe
     from assay.features.harvest import LiveStream
 
@@ -142,9 +156,13 @@ def _controls(common: Common, one: Any, model: Any, corpus: Any, given: Mapping[
     frozen, untrained = None, None
 
     def trained(host: Any, label: str, **options: Any) -> Any:
+        place = folder / label.replace(" ", "-")
+        if kept.is_kept(place):
+            return kept.load(place)
         stream = LiveStream(host, corpus, sites, tokens, context=given["context"])
         with common.progress(label) as report:
-            return same_recipe(one, stream, seed=common.seed, tokens=tokens, report=report, **options)
+            made = same_recipe(one, stream, seed=common.seed, tokens=tokens, report=report, folder=place, **options)
+        return kept.load(kept.save(made, place))
 
     if given["frozen"]:
         frozen = trained(model, "frozen decoder", frozen=True)

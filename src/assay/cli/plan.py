@@ -7,12 +7,13 @@ import click
 
 from assay.cli.common import Common, common_options
 
+ACTIVE = 32  # latents, where nobody says
 
 @click.command()
 @click.argument("name", metavar="MODEL")
 @click.option("--tokens", required=True, type=click.IntRange(1), metavar="N", help="Of the corpus.")
 @click.option("--latents", required=True, type=click.IntRange(1), metavar="K", help="Of the dictionary.")
-@click.option("--active", default=32, show_default=True, type=click.IntRange(1), help="Latents active at one token.")
+@click.option("--active", type=click.IntRange(1), metavar="N", help="Latents at one token. Default: 32, or all there are.")
 @click.option("--gpus", default=0, show_default=True, type=click.IntRange(0), metavar="G", help="0: threads of this machine.")
 @click.option("--gpu", default="h100", show_default=True, help="a100 or h100; on paper, nothing was measured there.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Threads, without GPUs.")
@@ -31,7 +32,8 @@ def plan(common: Common, name: str, gpus: int, gpu: str, workers: int, price: fl
 
     path = Path(name)
     shape = sizing.read_shape(path if path.is_file() else Path(find_model(name).where), name)
-    job = sizing.Job(shape, given["tokens"], given["latents"], given["active"], given["context"], given["layers"],
+    active = given["active"] or min(ACTIVE, given["latents"])
+    job = sizing.Job(shape, given["tokens"], given["latents"], active, given["context"], given["layers"],
                      given["sites"], param_bytes=2 if gpus else 4)  # fmt: skip
     found = sizing.plan(job, gpus, gpu, workers, price)
     record = {**found.json(), "params": shape.params, "tokens": job.tokens, "latents": job.latents, "gpus": gpus}

@@ -54,10 +54,9 @@ class Where:
 HERE = Where()
 
 
-def in_order(results: Iterable[tuple[int, Any]]) -> Iterator[Any]:
-    """Numbered results from 0 on, each as soon as those before it are there."""
+def in_order(results: Iterable[tuple[int, Any]], number: int = 0) -> Iterator[Any]:
+    """Numbered results from `number` on, each as soon as those before it are there."""
     waiting: dict[int, Any] = {}
-    number = 0
     for at, result in results:
         waiting[at] = result
         while number in waiting:

@@ -17,16 +17,20 @@
    perturbation and spurious correlation removal (`sparse_probing.py`), absorption (`absorption.py`), bits (`cost.py`).
 
 Batches do not depend on each other: an `Engine` reads them in any number of processes, and their sums are added in the
-order of batches, so that the numbers are the same.
+order of batches, so that the numbers are the same (`sums.py`).
 
 Bounds are over documents. Explained variance is necessary only: .71 of it went with 9% of the true features found, and
 frozen random decoders come close on many scores (Korznikov et al. 2026; Heap et al. 2025). A number without its controls
 says nothing, so none is given without them.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,21 +40,22 @@ from torch import Tensor
 from assay.errors import UsageError, bad_argument
 from assay.features.agreement import Agreement, agreement, duplicates
 from assay.features.codes import Codes
-from assay.features.cost import Cost, cost
+from assay.features.cost import Cost
 from assay.features.dictionary import ARCHITECTURES, Dictionary, Spec, of_another_model
 from assay.features.engines import Engine, Where, in_order, opened_there, opener_of
 from assay.features.held_out import HeldOut, Limits, Tokens, limits_of, read, read_tokens
-from assay.features.ratios import Measure, complement, ratio
+from assay.features.ratios import Measure
 from assay.features.spliced import MEAN, PLAIN, ZERO, Losses, splice, tokens_at_once
 from assay.features.stream import ActivationStream, TensorStream
+from assay.features.sums import NOTHING, Firing, Found, KeptSums, Moments, Rates
 from assay.features.train import TrainPlan, gathered, plan_of, train
 from assay.model.model import Model
 
 Report = Callable[[str, int, int], Any]
 OWN, EVERYWHERE, PCA, RAW, FROZEN, UNTRAINED = (
     "dictionary", "everywhere", "principal axes", "raw coordinates", "frozen decoder", "untrained model")  # fmt: skip
-DENSE, VALUES, FIRST = 0.1, 1_000_000, 8192
-DECADES = tuple(-6 + step / 2 for step in range(13))  # of firing rates, log10, lower edges of bins
+SIMPLE = (PCA, RAW)
+DENSE, FIRST = 0.1, 8192
 
 
 @dataclass(frozen=True)
@@ -92,15 +97,6 @@ class Column:
     name: str
     says: str
     measures: Mapping[str, Measure]
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Histogram of firing rates over latents: `counts[i]` of them at 10^edges[i] or more, below the next; `never`: none."""
-
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-    never: int
 
 
 @dataclass(frozen=True)
@@ -155,12 +151,15 @@ def evaluate(
     report: Report | None = None,
     engine: Engine | None = None,
     opener: Callable[[], Model] | None = None,
+    folder: Path | None = None,
 ) -> Evaluation:
     """Measure a dictionary on held-out text with its model, or on a held-out stream of activations without one.
 
     `engine`: where text is read, None for here; `opener`: how its workers open the model (None: it is sent to them).
+    `folder`: where sums so far are kept; the same evaluation goes on from them and ends with the same numbers.
     With a stream there is no loss, no untrained model, no bounds (its tokens are shuffled) and no atypical token.
-    Raises UsageError for text without a model, for sites that model or stream do not have, and for too little text.
+    Raises UsageError for text without a model, for sites that model or stream do not have, for too little text, and for a
+    folder of another evaluation.
     """
     plan, controls = plan or EvaluationPlan(), controls or Controls()
     where = Where(engine, opener)
@@ -168,11 +167,11 @@ def evaluate(
     if controls.untrained is not None and model is None:
         raise bad_argument("controls.untrained", "a model", "None where there is a stream only")
     ways = {OWN: dictionary, **({FROZEN: controls.frozen} if controls.frozen is not None else {})}
-    found = _measured(source, ways, plan, report, True, where)
+    found = _measured(source, ways, plan, report, True, where, folder)
     columns = _columns(found, ways)
     notes = _notes(dictionary, source, controls)
     if controls.untrained is not None and isinstance(data, HeldOut):
-        columns.append(_untrained(controls.untrained, data, plan, report, Where(engine, None)))
+        columns.append(_untrained(controls.untrained, data, plan, report, Where(engine, None), folder and folder / "untrained"))
     alive = found.latents[OWN].counts > 0
     others = [_alive_directions(source, other, plan) for other in controls.seeds]
     own = dictionary.directions()[alive]
@@ -187,13 +186,14 @@ def evaluate(
 
 def same_recipe(
     dictionary: Dictionary, stream: ActivationStream, *, seed: int | None = None, frozen: bool = False,
-    tokens: int | None = None, report: Report | None = None,
+    tokens: int | None = None, report: Report | None = None, folder: Path | None = None,
 ) -> Dictionary:  # fmt: skip
     """A dictionary by the recipe of another: on another stream, from another seed, or with a decoder that stays random.
 
     The recipe is in what `train` made; for dictionaries from elsewhere it is the one `train` has by default. Of what is only
     read from files its `stand_in` is trained, and inputs are taken as they are: a note of `evaluate` says so. `tokens`
-    limits the training: the controls have then seen less. Raises UsageError for sites the stream does not have.
+    limits the training: the controls have then seen less. `folder`: where the state of training is kept. Raises UsageError
+    for sites the stream does not have.
     """
     record = dictionary.provenance.get("plan")
     plan = TrainPlan() if record is None else plan_of(record)
@@ -205,7 +205,7 @@ def same_recipe(
     if spec.k is None:
         first = gathered(next(stream.batches(min(plan.batch, 1024), plan.seed)), spec.inputs)
         spec = replace(spec, k=max(1, min(spec.width, round(float(dictionary.codes(first).l0.mean())))))
-    return train(stream, [spec], plan, report=report, names=[name])[0].dictionary
+    return train(stream, [spec], plan, folder, report, [name])[0].dictionary
 
 
 def _trainable(dictionary: Dictionary) -> Spec:
@@ -233,7 +233,7 @@ def activations(
             break
     made = {site: torch.cat(values)[:tokens] for site, values in parts.items()}
     if not len(made[sites[0]]):
-        raise UsageError("held-out text: no token is typical for this dictionary. Check its site and norm limits.")
+        raise UsageError(NOTHING)
     stream = TensorStream(made, {"model": model.digest, "tokens": len(made[sites[0]])})
     assert limits is not None
     stream.skip_first = limits.skip_first
@@ -261,9 +261,10 @@ class _Batch:
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """What is read: for fitting, and for scores."""
+    """What is read: for fitting, and for scores. `identity`: what it is told from other text by."""
 
     names: list[str]
+    identity: Mapping[str, Any]
     limits: Limits
     fit: Callable[[], Iterator[_Batch]]
     score: Callable[[], Iterator[_Batch]]
@@ -298,7 +299,7 @@ def _text_source(dictionary: Dictionary, data: HeldOut, model: Model, plan: Eval
             yield _Batch(number, rows, done < plan.loss_tokens)
             done += rows.n_tokens
 
-    return _Source(held.names, limits, fitting, scoring, model, held.n_tokens)
+    return _Source(held.names, {"rows": data.digest}, limits, fitting, scoring, model, held.n_tokens)
 
 
 def _stream_source(dictionary: Dictionary, data: ActivationStream, plan: EvaluationPlan) -> _Source:
@@ -323,7 +324,10 @@ def _stream_source(dictionary: Dictionary, data: ActivationStream, plan: Evaluat
     first = next(tokens(0, 1)).held
     assert isinstance(first, Tokens)
     _check_width(dictionary, first)
-    return _Source(["all"], limits, lambda: tokens(0, n_fit), lambda: tokens(n_fit, n_all), None, (n_all - n_fit) * size)
+    identity = {**data.record, "first": hashlib.sha256(first.x.numpy().tobytes()).hexdigest()}
+    return _Source(
+        ["all"], identity, limits, lambda: tokens(0, n_fit), lambda: tokens(n_fit, n_all), None, (n_all - n_fit) * size
+    )
 
 
 def _check_width(dictionary: Dictionary, first: Tokens) -> None:
@@ -336,144 +340,6 @@ def _check_width(dictionary: Dictionary, first: Tokens) -> None:
 
 def _positions(rows: HeldOut) -> Int[Tensor, " token"]:
     return torch.cat([torch.arange(len(row)) for row in rows.rows])
-
-
-# sums over tokens --------------------------------------------------------------------------------
-
-
-class Reconstruction:
-    """Sums for FVU and its relatives, float64, per document. `centre`: near the mean, so that no digits are lost."""
-
-    def __init__(self, documents: int, centre: Float[Tensor, " d"]) -> None:
-        self.centre = centre.double()
-        self.n = torch.zeros(documents, dtype=torch.double)
-        self.error, self.square, self.shares = self.n.clone(), self.n.clone(), self.n.clone()
-        self.active = self.n.clone()
-        self.sums = torch.zeros(documents, len(centre), dtype=torch.double)
-        self.shift = torch.zeros(len(centre), dtype=torch.double)
-
-    def add(self, y: Tensor, found: Tensor, documents: Tensor, active: Tensor | None = None) -> None:
-        """Some tokens: targets, reconstructions, and how many numbers each was made of."""
-        centred, error = y.double() - self.centre, y.double() - found.double()
-        squares, errors = centred.square().sum(1), error.square().sum(1)
-        for sums, values in ((self.n, torch.ones_like(errors)), (self.error, errors), (self.square, squares),
-                             (self.shares, 1 - errors / squares.clamp_min(1e-12))):  # fmt: skip
-            sums.index_add_(0, documents, values)
-        self.sums.index_add_(0, documents, centred)
-        self.shift += error.sum(0)
-        if active is not None:
-            self.active.index_add_(0, documents, active.double())
-
-    def merge(self, part: "Reconstruction", places: Tensor) -> None:
-        """Add sums of another batch, around the same centre; `places`: the number here of each of its documents."""
-        for name in ("n", "error", "square", "shares", "active", "sums"):
-            getattr(self, name).index_add_(0, places, getattr(part, name))
-        self.shift += part.shift
-
-    @property
-    def n_tokens(self) -> int:
-        return int(self.n.sum())
-
-    @property
-    def total(self) -> Float[Tensor, " document"]:
-        """Squared distance from the mean over all tokens, per document."""
-        mean = self.sums.sum(0) / self.n.sum().clamp_min(1)
-        return self.square - 2 * self.sums @ mean + self.n * mean.square().sum()
-
-    @property
-    def mse(self) -> float:
-        """Squared error per token."""
-        return float(self.error.sum() / self.n.sum().clamp_min(1))
-
-    def fvu(self) -> Measure | None:
-        """Fraction of variance unexplained."""
-        return ratio(self.error.numpy(), self.total.numpy())
-
-    def forms(self) -> dict[str, Measure | None]:
-        """The three explained variances."""
-        n = max(self.n_tokens, 1)
-        centred = (self.error.sum() - self.shift.square().sum() / n) / self.total.sum()
-        return {"explained variance": complement(self.fvu()),
-                "explained variance, mean of ratios": ratio(self.shares.numpy(), self.n.numpy()),
-                "explained variance, error centred": Measure(float(1 - centred))}  # fmt: skip
-
-    def l0(self) -> Measure | None:
-        """Numbers per token."""
-        return ratio(self.active.numpy(), self.n.numpy())
-
-
-class Firing:
-    """How often each latent is active, and a sample of values times the norms of their directions."""
-
-    def __init__(self, dictionary: Dictionary) -> None:
-        self.norms = dictionary.directions().norm(dim=1)
-        self.counts = torch.zeros(dictionary.width, dtype=torch.long)
-        self.n, self.values, self.kept = 0, [], 0
-
-    def add(self, codes: Codes, keep: Bool[Tensor, " token"]) -> None:
-        """Codes of those tokens that are kept."""
-        chosen = keep[codes.pairs.tokens]
-        latents = codes.latents[chosen]
-        self.counts += torch.bincount(latents, minlength=len(self.counts))
-        self.n += int(keep.sum())
-        if self.kept < VALUES:
-            sizes = (codes.values[chosen] * self.norms[latents])[: VALUES - self.kept]
-            self.values.append(sizes)
-            self.kept += len(sizes)
-
-    def merge(self, part: "Firing") -> None:
-        """Add counts of another batch, and of its sample what there is room for."""
-        self.counts += part.counts
-        self.n += part.n
-        for sizes in part.values:
-            kept = sizes[: VALUES - self.kept]
-            self.values.append(kept)
-            self.kept += len(kept)
-
-    @property
-    def rates(self) -> Float[Tensor, " latent"]:
-        return self.counts.double() / max(self.n, 1)
-
-    def histogram(self) -> Rates:
-        """Latents by log10 of their rate, in half decades."""
-        alive = self.rates[self.counts > 0].log10()
-        edges = torch.tensor(DECADES, dtype=torch.double)
-        place = (torch.bucketize(alive, edges, right=True) - 1).clamp(0, len(edges) - 1)
-        counts = torch.bincount(place, minlength=len(edges)).tolist()
-        return Rates(DECADES, tuple(counts), int((self.counts == 0).sum()))
-
-    def cost(self, dictionary: Dictionary, mse: float, corpus_tokens: int) -> Cost:
-        """Bits per token."""
-        weights = sum(parameter.numel() for parameter in dictionary.parameters())
-        sizes = torch.cat(self.values) if self.values else torch.zeros(0)
-        return cost(self.rates.float(), sizes, mse, weights, corpus_tokens)
-
-
-@dataclass(eq=False)
-class _Found:
-    """Everything summed over some batches, by column name."""
-
-    typical: dict[str, Reconstruction]
-    all: Reconstruction
-    latents: dict[str, Firing]
-    losses: Losses | None
-
-    @staticmethod
-    def empty(ways: Mapping[str, Dictionary], documents: int, mean: Tensor, simple: bool, losses: bool) -> "_Found":
-        """Nothing yet, of so many documents."""
-        names = [*ways, *((PCA, RAW) if simple else ())]
-        return _Found({name: Reconstruction(documents, mean) for name in names}, Reconstruction(documents, mean),
-                      {name: Firing(each) for name, each in ways.items()}, Losses(documents) if losses else None)  # fmt: skip
-
-    def merge(self, part: "_Found", places: Tensor) -> None:
-        """Add one batch; `places`: the number here of each of its documents."""
-        for name, sums in self.typical.items():
-            sums.merge(part.typical[name], places)
-        self.all.merge(part.all, places)
-        for name, firing in self.latents.items():
-            firing.merge(part.latents[name])
-        if self.losses is not None and part.losses is not None:
-            self.losses.merge(part.losses, places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -491,24 +357,22 @@ class _Reader:
         assert self.model is not None
         return read_tokens(self.model, self.ways[OWN], batch.held, self.limits, batch.names)
 
-    def moments(self, simple: bool, batch: _Batch) -> tuple[int, tuple[int, Tensor, Tensor | None]]:
-        """(number, (typical tokens, sum of targets, sum of their products if `simple`)), float64."""
-        tokens = self.tokens(batch)
-        y = tokens.y[tokens.typical].double()
-        return batch.number, (len(y), y.sum(0), y.T @ y if simple else None)
+    def moments(self, simple: bool, batch: _Batch) -> tuple[int, Moments]:
+        """(number, sums over the typical targets of this batch)."""
+        tokens, found = self.tokens(batch), Moments(simple)
+        found.add(tokens.y[tokens.typical])
+        return batch.number, found
 
-    def scores(
-        self, mean: Tensor, axes: Tensor | None, simple: bool, batch: _Batch
-    ) -> tuple[int, tuple[int, list[str], _Found]]:
-        """(number, (tokens, documents, sums over this batch))."""
-        found = _Found.empty(self.ways, len(batch.names), mean, simple, batch.spliced)
+    def scores(self, mean: Tensor, axes: Tensor | None, simple: bool, batch: _Batch) -> tuple[int, tuple[list[str], Found]]:
+        """(number, (documents, sums over this batch))."""
+        found = Found.empty(self.ways, len(batch.names), mean, SIMPLE if simple else (), batch.spliced)
         tokens = self.tokens(batch)
         values = _rebuilt(tokens, self.ways, mean, axes, found)
         if found.losses is not None and isinstance(batch.held, HeldOut):
             assert self.model is not None
             places = [batch.names.index(name) for name in batch.held.documents]
             splice(self.model, batch.held, self.ways[OWN].spec.outputs, values, found.losses, places)
-        return batch.number, (len(tokens.x), batch.names, found)
+        return batch.number, (batch.names, found)
 
 
 def _reader_there(opener: Callable[[], Model] | None, digest: str, reader: _Reader, method: str, *given: Any) -> Callable:
@@ -517,36 +381,56 @@ def _reader_there(opener: Callable[[], Model] | None, digest: str, reader: _Read
     return partial(getattr(replace(reader, model=model), method), *given)
 
 
-def _results(source: _Source, reader: _Reader, where: Where, batches: Iterator[_Batch], method: str, *given: Any) -> Iterator:
-    """What a method of the reader makes of each batch, in their order."""
+def _results(
+    source: _Source, reader: _Reader, where: Where, batches: Iterator[_Batch], done: int, method: str, *given: Any
+) -> Iterator:  # fmt: skip
+    """What a method of the reader makes of each batch, in their order, after the first `done`."""
+    left = islice(batches, done, None)
     if where.engine is None:
-        return in_order(where.run(lambda: partial(getattr(reader, method), *given), batches))
+        return in_order(where.run(lambda: partial(getattr(reader, method), *given), left), done)
     model = source.model
     opener = (where.opener or opener_of(model)) if model is not None else None
     make = partial(_reader_there, opener, model.digest if model else "", replace(reader, model=None), method, *given)
-    return in_order(where.run(make, batches))
+    return in_order(where.run(make, left), done)
 
 
 def _measured(
-    source: _Source, ways: Mapping[str, Dictionary], plan: EvaluationPlan, report: Report | None, simple: bool, where: Where
-) -> _Found:  # fmt: skip
+    source: _Source, ways: Mapping[str, Dictionary], plan: EvaluationPlan, report: Report | None, simple: bool, where: Where,
+    folder: Path | None,
+) -> Found:  # fmt: skip
     """One pass for fitting, one for scores."""
-    reader = _Reader(source.model, ways, source.limits)
-    mean, axes = _axes(_results(source, reader, where, source.fit(), "moments", simple))
-    found = _Found.empty(ways, len(source.names), mean, simple, source.model is not None and plan.loss_tokens > 0)
-    place, done = {name: number for number, name in enumerate(source.names)}, 0
-    for n_tokens, names, part in _results(source, reader, where, source.score(), "scores", mean, axes, simple):
+    reader, identity = _Reader(source.model, ways, source.limits), _identity(source, ways, plan)
+    moments, kept = Moments(simple), KeptSums(folder and folder / "moments.safetensors", identity)
+    done = kept.take_up(moments)
+    for part in _results(source, reader, where, source.fit(), done, "moments", simple):
+        moments.merge(part)
+        kept.keep(moments, done := done + 1)
+    kept.keep(moments, done, last=True)
+    mean, axes = moments.axes()
+    losses = source.model is not None and plan.loss_tokens > 0
+    found = Found.empty(ways, len(source.names), mean, SIMPLE if simple else (), losses)
+    kept = KeptSums(folder and folder / "scores.safetensors", identity)
+    place, done = {name: number for number, name in enumerate(source.names)}, kept.take_up(found)
+    for names, part in _results(source, reader, where, source.score(), done, "scores", mean, axes, simple):
         found.merge(part, torch.tensor([place[name] for name in names]))
-        done += n_tokens
+        kept.keep(found, done := done + 1)
         if report is not None:
-            report("evaluating", done, source.n_score)
+            report("evaluating", found.all.n_tokens, source.n_score)
+    kept.keep(found, done, last=True)
     if not found.typical[OWN].n_tokens:
-        raise UsageError("held-out text: no token is typical for this dictionary. Check its site and norm limits.")
+        raise UsageError(NOTHING)
     return found
 
 
+def _identity(source: _Source, ways: Mapping[str, Dictionary], plan: EvaluationPlan) -> str:
+    """What must be the same for kept sums to be of use."""
+    what = {"text": source.identity, "ways": {name: each.digest for name, each in ways.items()}, "plan": asdict(plan),
+            "limits": source.limits.json(), "model": source.model and source.model.digest}  # fmt: skip
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def _rebuilt(
-    tokens: Tokens, ways: Mapping[str, Dictionary], mean: Tensor, axes: Tensor | None, found: _Found
+    tokens: Tokens, ways: Mapping[str, Dictionary], mean: Tensor, axes: Tensor | None, found: Found
 ) -> dict[str, Tensor]:
     """Add one batch to all sums; what is to be spliced, by name: typical tokens replaced, others as they are."""
     typical, values = tokens.typical, {}
@@ -564,7 +448,7 @@ def _rebuilt(
             found.all.add(tokens.y, whole, tokens.documents)
             values[EVERYWHERE] = whole
     if axes is not None:
-        for name, basis in ((PCA, axes), (RAW, None)):
+        for name, basis in zip(SIMPLE, (axes, None), strict=True):
             made = largest(y - mean.float(), counts, basis) + mean.float()
             found.typical[name].add(y, made, places, counts.clamp(max=y.shape[1]))
             values[name] = _placed(tokens, made)
@@ -597,20 +481,6 @@ def largest(
     return kept if basis is None else kept @ basis
 
 
-def _axes(moments: Iterator[tuple[int, Tensor, Tensor | None]]) -> tuple[Float[Tensor, " d"], Float[Tensor, "axis d"] | None]:
-    """Mean of typical targets for fitting, float64, and their principal axes."""
-    n, total, square = 0, None, None
-    for count, sums, products in moments:
-        n, total = n + count, sums if total is None else total + sums
-        square = products if square is None or products is None else square + products
-    if total is None or n == 0:
-        raise UsageError("held-out text: no token is typical for this dictionary. Check its site and norm limits.")
-    mean = total / n
-    if square is None:
-        return mean, None
-    return mean, torch.linalg.eigh(square / n - torch.outer(mean, mean)).eigenvectors.T.flip(0).float()
-
-
 # columns -----------------------------------------------------------------------------------------
 
 
@@ -621,7 +491,7 @@ SAYS = {
 }  # fmt: skip
 
 
-def _columns(found: _Found, ways: Mapping[str, Dictionary]) -> list[Column]:
+def _columns(found: Found, ways: Mapping[str, Dictionary]) -> list[Column]:
     columns = []
     for name, sums in found.typical.items():
         measures = {"FVU": sums.fvu(), **sums.forms(), "L0": sums.l0()}
@@ -657,12 +527,13 @@ def _of_losses(losses: Losses, name: str) -> dict[str, Measure | None]:
 
 
 def _untrained(
-    pair: tuple[Model, Dictionary], data: HeldOut, plan: EvaluationPlan, report: Report | None, where: Where
-) -> Column:
+    pair: tuple[Model, Dictionary], data: HeldOut, plan: EvaluationPlan, report: Report | None, where: Where,
+    folder: Path | None,
+) -> Column:  # fmt: skip
     """The twin's dictionary on the twin: reconstruction and latents; a loss that means nothing is left out."""
     twin, dictionary = pair
     plain = replace(plan, loss_tokens=0)
-    found = _measured(_source(dictionary, data, twin, plain), {OWN: dictionary}, plain, report, False, where)
+    found = _measured(_source(dictionary, data, twin, plain), {OWN: dictionary}, plain, report, False, where, folder)
     column = _columns(found, {OWN: dictionary})[0]
     return Column(UNTRAINED, SAYS[UNTRAINED], column.measures)
 

@@ -6,6 +6,7 @@
    a handful of massive tokens may hold most of the variance.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,11 @@ class HeldOut:
     def n_tokens(self) -> int:
         """In all rows."""
         return sum(map(len, self.rows))
+
+    @property
+    def digest(self) -> str:
+        """Of rows and their documents."""
+        return hashlib.sha256(repr((self.rows, self.documents)).encode()).hexdigest()
 
     @property
     def names(self) -> list[str]:

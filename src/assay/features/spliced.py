@@ -54,6 +54,17 @@ class Losses:
             for name, values in others.items():
                 sums.setdefault(name, torch.zeros(self.documents, dtype=torch.double)).index_add_(0, places, values)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All sums, by name."""
+        kinds = {"ce": self.ce, "kl": self.kl}
+        return {"n": self.n, **{f"{kind}.{name}": value for kind, sums in kinds.items() for name, value in sums.items()}}
+
+    def take(self, kept: Mapping[str, Tensor]) -> None:
+        """Go on from what `tensors` gave."""
+        self.n = kept["n"]
+        for kind, sums in (("ce", self.ce), ("kl", self.kl)):
+            sums.update({name[3:]: value for name, value in kept.items() if name.startswith(f"{kind}.")})
+
     def mean(self, name: str) -> Measure | None:
         """Cross-entropy per prediction, in nats."""
         return ratio(self.ce[name].numpy(), self.n.numpy())

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from assay.features.evaluate import DENSE, FROZEN, OWN, PCA, RAW, UNTRAINED, Column, Evaluation, Rates
+from assay.features.evaluate import DENSE, FROZEN, OWN, PCA, RAW, UNTRAINED, Column, Evaluation
 from assay.features.ratios import Measure
+from assay.features.sums import Rates
 from assay.report.cells import RAMP, visible
 from assay.report.figures import ACCENT, GOOD, INK, MUTED, RULE, _drawable, _figure, _plain
 

@@ -88,6 +88,8 @@ class RayEngine:
 
     def _environment(self) -> dict[str, str]:
         kept = {name: os.environ[name] for name in os.environ if name.startswith(("ASSAY_", "HF_", "AWS_"))}
+        if "ASSAY_CACHE" in kept:
+            kept["ASSAY_CACHE"] = os.path.abspath(kept["ASSAY_CACHE"])  # workers are in another folder
         return {**kept, "OMP_NUM_THREADS": str(self.threads)}
 
 
