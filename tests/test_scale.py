@@ -120,6 +120,37 @@ def test_codes_that_a_killed_run_finished_are_taken_up(whole, tmp_path):
     assert sum(len(part.tokens) for part in read_codes(tmp_path)) == one.manifest["tokens"]
 
 
+ENCODES = """
+import sys
+from pathlib import Path
+from assay.features.encode import encode_shards
+from assay.features.kept import load
+from assay.features.shards import Shards
+from assay.scale.ray_engine import RayEngine
+encode_shards(load(Path(sys.argv[1])), Shards(sys.argv[2]), sys.argv[3], 50, engine=RayEngine(workers=2, threads=1))
+"""
+
+
+def test_codes_whose_driver_is_killed_are_gone_on_with(whole, tmp_path):
+    model, corpus, one = whole
+    save(small_dictionary(), tmp_path / "small")
+    out = tmp_path / "codes"
+    process = subprocess.Popen([sys.executable, "-c", ENCODES, str(tmp_path / "small"), str(one.folder), str(out)],
+                               env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    while process.poll() is None and len(list(out.glob("codes-*"))) < 6:
+        time.sleep(0.001)
+    process.kill()
+    assert process.communicate()[1] == "" and process.returncode == -signal.SIGKILL
+    time.sleep(2)  # workers without a driver end by themselves
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("codes-*")}
+    torch.set_num_threads(1)
+    found = encode_shards(small_dictionary(), Shards(one.folder), out, 50)
+    assert 6 <= len(before) < len(found["parts"])
+    assert {name: (out / name).stat().st_mtime_ns for name in before} == before
+    assert found == encode_shards(small_dictionary(), Shards(one.folder), tmp_path / "whole", 50)
+    assert files_in(out) == files_in(tmp_path / "whole")
+
+
 def test_two_workers_and_one_process_evaluate_alike(cluster, whole):
     model, _, one = whole
     texts = list(Shards(one.folder).rows())
