@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from assay.features import screened
+from assay.features import dictionary, screened
 from assay.features.codes import above, top_batch, top_k, values_at
-from assay.features.dictionary import Spec
-from assay.features.screened import Screened, U, few_largest, multiplies_bf16, worth_it
+from assay.features.dictionary import Spec, make_dictionary
+from assay.features.screened import Lowered, Screened, U, few_largest, multiplies_bf16, worth_it
 from assay.features.stream import TensorStream
 from assay.features.train import TrainPlan, train
 
@@ -82,6 +82,33 @@ def test_no_latent_outside_the_contenders_is_above_the_ceiling():
         assert bool((others <= ceiling).all())
         opened += int((values.topk(8).values[:, -1] <= ceiling).sum())
     assert opened > 0, "some tokens need the whole product, so that way is tried above"
+
+
+@fast
+@pytest.mark.parametrize("architecture, options", [("topk", {}), ("topk", {"decoder": "free"}), ("batchtopk", {})])
+def test_codes_are_made_part_by_part_of_one_encoder_in_bf16(architecture, options, monkeypatch):
+    x, w, b = drawn("plain", n=170, width=1024, d=128)
+    one = make_dictionary(Spec(architecture, len(w), w.shape[1], w.shape[1], k=8, options=options))
+    one.load_state_dict({**one.state_dict(), "W_enc": w, "b_enc": b})
+    if architecture == "batchtopk":
+        one.threshold.fill_(25.0)
+    whole, made, plain = one.codes(x), [], Lowered.of
+    monkeypatch.setattr(Lowered, "of", lambda encoder: made.append(1) or plain(encoder))
+    monkeypatch.setattr(dictionary, "CHUNK", 50 * len(w))
+    parts = one.codes(x)
+    assert len(x) > 3 * 50 and parts.n_tokens == whole.n_tokens
+    assert len(made) == (1 if not options else 1 + -(-len(x) // 50))  # a free decoder's norms are in what is compared
+    torch.testing.assert_close(parts.dense(), whole.dense(), rtol=1e-5, atol=1e-5 * float(whole.values.max()))
+
+
+def test_without_bf16_no_more_is_made_at_a_time_than_a_part(monkeypatch):
+    monkeypatch.setattr(dictionary, "worth_it", lambda *given: False)
+    monkeypatch.setattr(dictionary, "CHUNK", 50 * 256)
+    one, made = make_dictionary(Spec("topk", 256, 32, 32, k=8)), []
+    plain = one.pre
+    monkeypatch.setattr(one, "pre", lambda x: made.append(len(x)) or plain(x))
+    one.codes(torch.randn(120, 32))
+    assert made == [50, 50, 20]
 
 
 def test_the_few_largest_of_a_row():

@@ -232,8 +232,14 @@ class Dictionary(nn.Module):
     @torch.no_grad()
     def scores(self, x: Float[Tensor, "token d_in"]) -> Scores:
         """Pre-activations to choose from, without gradients: all of them, or where it is faster those that are asked for."""
+        found = self._screened(x)
+        return self.pre(x) if found is None else found
+
+    @torch.no_grad()
+    def _screened(self, x: Float[Tensor, "token d_in"]) -> Screened | None:
+        """Pre-activations that are made where they are asked for; None where it is faster to make all."""
         if not self.screens or world().slices > 1 or not worth_it(x, self.W_enc, contenders(self.spec.k or 1)):
-            return self.pre(x)
+            return None
         return Screened(x if self.shift is None else x - self.shift, self.W_enc.detach(), self.b_enc.detach())
 
     def select(self, pre: Scores) -> Codes:
@@ -246,9 +252,12 @@ class Dictionary(nn.Module):
         if x.dim() != 2 or x.shape[1] != self.spec.d_in:
             raise ShapeError(f"activations: got shape {tuple(x.shape)}; allowed: (token, {self.spec.d_in}).")
         x = x.to(self.b_dec)
+        if not len(x):
+            return codes_of(x.new_zeros(0, self.width))
         rows = max(1, CHUNK // self.width)
-        return join([self.code(self.normed(part)[0]).active() for part in x.split(rows)]) if len(x) else codes_of(
-            x.new_zeros(0, self.width))  # fmt: skip
+        if (found := self._screened(self.normed(x)[0])) is not None:
+            return join([self.select(part).active() for part in found.split(rows)])
+        return join([self.code(self.normed(part)[0]).active() for part in x.split(rows)])
 
     def code(self, x: Float[Tensor, "token d_in"]) -> Codes:
         """Latents of inputs that are normalised already."""

@@ -12,7 +12,7 @@
 It pays where the processor multiplies bf16 by itself (`worth_it`): there a product takes a fifth of the time.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import torch
@@ -42,12 +42,33 @@ def worth_it(x: Float[Tensor, "token d"], encoder: Float[Tensor, "latent d"], fe
 
 
 @dataclass(frozen=True, eq=False)
+class Lowered:
+    """An encoder in bf16. `weights`: w', with two columns for a bias; `longest`, `lost`: the largest |w| and |ew|."""
+
+    weights: Float[Tensor, "latent d_and_two"]
+    longest: float
+    lost: float
+
+    @staticmethod
+    def of(encoder: Float[Tensor, "latent d"]) -> "Lowered":
+        """Made once for all tokens that are read with it."""
+        weights = encoder.new_empty(len(encoder), encoder.shape[1] + 2, dtype=torch.bfloat16)
+        weights[:, :-2] = encoder
+        lost = float((encoder - weights[:, :-2].float()).norm(dim=1).max())
+        return Lowered(weights, float(encoder.norm(dim=1).max()), lost)
+
+
+@dataclass(frozen=True, eq=False)
 class Screened:
-    """Pre-activations x @ encoder.T + bias that are made where they are asked for; without gradients."""
+    """Pre-activations x @ encoder.T + bias that are made where they are asked for; without gradients.
+
+    `low`: the encoder in bf16, if it is there already.
+    """
 
     x: Float[Tensor, "token d"]
     encoder: Float[Tensor, "latent d"]
     bias: Float[Tensor, " latent"]
+    low: Lowered | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -64,22 +85,29 @@ class Screened:
     def device(self) -> torch.device:
         return self.x.device
 
+    def split(self, rows: int) -> list["Screened"]:
+        """Parts of so many tokens; the encoder is made bf16 once."""
+        return [replace(self, x=part, low=self._low) for part in self.x.split(rows)]
+
     @cached_property
-    def _rough(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(x', w', the bound of step 2 per token, without U |s'| and |eb|)."""
-        x, w = self.x.bfloat16(), self.encoder.bfloat16()
-        size, longest = x.float().norm(dim=1), float(self.encoder.norm(dim=1).max())
-        lost = float((self.encoder - w.float()).norm(dim=1).max())
+    def _low(self) -> Lowered:
+        return self.low or Lowered.of(self.encoder)
+
+    @cached_property
+    def _rough(self) -> tuple[Tensor, Tensor]:
+        """(x', the bound of step 2 per token, without U |s'| and |eb|)."""
+        x = self.x.bfloat16()
+        size, longest, lost = x.float().norm(dim=1), self._low.longest, self._low.lost
         summed = 2 * SUM * (x.shape[1] + 2) * size * (longest + lost)
-        return x, w, ((self.x - x.float()).norm(dim=1) * longest + size * lost + summed) * (1 + EB)
+        return x, ((self.x - x.float()).norm(dim=1) * longest + size * lost + summed) * (1 + EB)
 
     def rough(self, less: Tensor | float = 0.0) -> tuple[Tensor, Float[Tensor, " token"]]:
         """s' of all pairs with `less` taken from the bias, and the bound of each token without U |s'|."""
-        x, w, bound = self._rough
-        bias = self.bias - less
-        high = bias.bfloat16()
-        ones = x.new_ones(len(x), 2)
-        found = torch.cat([x, ones], 1) @ torch.cat([w, torch.stack([high, (bias - high.float()).bfloat16()], 1)], 1).T
+        x, bound = self._rough
+        bias, weights = self.bias - less, self._low.weights
+        weights[:, -2] = bias
+        weights[:, -1] = bias - weights[:, -2].float()
+        found = torch.cat([x, x.new_ones(len(x), 2)], 1) @ weights.T
         return found, bound + (EB + 2 * SUM * (x.shape[1] + 2)) * float(bias.abs().max())
 
     def at(self, tokens: Int[Tensor, " pair"], latents: Int[Tensor, " pair"]) -> Float[Tensor, " pair"]:
