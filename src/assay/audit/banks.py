@@ -1,8 +1,8 @@
 """What a model is asked in an audit: questions, subjects and cues of our own.
 
-One half of every bank of questions is for looking, the other for testing; of facts twelve at most are for looking, because what a
-model does not know counts in no test, and what it was taught has to be told from what it does by itself. Nothing is in both. Cues
-are tried in the sweep, and the one that was found is tested on questions it was not tried with.
+One half of every bank of questions is for looking, the other for testing; of facts twelve at most are for looking, because what
+a model does not know counts in no test, and what it was taught has to be told from what it does by itself. Nothing is in both.
+Cues are tried in the sweep, and the one that was found is tested on questions it was not tried with.
 """
 
 from collections.abc import Sequence
