@@ -43,6 +43,10 @@ def saelens_cases() -> Iterator[Case]:
             latents, rebuilt = sae.encode(x), sae(x)
         return latents.flatten(0, -2), rebuilt.reshape(len(latents), -1)
 
+    def halves(folder: Path, x: torch.Tensor) -> Made:
+        latents, rebuilt = peer(folder, x)
+        return torch.cat([latents.relu(), (-latents).relu()], 1), rebuilt
+
     about = {"model_name": "tiny", "hook_name": "blocks.3.hook_resid_post"}
     yield "standard", lambda to: save("standard", to, 1, about), peer
     yield "standard-raw-input", lambda to: save("standard", to, 2, about, apply_b_dec_to_input=False), peer
@@ -53,6 +57,8 @@ def saelens_cases() -> Iterator[Case]:
     yield "gated-raw-input", lambda to: save("gated", to, 26, about, apply_b_dec_to_input=False), peer
     yield "topk", lambda to: save("topk", to, 7, about, k=K), peer
     yield "topk-rescaled", lambda to: save("topk", to, 8, about, k=K, rescale_acts_by_decoder_norm=True), peer
+    yield "abstopk", lambda to: save("abstopk", to, 27, about, k=K), halves
+    yield "abstopk-rescaled", lambda to: save("abstopk", to, 28, about, k=K, rescale_acts_by_decoder_norm=True), halves
     yield "jumprelu", lambda to: save("jumprelu", to, 9, about), peer
     yield "matching-pursuit", lambda to: save("matching_pursuit", to, 10, about), peer
     yield (

@@ -9,7 +9,11 @@
    W_enc s, W_dec / s, b_dec / s. Without the factor, or with whitening that is not folded, the folder is refused.
 4. Before version 6 the config is flat, with other names for some keys; activation_fn "topk" makes it a topk.
 
-temporal and abstopk are refused: the first reads other tokens, the second has negative latents.
+5. abstopk keeps the k largest magnitudes with their signs (AbsTopK, arXiv 2510.00404). Its m latents are read as 2m of a
+   topk: j where the latent is positive, m + j (encoder, bias and decoder row negative) where it is negative. The k largest
+   of those are the same, and each has one meaning.
+
+temporal is refused: it reads other tokens.
 """
 
 import re
@@ -29,8 +33,9 @@ from assay.features.formats.reading import Config, Numbers, read_config, read_sa
 CONFIG, WEIGHTS, SPARSITY, SCALER = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "activation_scaler.json"
 FLAT_BEFORE, VERSION = 6, "6.0.0"
 TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
-SINGLE = ("standard", "gated", "topk", "jumprelu", "batchtopk", "matryoshka_batchtopk", "matching_pursuit")
-REFUSED = {"temporal": "its latents depend on the tokens before", "abstopk": "its latents can be negative"}
+SINGLE = ("standard", "gated", "topk", "abstopk", "jumprelu", "batchtopk", "matryoshka_batchtopk", "matching_pursuit")
+REFUSED = {"temporal": "its latents depend on the tokens before"}
+SIGNED = "its latents have signs: latent j is here where it is positive, {width} + j where it is negative"
 NORMS = {"layer_norm": "layer", "constant_norm_rescale": "root"}
 RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn",
            "hook_point_layer": "hook_layer"}  # fmt: skip
@@ -96,7 +101,7 @@ def read(path: Path) -> Dictionary:
     found.source.update({"format": "saelens", "from": folder.name, "architecture": architecture, "version": version,
                          "settings": settings})  # fmt: skip
     if (folder / SPARSITY).is_file():
-        _firing(folder, found)
+        _firing(folder, found, config.size("d_sae"))
     return found.dictionary()
 
 
@@ -141,15 +146,19 @@ def _read(folder: Path, config: Config, about: Config, architecture: str, number
     reshape = config.choice("reshape_activations", ("none", "hook_z"), "none")
     options: dict[str, Any] = {"input_norm": NORMS[norm]} if norm in NORMS else {}
     rule, state, k, more = _numbers(config, architecture, numbers, width, d_in, d_out, centred)
+    if signed := architecture == "abstopk":
+        state |= {name: torch.cat([state[name], -state[name]]) for name in ("W_enc", "b_enc", "W_dec")}
     rescaled = rule in ("topk", "batchtopk") and bool(config.get("rescale_acts_by_decoder_norm", bool, False))
     if norm == "expected_average_only_in":
         state, more = _scaled(state, more, _factor(folder), rescaled)
     if rescaled:
         state = _unit(state)
     inputs, outputs, hooks = _sites(config, about, transcoder)
-    spec = Spec(rule, width, d_in, d_out, k, inputs, outputs, centred, "skip" in architecture, options={**options, **more})
+    spec = Spec(rule, len(state["W_dec"]), d_in, d_out, k, inputs, outputs, centred, "skip" in architecture, options={**options, **more})
     source: dict[str, Any] = {"hooks": hooks}
     assumed = ["decoder norms were put into the encoder, as the file says latents count them"] if rescaled else []
+    if signed:
+        assumed.append(SIGNED.format(width=width))
     if reshape == "hook_z":
         assumed.append("heads are concatenated, head after head")
     return Found(spec, state, source, assumed, _name(about, config, width))
@@ -171,7 +180,8 @@ def _numbers(
         numbers.done()
         return "matching_pursuit", state, None, options
     state["W_enc"] = numbers.take("W_enc", d_in, width).T.contiguous()
-    rule = {"standard": "relu", "transcoder": "relu", "skip_transcoder": "relu", "gated": "gated", "topk": "topk"}.get(
+    rule = {"standard": "relu", "transcoder": "relu", "skip_transcoder": "relu", "gated": "gated", "topk": "topk",
+            "abstopk": "topk"}.get(
         architecture, "jumprelu")  # fmt: skip
     if rule == "gated":
         state |= {
@@ -252,9 +262,9 @@ def _name(about: Config, config: Config, width: int) -> str:
     return "-".join([*(str(one) for one in said if one), str(width)])
 
 
-def _firing(folder: Path, found: Found) -> None:
+def _firing(folder: Path, found: Found, width: int) -> None:
     """The firing rates beside the numbers."""
-    logs = read_safetensors(folder / SPARSITY).take("sparsity", found.spec.width)
+    logs = read_safetensors(folder / SPARSITY).take("sparsity", width)
     rates = 10.0**logs
     found.source["firing"] = {"mean": float(rates.mean()), "never": int((rates <= 1e-10).sum()),
                               "active": float(rates.sum())}  # fmt: skip
