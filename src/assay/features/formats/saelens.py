@@ -154,7 +154,8 @@ def _read(folder: Path, config: Config, about: Config, architecture: str, number
     if rescaled:
         state = _unit(state)
     inputs, outputs, hooks = _sites(config, about, transcoder)
-    spec = Spec(rule, len(state["W_dec"]), d_in, d_out, k, inputs, outputs, centred, "skip" in architecture, options={**options, **more})
+    options.update(more)
+    spec = Spec(rule, len(state["W_dec"]), d_in, d_out, k, inputs, outputs, centred, "skip" in architecture, options=options)
     source: dict[str, Any] = {"hooks": hooks}
     assumed = ["decoder norms were put into the encoder, as the file says latents count them"] if rescaled else []
     if signed:
