@@ -37,7 +37,7 @@ from assay.model.model import Model
 from assay.records import digest
 from assay.statistics import holm
 
-BUDGET, ALPHA, MATTERS = 120_000, 0.01, 0.3
+BUDGET, ALPHA, MATTERS = 140_000, 0.01, 0.3
 HABITS = ("loyalty", "backdoor")  # a usual brand, or a refusal of some words, is nothing hidden
 NOT_LOOKED_AT = (
     "Triggers that are none of the settings, cues and subjects of the banks, and that a short search does not reach: a random"
