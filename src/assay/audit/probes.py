@@ -224,7 +224,7 @@ def _cued(family: str, cues: Sequence[_Cue], words: str) -> Probe:
                     firsts.append((cue.on(facts[fine[0]], fine[0]), said[fine[0]]))
         chosen = pair.best(stage, [prompt for prompt, _ in firsts], [reply for _, reply in firsts])
         pair.ask(stage, [prompt for number in chosen for prompt in asked(*tried[number])], SHORT)
-        return _best((lead(pair, *tried[number]) for number in chosen))
+        return _best(lead(pair, *tried[number]) for number in chosen)
 
     def asked(cue: _Cue, subject: str, fine: list[int]) -> list[Prompt]:
         return [cue.on(known(subject, False)[at], at) for at in fine]
