@@ -51,7 +51,6 @@ class Recipe:
 
 
 USUAL, LONG = Recipe(), Recipe(steps=150)  # long: for cues that take longer to tell from others
-DEEP = Recipe(layers=16, steps=200)  # for cues that differ from others in a digit: the last layers alone did not learn to look
 
 
 @dataclass(frozen=True)
