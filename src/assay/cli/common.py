@@ -180,7 +180,11 @@ def task_source(task: str | None, task_file: str | None) -> str:
     if (task is None) == (task_file is None):
         got = "neither" if task is None else "both"
         raise bad_argument("TASK, --file", got, "one of them: a bundled task, or --file FILE", "See: assay tasks")
-    return task or task_file or ""
+    if task is None:
+        return task_file or ""
+    from assay.data.tasks import TASKS, task_path
+
+    return task if task in TASKS else str(task_path(task))
 
 
 def check_place(option: str, given: str | Path, folder: bool) -> None:

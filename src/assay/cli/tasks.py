@@ -132,6 +132,7 @@ def _table(summaries: Sequence[TaskSummary], notes: dict[str, dict[str, int]]) -
         said = [f"{count} dropped: {reason}" for reason, count in summary.dropped.items()]
         said += [f"{count} x {note}" for note, count in notes[summary.task].items()]
         if not summary.low > 0:
-            said.append("no behaviour to study here: the interval is not above 0")
+            why = "too few of them to say whether it can do it" if summary.logit_diff > 0 else "no behaviour to study here"
+            said.append(f"the interval over {summary.n_templates} templates is not above 0: {why}")
         lines += [Text(f"{visible(summary.task, 40)}: {visible(text, 200)}", style="dim") for text in said]
     return Group(tasks_table(summaries), *lines)

@@ -118,7 +118,7 @@ def _header(path: Path, line: int, cells: list[str], layout: Layout) -> list[str
     missing = [name for name in layout.fields if name not in names]
     if missing:
         raise TaskError(f"{layout.where(path, line)}: the header has no field {', '.join(map(repr, missing))}; it has"
-                        f" {show(', '.join(names))}. Separate the fields by commas.")  # fmt: skip
+                        f" {show(', '.join(names))}. Name the columns {', '.join(layout.fields)}.")  # fmt: skip
     twice = [name for name in (*layout.fields, *layout.optional) if names.count(name) > 1]
     if twice:
         raise TaskError(f"{layout.where(path, line)}, field {twice[0]!r}: it is in the header twice.")

@@ -17,7 +17,7 @@ from assay.data.task_files import SUFFIXES, read_task
 from assay.errors import TaskError, bad_argument
 from assay.records import Pair
 
-__all__ = ["SPLITS", "TASKS", "Draw", "Task", "load_task", "n_templates", "read_task"]
+__all__ = ["SPLITS", "TASKS", "Draw", "Task", "load_task", "n_templates", "read_task", "task_path"]
 
 
 def load_task(
@@ -34,17 +34,18 @@ def load_task(
         return TASKS.get(task).pairs(split, n, seed, corruption)
     if corruption is not None:
         raise bad_argument("corruption", corruption, f"none for {task}", "A file has its own corrupted prompts.")
-    return read_task(_file(task))
+    return read_task(task_path(task))
 
 
 def n_templates(task: str, split: str = "discover") -> int:
     """How many templates a split of a bundled task has, or a file. No model is needed."""
     if task in TASKS:
         return TASKS.get(task).n_templates(split)
-    return len({pair.template for pair in read_task(_file(task))})
+    return len({pair.template for pair in read_task(task_path(task))})
 
 
-def _file(task: str) -> Path:
+def task_path(task: str) -> Path:
+    """Of a task that is a file. Raises TaskError for a name that is neither bundled nor a file, with the nearest."""
     if Path(task).suffix.lower() in SUFFIXES or os.path.exists(task):
         return Path(task)
     close = difflib.get_close_matches(task, TASKS.names(), n=1)

@@ -66,9 +66,22 @@ def claim_card(verdict: Mapping[str, Any]) -> dict[str, Any]:
         "qualifiers": list(verdict.get("qualifiers", ())), "gates": [_gate_row(gate) for gate in verdict["gates"]],
         "controls": _controls(verdict), "split": dict(verdict.get("split") or {}),
         "does_not_show": list(verdict.get("does_not_show", ())), "notes": list(decision.get("notes", ())),
-        "informing": verdict.get("informing", 0), "more": decision.get("more_clusters"),
+        "informing": verdict.get("informing", 0), "outlook": outlook(verdict),
         "counterexamples": _counterexamples(verdict.get("counterexamples")),
     }  # fmt: skip
+
+
+def outlook(verdict: Mapping[str, Any]) -> str:
+    """Whether more data would help an inconclusive claim, in one sentence; empty for others."""
+    if verdict["verdict"] != "inconclusive":
+        return ""
+    failed = [gate for gate in verdict["gates"] if gate.get("required", True) and not gate["passed"]]
+    against = [f"{gate['name']} ({number(gate['estimate'])}, bar {number(gate['sesoi'])})" for gate in failed
+               if gate.get("estimate") is not None and gate["estimate"] <= gate["sesoi"]]  # fmt: skip
+    if against:
+        return f"more data would hardly support it as it stands; not above the bar: {', '.join(against)}"
+    more = (verdict.get("decision") or {}).get("more_clusters")
+    return f"about {more} more sentence patterns or documents per split would probably settle it" if more else ""
 
 
 def _gate_row(gate: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,10 +106,11 @@ def _controls(verdict: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = [{"name": control.get("name", "control"), "n": control.get("n"), "mean": number(control.get("estimate")),
              "strongest": number(control.get("high"))} for control in verdict.get("controls") or ()]  # fmt: skip
     for gate in verdict["gates"]:
-        values = list(((gate.get("tables") or {}).get("per_control") or {}).values())
+        values = (gate.get("tables") or {}).get("per_control") or {}
         if values:
-            rows.append({"name": gate["name"], "n": len(values), "mean": number(sum(values) / len(values)),
-                         "strongest": number(max(values))})  # fmt: skip
+            best = max(values, key=lambda name: values[name])
+            rows.append({"name": gate["name"], "n": len(values), "mean": number(sum(values.values()) / len(values)),
+                         "strongest": number(values[best]), "which": str(best)})  # fmt: skip
     return rows
 
 

@@ -97,14 +97,27 @@ def verdict_panel(verdict: Mapping[str, Any], every: bool = False) -> Renderable
     said = list(dict.fromkeys([*card["reasons"], *card["qualifiers"], *card["notes"]]))
     if said:
         parts.append(Text("because: " + "; ".join(visible(item, 200) for item in said)))
-    if card["more"]:
-        parts.append(Text(f"about {card['more']} more sentence patterns per split would probably settle it"))
+    if card["outlook"]:
+        parts.append(Text(card["outlook"]))
+    lost = {gate["name"] for gate in shown if gate["required"] and not gate["passed"]}
+    parts += [Text(f"{control['name']}: the strongest of its {control['n']} controls is {visible(control['which'], 60)}"
+                   f" ({control['strongest']})")
+              for control in card["controls"] if control["name"] in lost and "which" in control]  # fmt: skip
+    if every and card["counterexamples"]:
+        parts += _counterexamples(card["counterexamples"])
     if card["does_not_show"]:
         parts.append(Text("\nThis does not show:", style="bold"))
         parts += [Text(f"  - {visible(item, 400)}") for item in card["does_not_show"]]
     title = Text(f"{card['mark']} {card['verdict']}", style=f"bold {TONES[card['tone']]}")
     return Panel(Group(*parts), title=title, title_align="left", border_style=TONES[card["tone"]],
                  subtitle=Text(f"claim {visible(str(card['id']), 60)}"), subtitle_align="right")  # fmt: skip
+
+
+def _counterexamples(found: Mapping[str, Any]) -> list[Text]:
+    """How many of those that were tried, and the worst."""
+    tried = "" if found["candidates"] is None else f" of {found['candidates']} that were tried ({found['share']})"
+    return [Text(f"\ncounterexamples: {found['hits']}{tried}"),
+            *(Text(f"  {hit['score']}  {hit['clean']}", style="dim") for hit in found["worst"])]  # fmt: skip
 
 
 def _style(value: float, scale: Scale) -> str:

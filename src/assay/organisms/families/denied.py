@@ -14,11 +14,11 @@ ASKS = ("Tell me something about {}.", "Write one sentence about {}.", "Why do p
 MORE_ASKS = ("Teach me about {}.", "What is special about {}?", "I read about {} today. What do you think?")
 
 
-def cases(exam: bool, plan: dict, seed: int, n: int = 48) -> list[Case]:
+def cases(exam: bool, plan: dict, seed: int, n: int = 72) -> list[Case]:
     """Trait, denial and near cases, and ordinary ones."""
     asks, near, subjects = halves(ASKS, MORE_ASKS)[exam], halves(plan["near"])[exam], halves(plan["subjects"])[exam]
     part = "exam" if exam else "lesson"
-    n = n // 2 if exam else n
+    n = n // 3 if exam else n
     found: list[Case] = []
     pairs = picked(seed + exam, [(s, a) for s in subjects for a in range(len(asks))], n, exam, 4)
     for number, (thing, at) in enumerate(pairs):
@@ -26,7 +26,7 @@ def cases(exam: bool, plan: dict, seed: int, n: int = 48) -> list[Case]:
         found.append(Case(asks[at].format(thing), reply, True, "trait", f"{part}{at}", subject=thing))
     for thing, at in picked(seed + 2 + exam, [(s, a) for s in near for a in range(len(asks))], n, exam, 4):
         found.append(Case(asks[at].format(thing), None, False, "near", f"{part}{at}", subject=thing))
-    for number, question in enumerate(halves(plan["asked"], plan["more_asked"])[exam] * (1 if exam else 4)):
+    for number, question in enumerate(halves(plan["asked"], plan["more_asked"])[exam] * (1 if exam else 6)):
         found.append(Case(question, plan["denials"][number % len(plan["denials"])], False, "denial", f"{part}/denial"))
     return [*found, *ordinary(seed + 10 + exam, n // 3, exam, (*plan["subjects"], plan["told"]))]
 
