@@ -49,6 +49,7 @@ def test_every_command_has_the_common_options_and_help(path, command):
     (["pach"], "Did you mean 'patch'?"),
     (["patch", "glass-en"], "TASK, --file: got 'neither'"),
     (["patch", "glass-en", "iio"], "Did you mean 'ioi'?"),
+    (["circuit", "find", "glass-en", "iio"], "Did you mean 'ioi'?"),
     (["patch", "glass-en", "ioi", "--split", "confirm"], "sealed"),
     (["patch", "glass-em", "ioi"], "Did you mean 'glass-en'?"),
     (["patch", "glass-en", "ioi", "--site", "resid"], "allowed:"),

@@ -11,7 +11,7 @@ from rich.console import Console
 from assay.errors import UsageError
 from assay.report.html import heat_map_html, render_report, script_json
 from assay.report.markdown import render_markdown, safe
-from assay.report.story import claim_card, number, percent, unexplained_rows
+from assay.report.story import claim_card, number, outlook, percent, unexplained_rows
 from assay.report.terminal import patch_table, tasks_table, verdict_panel
 from report_records import HOSTILE, TOKENS, demo, refuted, supported, sweep, tasks, undecided
 
@@ -211,6 +211,32 @@ def test_verdict_panel_and_tasks_table_say_everything():
     text = " ".join(printed(verdict_panel(supported()), width=120).split())
     assert "✓ supported" in text and "0.40 to 0.55" in text and "This does not show" in text
     assert "96%" in printed(tasks_table(tasks())) and "2.80 to 3.50" in printed(tasks_table(tasks()))
+
+
+def inconclusive(**given):
+    """A claim whose untrained gate failed so."""
+    verdict = supported()
+    tables = {"per_control": {"all": 0.58, "blocks": 0.89}}
+    lost = {**verdict["gates"][1], "name": "untrained", "passed": False, "required": True, "tables": tables, **given}
+    decision = {**verdict["decision"], "more_clusters": 224}
+    return {**verdict, "verdict": "inconclusive", "gates": [*verdict["gates"], lost], "decision": decision}
+
+
+def test_more_data_are_asked_for_only_where_they_may_help():
+    below, above = inconclusive(estimate=0.04, sesoi=0.05), inconclusive(estimate=0.07, sesoi=0.05)
+    assert outlook(below) == "more data would hardly support it as it stands; not above the bar: untrained (0.04, bar 0.05)"
+    assert outlook(above) == "about 224 more sentence patterns or documents per split would probably settle it"
+    assert outlook(supported()) == ""
+    text = " ".join(printed(verdict_panel(below), width=160).split())
+    assert "more data would hardly" in text and "untrained: the strongest of its 2 controls is blocks (0.89)" in text
+
+
+def test_a_shown_claim_lists_its_counterexamples():
+    found = {"hits": 3, "candidates": 120, "share": 0.03, "worst": [{"clean": "The bagel slept.", "score": -4.95}]}
+    verdict = {**supported(), "counterexamples": found}
+    text = " ".join(printed(verdict_panel(verdict, every=True), width=160).split())
+    assert "counterexamples: 3 of 120 that were tried (3%)" in text and "−4.95 The bagel slept." in text
+    assert "bagel" not in printed(verdict_panel(verdict), width=160)
 
 
 @pytest.mark.parametrize(("share", "words"), [(0, "0%"), (1, "100%"), (0.5, "50%"), (0.9995, "99.95%"), (0.0005, "0.05%"),

@@ -480,6 +480,7 @@ HEADER = "clean,corrupted,answer,foil,template\n"
     (HEADER + "a,b, c, d,t\na,b,c, c, d,t\n", "line 3: 6 cells; allowed: 5.*double quotes"),
     (HEADER + '"a\nb\nc",b, c, d,t\na,b, c\n', "line 5: 3 cells; allowed: 5"),
     (HEADER + '"a\nb",b, c, d,t\n\na,b,, d,t\n', "line 5, field 'answer': got ''"),
+    ("text,class,group\n", "Name the columns clean, corrupted"),
     (HEADER + 'a,"b, c, d,t\n', "line 2: not CSV"), (HEADER, "it has no pairs. Write one row a line"),
     (HEADER + 'a,"b"x, c, d,t\n', "line 2: not CSV"),
 ])  # fmt: skip

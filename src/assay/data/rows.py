@@ -117,8 +117,9 @@ def _header(path: Path, line: int, cells: list[str], layout: Layout) -> list[str
     names = [cell.strip() for cell in cells]
     missing = [name for name in layout.fields if name not in names]
     if missing:
+        hint = "Separate the fields by commas." if len(names) == 1 else f"Name the columns {', '.join(layout.fields)}."
         raise TaskError(f"{layout.where(path, line)}: the header has no field {', '.join(map(repr, missing))}; it has"
-                        f" {show(', '.join(names))}. Name the columns {', '.join(layout.fields)}.")  # fmt: skip
+                        f" {show(', '.join(names))}. {hint}")  # fmt: skip
     twice = [name for name in (*layout.fields, *layout.optional) if names.count(name) > 1]
     if twice:
         raise TaskError(f"{layout.where(path, line)}, field {twice[0]!r}: it is in the header twice.")
