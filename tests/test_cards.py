@@ -395,5 +395,6 @@ def test_anchor_list_and_deviate_on_the_command_line(atlas, card, tmp_path):
     run("claim", "anchor", "--check", tmp_path / "head.json", "--atlas", here, code=3)
     listed = json.loads(run("claim", "list", "--atlas", here, "--verdict", "refuted", "--json", "-").output)
     (row,) = listed["claims"]
+    assert "deviation: a bar (because)" in run("claim", "show", name, "--atlas", here).output
     assert row["claim"] == name and row["qualifiers"] == ["exploratory"] and listed["counts"]["deviations"] == 1
     assert listed["counts"]["stated"] == 2 and listed["total"] == 1  # the counts are always of all

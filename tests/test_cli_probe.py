@@ -117,6 +117,9 @@ def test_another_choice_on_confirm_that_was_seen_is_exploratory(folder, first):
         "second.json")  # fmt: skip
     claim = json.loads((folder / "second.json").read_text())["claim"]
     assert claim["claim"] != first[0]["claim"]["claim"] and "exploratory" in claim["qualifiers"]
+    shown = CliRunner().invoke(cli, ["claim", "show", claim["claim"], "--atlas", str(folder / "atlas")], catch_exceptions=False)
+    assert "exploratory: sealed data had been looked at before" in shown.output
+    assert "seen before its test, confirm: probe" in shown.output
 
 
 def test_an_interrupted_run_goes_on_where_it_was(folder, monkeypatch):

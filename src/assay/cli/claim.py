@@ -192,6 +192,12 @@ def show(common: Common, claim_id: str) -> None:
     common.note(stated_text(stated, plan))
     for reason in twin["stale"]:
         common.note(f"stale: {reason}")
+    evidence = store.evidence(claim_id)
+    for split, data in (evidence.data if evidence else {}).items():
+        if data.get("looked"):
+            common.note(f"seen before its test, {split}: {'; '.join(data['looked'])}")
+    for deviation in store.deviations(claim_id):
+        common.note(f"deviation: {deviation.what} ({deviation.why})")
     common.emit(record, lambda: verdict_panel(twin, every=True))
 
 

@@ -97,6 +97,9 @@ def verdict_panel(verdict: Mapping[str, Any], every: bool = False) -> Renderable
     said = list(dict.fromkeys([*card["reasons"], *card["qualifiers"], *card["notes"]]))
     if said:
         parts.append(Text("because: " + "; ".join(visible(item, 200) for item in said)))
+    if "exploratory" in card["qualifiers"]:
+        parts.append(Text("exploratory: sealed data had been looked at before, or the plan was not followed; assay claim show"
+                          f" {visible(str(card['id']), 60)} says which"))  # fmt: skip
     if card["outlook"]:
         parts.append(Text(card["outlook"]))
     lost = {gate["name"] for gate in shown if gate["required"] and not gate["passed"]}
