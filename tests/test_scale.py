@@ -22,7 +22,7 @@ from assay.atlas import mapped
 from assay.atlas.store import Atlas
 from assay.cli.main import cli
 from assay.errors import StoreError, UsageError
-from assay.features import spliced
+from assay.features import spliced, sums
 from assay.features.dictionary import Spec, make_dictionary
 from assay.features.encode import encode_shards, read_codes
 from assay.features.engines import HERE, Where, opened_there, opener_at
@@ -189,6 +189,31 @@ def test_a_killed_evaluation_goes_on_to_the_same_numbers(on_disk, tmp_path, monk
         told.append(json.loads((tmp_path / f"{place}.json").read_text()))
         assert not list((tmp_path / place / "evaluating").iterdir())
     assert told[0] == told[1] and told[0]["typical"] > 8 * 64
+
+
+def test_what_another_evaluation_kept_is_not_taken_up(on_disk, tmp_path, monkeypatch):  # noqa: F811
+    """Stopped with a control and begun again without it: nothing of the first is in the way."""
+    monkeypatch.setattr(sums, "EVERY", 0.0)
+    monkeypatch.setattr(spliced, "LOGITS", LOGITS)
+    save(small_dictionary(), tmp_path / "small")
+    arguments = ["dictionary", "eval", str(tmp_path / "small"), "--model", str(on_disk / "model"), "--corpus",
+                 str(on_disk / "corpus.jsonl"), "--tokens", "300", "--context", "16", "--loss-tokens", "100", "--no-untrained",
+                 "--control-tokens", "4096", "--quiet", "--atlas", str(tmp_path / "atlas")]  # fmt: skip
+    plain = sums.KeptSums.keep
+
+    def stopped(kept, found, batches, last=False):
+        plain(kept, found, batches, last)
+        if batches == 2:
+            raise UsageError("enough")
+
+    monkeypatch.setattr(sums.KeptSums, "keep", stopped)
+    with pytest.raises(UsageError, match="enough"):
+        CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    monkeypatch.setattr(sums.KeptSums, "keep", plain)
+    assert CliRunner().invoke(cli, [*arguments, "--no-frozen"], catch_exceptions=False).exit_code == 0
+    assert len(list((tmp_path / "atlas" / "evaluating").iterdir())) == 1
+    assert CliRunner().invoke(cli, arguments, catch_exceptions=False).exit_code == 0
+    assert not list((tmp_path / "atlas" / "evaluating").iterdir())
 
 
 # killed workers ----------------------------------------------------------------------------------

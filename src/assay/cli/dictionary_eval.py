@@ -17,6 +17,7 @@ ROWS = ("FVU", "explained variance", "explained variance, mean of ratios", "expl
         "KL recovered, against mean", "KL recovered, against zero", "CE", "CE, model alone", "CE, mean", "CE, zero",
         "CE, every position")  # fmt: skip
 PROBE_TEXTS, CONTEXT = 200, 256
+ELSEWHERE = ("engine", "workers", "figure", "seconds", "concepts", "letters")  # options that change no number that is kept
 
 
 def corpus_options(command: Any) -> Any:
@@ -140,8 +141,9 @@ def _folder(common: Common, one: Any, model: Any, corpus: Any, given: Mapping[st
     """Where the same command finds what it had trained and measured before it was killed."""
     from assay.records import canonical
 
-    asked = {name: given[name] for name in ("context", "tokens", "loss_tokens", "control_tokens")}
-    what = {"dictionary": one.digest, "model": model.digest, "corpus": corpus.record(), "seed": common.seed, **asked}
+    asked = {name: value for name, value in given.items() if name not in ELSEWHERE}
+    what = {"dictionary": one.digest, "model": model.digest, "corpus": corpus.record(), "seed": common.seed,
+            "device": common.device, **asked}  # fmt: skip
     return common.atlas / "evaluating" / hashlib.sha256(canonical(what).encode()).hexdigest()[:16]
 
 
