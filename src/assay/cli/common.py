@@ -182,9 +182,10 @@ def task_source(task: str | None, task_file: str | None) -> str:
         raise bad_argument("TASK, --file", got, "one of them: a bundled task, or --file FILE", "See: assay tasks")
     if task is None:
         return task_file or ""
+    from assay.data.concepts import CONCEPTS
     from assay.data.tasks import TASKS, task_path
 
-    return task if task in TASKS else str(task_path(task))
+    return task if task in TASKS or task in CONCEPTS else str(task_path(task))  # a concept has errors of its own
 
 
 def check_place(option: str, given: str | Path, folder: bool) -> None:
