@@ -52,6 +52,9 @@ def every() -> dict[str, Dictionary]:
     found["topk same-size skip transcoder"] = made("topk", 70, centred=False, skip=True, **ACROSS)
     found["relu layer norm"] = made("relu", 71, options={"input_norm": "layer"})
     found["topk root norm"] = made("topk", 72, options={"input_norm": "root"})
+    small = {"heads": 2, "bottleneck": 3}
+    found["temporal"] = made("temporal", 77, k=K, options={**small, "blocks": 2, "eps": 1e-5})
+    found["temporal layer norm"] = made("temporal", 78, centred=False, options={**small, "input_norm": "layer"})
     found["relu square"] = made("relu", 73, width=D)
     layers = {
         "inputs": ("mlp_in.0", "mlp_in.1"),

@@ -15,11 +15,12 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from assay.cli.dictionary_files import export, import_, show
-from assay.errors import StoreError, UsageError
+from assay.errors import ShapeError, StoreError, UsageError
 from assay.features.describe import describe, duplicates
 from assay.features.dictionary import Spec, make_dictionary
 from assay.features.formats import FORMATS, base, detect, holders, load_dictionary, reading, write_dictionary
 from assay.features.formats.plain import SCALED
+from assay.features.opened import open_latents
 from formats_made_here import ACROSS, OUT, WIDTH, D, K, every, inputs, made
 
 FIXTURES = Path(__file__).parent / "fixtures" / "dictionaries"
@@ -52,7 +53,7 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_there_are_fixtures_of_every_peer():
     assert {
         peer: sum(case.parent.name == peer for case in CASES) for peer in ("saelens", "dictionary_learning", "sparsify")
-    } == {"saelens": 23, "dictionary_learning": 8, "sparsify": 6}
+    } == {"saelens": 28, "dictionary_learning": 8, "sparsify": 6}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.parent.name}-{case.name}")
@@ -313,7 +314,7 @@ PLACES = {
     "saelens": {
         name
         for name in MADE
-        if name.split()[0] in ("relu", "jumprelu", "gated", "topk", "batchtopk", "matryoshka", "matching_pursuit")
+        if name.split()[0] in ("relu", "jumprelu", "gated", "topk", "batchtopk", "matryoshka", "matching_pursuit", "temporal")
     }
     - {"topk same-size skip transcoder"},
     "dictionary_learning": {
@@ -434,7 +435,7 @@ def test_numbers_changed_after_writing_are_noticed(tmp_path):
     "case, file, changes, said",
     [
         ("saelens/standard", "cfg.json", {"clever_trick": 1}, "clever_trick"),
-        ("saelens/standard", "cfg.json", {"architecture": "temporal"}, "tokens before"),
+        ("saelens/standard", "cfg.json", {"architecture": "temporal"}, "q_target"),
         ("saelens/standard", "cfg.json", {"architecture": "quantum"}, "quantum"),
         ("saelens/standard", "cfg.json", {"normalize_activations": "expected_average_only_in"}, "activation_scaler.json"),
         ("saelens/standard", "cfg.json", {"normalize_activations": "covariance_whitening"}, "whitening"),
@@ -654,6 +655,28 @@ def test_matching_pursuit_token_by_token():
         assert torch.allclose(found, latents, atol=1e-5)
     with pytest.raises(UsageError, match="only read from files"):
         dictionary.start(x, x, torch.Generator())
+
+
+def test_a_temporal_reads_each_text_from_its_start():
+    dictionary, x = MADE["temporal layer norm"], inputs()
+    positions = torch.cat([torch.arange(n) for n in (20, 1, 43)])
+    parts = x.split([20, 1, 43])
+    for method in (dictionary.encode, dictionary.reconstruct):
+        whole = method(x, positions)
+        assert torch.allclose(whole, torch.cat([method(part) for part in parts]), atol=1e-6)
+        assert not torch.allclose(whole[20:], method(x)[20:], atol=1e-2)
+    later = x.clone()
+    later[10:] += 1
+    assert torch.equal(dictionary.encode(later)[:10], dictionary.encode(x)[:10])  # causal
+    codes = dictionary.codes(x, positions)
+    assert torch.equal(dictionary.reconstruct(x, positions, codes), dictionary.reconstruct(x, positions))
+    for refused in (lambda: dictionary.decode(codes), lambda: dictionary.pre(x), lambda: open_latents(dictionary)):
+        with pytest.raises(UsageError, match="temporal"):
+            refused()
+    with pytest.raises(ShapeError, match="3 for 64 tokens"):
+        dictionary.codes(x, positions[:3])
+    with pytest.raises(UsageError, match="heads, bottleneck"):
+        made("temporal", options={"heads": 5, "bottleneck": 3})
 
 
 def test_groupmax_takes_one_of_each_group():

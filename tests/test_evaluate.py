@@ -297,6 +297,25 @@ def test_what_is_only_read_from_files_has_a_control_that_says_what_it_is(model, 
     assert any(f"'{ev.FROZEN}' is a topk on inputs as they are" in note for note in found.notes)
 
 
+def test_a_dictionary_that_reads_texts_is_evaluated_row_by_row(model, sae):
+    spec = Spec("temporal", 64, D, D, k=6, inputs=(SITE,), outputs=(SITE,), options={"heads": 2, "bottleneck": 8})
+    given, held = make_dictionary(spec), held_of()
+    generator = torch.Generator().manual_seed(0)
+    for name, value in given.named_parameters():
+        own = getattr(sae, name, None)
+        value.data = torch.randn(value.shape, generator=generator) / 8 if own is None else own.data.clone()
+    plan = EvaluationPlan(batch=150, loss_tokens=0)
+    found = evaluate(given, held, model, plan)
+    _, scored = held.divided(plan.fit)
+    x = [ev.read(model, [SITE], HeldOut((row,), (name,))) for row, name in zip(scored.rows, scored.documents, strict=True)]
+    made = torch.cat([given.reconstruct(rows)[1:] for rows in x])  # each row a text of its own, its first token left out
+    y = torch.cat([rows[1:] for rows in x])
+    expected = float((y - made).square().sum() / (y - y.mean(0)).square().sum())
+    assert found.of()["FVU"].value == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(UsageError, match="held-out text and its model"):
+        evaluate(given, TensorStream({SITE: torch.randn(600, D)}), plan=plan)
+
+
 def test_a_dictionary_of_another_model_is_said_to_be(model, sae):
     moved = make_dictionary(sae.spec)
     moved.load_state_dict(sae.state_dict())

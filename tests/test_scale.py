@@ -120,6 +120,23 @@ def test_codes_that_a_killed_run_finished_are_taken_up(whole, tmp_path):
     assert sum(len(part.tokens) for part in read_codes(tmp_path)) == one.manifest["tokens"]
 
 
+def test_a_dictionary_that_reads_texts_begins_anew_with_each(whole, tmp_path):
+    shards = Shards(whole[2].folder)
+    options = {"heads": 2, "bottleneck": 8}
+    dictionary = make_dictionary(Spec("temporal", 64, 32, 32, 4, ("resid_post.1",), ("resid_post.1",), options=options))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for value in dictionary.parameters():
+            value.normal_()
+    encode_shards(dictionary, shards, tmp_path, 150)
+    parts = [dense for part in read_codes(tmp_path) for dense in part.codes.dense().split(part.lengths.tolist())]
+    texts = list(shards.rows())
+    assert len(parts) == len(texts) > 20
+    for text, found in zip(texts, parts, strict=True):
+        alone = dictionary.encode(text.values["resid_post.1"].float())
+        assert torch.allclose(found[text.positions > 0], alone[text.positions > 0], rtol=1e-3, atol=1e-3)  # kept as fp16
+
+
 ENCODES = """
 import sys
 from pathlib import Path

@@ -20,8 +20,9 @@ def saelens_peer(folder, x):
     from sae_lens import SAE
 
     sae = SAE.load_from_disk(folder)
+    x = x[None] if sae.cfg.architecture() == "temporal" else x  # one text
     with torch.no_grad():
-        return sae.encode(x), sae(x)
+        return sae.encode(x).flatten(0, -2), sae(x).flatten(0, -2)
 
 
 PEERS = {"saelens": saelens_peer, "dictionary_learning": learning_peer, "sparsify": sparsify_peer}
@@ -54,4 +55,4 @@ def test_fixtures_are_what_the_peer_does(peer, name, write, run, tmp_path):
 
 def test_every_peer_has_dictionaries_here():
     assert {peer: sum(one == peer for one, _ in PAIRS) for peer in PEERS} == {
-        "saelens": 24, "dictionary_learning": 16, "sparsify": 8}  # fmt: skip
+        "saelens": 26, "dictionary_learning": 16, "sparsify": 8}  # fmt: skip

@@ -40,14 +40,25 @@ def saelens_cases() -> Iterator[Case]:
     def peer(folder: Path, x: torch.Tensor) -> Made:
         sae = SAE.load_from_disk(folder)
         with torch.no_grad():
-            latents, rebuilt = sae.encode(x), sae(x)
-        return latents.flatten(0, -2), rebuilt.reshape(len(latents), -1)
+            latents, rebuilt = sae.encode(x).flatten(0, -2), sae(x)
+        return latents, rebuilt.reshape(len(latents), -1)
 
     def halves(folder: Path, x: torch.Tensor) -> Made:
         latents, rebuilt = peer(folder, x)
         return torch.cat([latents.relu(), (-latents).relu()], 1), rebuilt
 
+    def one_text(folder: Path, x: torch.Tensor) -> Made:
+        return peer(folder, x[None])
+
     about = {"model_name": "tiny", "hook_name": "blocks.3.hook_resid_post"}
+    small = {"n_heads": 2, "bottleneck_factor": 3}
+    for number, (kind, changes) in enumerate({
+        "temporal": {"kval_topk": K}, "temporal-raw-input": {"kval_topk": K, "apply_b_dec_to_input": False},
+        "temporal-untied": {"sae_diff_type": "relu", "tied_weights": False, "n_attn_layers": 2},
+        "temporal-rescaled": {"normalize_activations": "constant_scalar_rescale", "activation_normalization_factor": 0.3},
+        "temporal-layer-norm": {"kval_topk": K, "tied_weights": False, "normalize_activations": "layer_norm"},
+    }.items()):  # fmt: skip
+        yield kind, lambda to, number=number, more=changes: save("temporal", to, 30 + number, about, **small, **more), one_text
     yield "standard", lambda to: save("standard", to, 1, about), peer
     yield "standard-raw-input", lambda to: save("standard", to, 2, about, apply_b_dec_to_input=False), peer
     yield "standard-square", lambda to: save("standard", to, 3, about, d_sae=D), peer

@@ -33,6 +33,7 @@ def audit(
     from assay.audit.run import AuditPlan
     from assay.audit.run import audit as run_audit
     from assay.cli.dictionary_eval import opened
+    from assay.features.dictionary import of_texts
     from assay.files import write_file
     from assay.report.audit_page import audit_html, audit_markdown, summary
 
@@ -42,6 +43,8 @@ def audit(
     model = common.load(name, dtype, prepend_bos)
     base = common.load(reference, dtype, prepend_bos) if reference else None
     latents = opened(common, dictionary) if dictionary else None
+    if latents is not None and latents.reads_texts:
+        raise of_texts(latents, "The share of tokens at which latents are active is compared, token by token.")
     folder = Path(out) if out else common.atlas / "audits" / f"{Path(name).name}-{model.digest[:8]}"
     with Atlas(common.atlas) as atlas, common.progress("audit") as advance:
         done = run_audit(model, base, plan, atlas, folder, advance, latents)

@@ -34,6 +34,7 @@ from torch import Tensor
 from assay.errors import SiteError, bad_argument
 from assay.explain.records import FIRING, Sample, Window
 from assay.explain.units import Columns, Latents, UnitSource
+from assay.features.dictionary import of_texts
 from assay.model.edits import Edit, add
 from assay.model.model import Model
 from assay.model.readers import Norm, affine
@@ -177,6 +178,8 @@ def _some(group: Written, rows: list[int]) -> Written:
 
 def _latents(model: Model, units: Latents) -> Written:
     spec, dictionary = units.dictionary.spec, units.dictionary
+    if dictionary.reads_texts:
+        raise of_texts(dictionary, "They are read at the last token alone.")
     if not spec.outputs:
         raise SiteError(
             f"dictionary {dictionary.name}: its file does not say where it writes. Set spec.outputs when it is loaded."

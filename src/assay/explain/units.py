@@ -87,7 +87,7 @@ class Latents:
     def codes(self, values: Values, positions: Tensor) -> tuple[Codes, Bool[Tensor, " token"]]:
         """Active latents of tokens, and which tokens the dictionary is for."""
         x = torch.cat([values[site] for site in self.sites], 1)
-        return self.dictionary.codes(x), self.dictionary.typical(x, positions).cpu()
+        return self.dictionary.codes(x, positions), self.dictionary.typical(x, positions).cpu()
 
 
 @dataclass(frozen=True, eq=False)

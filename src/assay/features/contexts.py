@@ -98,7 +98,7 @@ class LatentUnits:
         x = torch.cat([acts.flat(site).flatten(1).float() for site in self.sites], 1)
         positions = torch.cat([torch.arange(length) for length in acts.lengths])
         keep = self.dictionary.typical(x, positions)
-        codes = self.dictionary.codes(x)
+        codes = self.dictionary.codes(x, positions)
         column = np.full(self.dictionary.width, EMPTY)
         column[list(self.only)] = np.arange(len(self.only))
         tokens, units = codes.pairs.tokens.numpy(), column[codes.latents.numpy()]

@@ -18,13 +18,14 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from assay.errors import ShapeError, bad_argument
+from assay.errors import ShapeError, UsageError, bad_argument
 from assay.features.codes import Codes, Pairs, bag, codes_of, contenders, join, read, spread
 from assay.features.screened import Scores, Screened, worth_it
 from assay.features.world import drawn, world
@@ -57,6 +58,9 @@ OPTIONS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "layers": ("how many layers, 1 or more", _whole),
     "residual_threshold": ("a number, 0 or more", lambda x: _number(x) and x >= 0),
     "steps": ("1 or more, or null for as many as features", lambda x: x is None or _whole(x)),
+    **dict.fromkeys(("heads", "blocks", "bottleneck"), ("1 or more", _whole)),
+    "eps": ("a number above 0", lambda x: _number(x) and x > 0),
+    "tied": ("true or false", lambda x: isinstance(x, bool)),
     "stop_on_repeat": ("true or false", lambda x: isinstance(x, bool)),
 }
 
@@ -161,6 +165,7 @@ class Dictionary(nn.Module):
     option_names: ClassVar[tuple[str, ...]] = ()
     trains: ClassVar[bool] = True  # else it is only read from files
     stand_in: ClassVar[str] = ""  # what is trained for a control, where it does not train
+    reads_texts: ClassVar[bool] = False  # latents of a token depend on those before it: `code_text`, `predict_text`
     unit_decoder: ClassVar[bool] = True  # decoder rows are kept at norm 1 in training
     per_latent: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "W_dec")  # what is divided where latents are
 
@@ -247,13 +252,18 @@ class Dictionary(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
-    def codes(self, x: Float[Tensor, "token d_in"]) -> Codes:
-        """Active latents of tokens. Raises ShapeError for another width."""
+    def codes(self, x: Float[Tensor, "token d_in"], positions: Int[Tensor, " token"] | None = None) -> Codes:
+        """Active latents of tokens. Raises ShapeError for another width.
+
+        `positions` in their texts, one text after the other: for a dictionary that reads texts; without them it is one text.
+        """
         if x.dim() != 2 or x.shape[1] != self.spec.d_in:
             raise ShapeError(f"activations: got shape {tuple(x.shape)}; allowed: (token, {self.spec.d_in}).")
         x = x.to(self.b_dec)
         if not len(x):
             return codes_of(x.new_zeros(0, self.width))
+        if self.reads_texts:
+            return join([self.code_text(text).active() for text in texts_of(self.normed(x)[0], positions)])
         rows = max(1, CHUNK // self.width)
         if (found := self._screened(self.normed(x)[0])) is not None:
             return join([self.select(part).active() for part in found.split(rows)])
@@ -262,6 +272,14 @@ class Dictionary(nn.Module):
     def code(self, x: Float[Tensor, "token d_in"]) -> Codes:
         """Latents of inputs that are normalised already."""
         return self.select(self.scores(x))
+
+    def code_text(self, x: Float[Tensor, "token d_in"]) -> Codes:
+        """The same of the tokens of one text, for a dictionary that reads texts."""
+        raise NotImplementedError
+
+    def predict_text(self, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_out"]:
+        """What such a dictionary reconstructs of a text without latents, from the tokens before."""
+        raise NotImplementedError
 
     @property
     def input_norm(self) -> str:
@@ -278,16 +296,22 @@ class Dictionary(nn.Module):
         mean, spread = x.mean(dim=1, keepdim=True), x.std(dim=1, keepdim=True)
         return (x - mean) / (spread + NORM_EPS), spread, mean
 
-    def encode(self, acts: Float[Tensor, "example d_in"]) -> Float[Tensor, "example latent"]:
+    def encode(
+        self, acts: Float[Tensor, "example d_in"], positions: Int[Tensor, " example"] | None = None
+    ) -> Float[Tensor, "example latent"]:
         """Latents as a dense matrix; `codes` gives the same in a small part of the space."""
-        return self.codes(acts).dense()
+        return self.codes(acts, positions).dense()
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "example latent"] | Codes) -> Float[Tensor, "example d_out"]:
         """Values times decoder rows, plus b_dec. A skip connection is not in it: see `reconstruct`.
 
-        Raises UsageError where inputs are normalised token by token: latents alone do not say how large a token was.
+        Raises UsageError where inputs are normalised token by token, or latents are of what a text did not predict: they
+        alone do not say how large a token was, or what was predicted.
         """
+        if self.reads_texts:
+            raise bad_argument("latents", f"those of a {self.architecture}", "none of a dictionary that predicts, too",
+                               "Use reconstruct(activations, positions).")  # fmt: skip
         if self.input_norm != "none":
             raise bad_argument("latents", f"those of inputs normalised by {self.input_norm!r}", "none of such a dictionary",
                                "Use reconstruct(activations).")  # fmt: skip
@@ -299,11 +323,20 @@ class Dictionary(nn.Module):
         return self.spread(codes.values, codes.pairs) + self.b_dec
 
     @torch.no_grad()
-    def reconstruct(self, acts: Float[Tensor, "example d_in"]) -> Float[Tensor, "example d_out"]:
-        """What the dictionary makes of activations: decode(codes), and the skip connection if it has one."""
-        _, scale, mean = self.normed(acts.to(self.b_dec))
-        found = self.decoded(self.codes(acts)) * scale + mean
-        return found if self.W_skip is None else found + acts.to(self.b_dec) @ self.W_skip.T
+    def reconstruct(
+        self, acts: Float[Tensor, "example d_in"], positions: Int[Tensor, " example"] | None = None, codes: Codes | None = None
+    ) -> Float[Tensor, "example d_out"]:
+        """What the dictionary makes of activations: decode(codes), what it predicts, and the skip connection if it has one.
+
+        `codes`: of these activations, where they are there already.
+        """
+        x = acts.to(self.b_dec)
+        read, scale, mean = self.normed(x)
+        found = self.decoded(self.codes(x, positions) if codes is None else codes)
+        if self.reads_texts and len(x):
+            found = found + torch.cat([self.predict_text(text) for text in texts_of(read, positions)])
+        found = found * scale + mean
+        return found if self.W_skip is None else found + x @ self.W_skip.T
 
     def directions(self) -> Float[Tensor, "latent d_out"]:
         """What each latent adds when it is 1."""
@@ -459,6 +492,22 @@ def of_another_model(dictionary: Dictionary, passport: Mapping[str, Any]) -> str
     if own.get("model") == passport["model"] and own.get("dtype") != passport["dtype"]:  # the same weights, rounded
         return ""
     return f"{dictionary.name} was trained on other weights ({own.get('model')}, {own['digest'][:8]}) than it is used on here."
+
+
+def of_texts(dictionary: Dictionary, then: str) -> UsageError:
+    """What to raise where latents are read at single tokens, for a dictionary that reads texts."""
+    said = f"{dictionary.name}, a {dictionary.architecture}"
+    return bad_argument("dictionary", said, "one whose latents depend on one token", then)
+
+
+def texts_of(x: Float[Tensor, "token d"], positions: Int[Tensor, " token"] | None) -> Sequence[Float[Tensor, "token d"]]:
+    """Tokens of each text, one after the other: a text ends where a position is not the one after the last."""
+    if positions is None:
+        return [x]
+    if len(positions) != len(x):
+        raise ShapeError(f"positions: got {len(positions)} for {len(x)} tokens; allowed: one for each token.")
+    ends = ((positions[1:] != positions[:-1] + 1).nonzero()[:, 0] + 1).tolist()
+    return [x[start:end] for start, end in pairwise([0, *ends, len(x)])]
 
 
 def fvu(y: Tensor, found: Tensor, total: float) -> Float[Tensor, ""]:

@@ -151,7 +151,7 @@ def _coded(dictionary: Dictionary, texts: list[Text]) -> dict[str, np.ndarray]:
     x = torch.cat([torch.cat([text.values[site] for site in dictionary.spec.inputs], 1) for text in texts]).float()
     positions = torch.cat([text.positions for text in texts])
     typical = torch.cat([text.typical for text in texts]) & dictionary.typical(x, positions)
-    codes = dictionary.codes(x)
+    codes = dictionary.codes(x, positions)
     keep = typical[codes.pairs.tokens]
     codes = Codes(codes.pairs.where(keep), codes.values[keep])
     return {**to_arrays(codes), "tokens": torch.cat([text.tokens for text in texts]).numpy().astype(np.uint32),

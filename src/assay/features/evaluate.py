@@ -39,11 +39,10 @@ from torch import Tensor
 
 from assay.errors import UsageError, bad_argument
 from assay.features.agreement import Agreement, agreement, duplicates
-from assay.features.codes import Codes
 from assay.features.cost import Cost
 from assay.features.dictionary import ARCHITECTURES, Dictionary, Spec, of_another_model
 from assay.features.engines import Engine, Where, in_order, opened_there, opener_of
-from assay.features.held_out import HeldOut, Limits, Tokens, limits_of, read, read_tokens
+from assay.features.held_out import HeldOut, Limits, Tokens, limits_of, positions_of, read, read_tokens
 from assay.features.ratios import Measure
 from assay.features.spliced import MEAN, PLAIN, ZERO, Losses, splice, tokens_at_once
 from assay.features.stream import ActivationStream, TensorStream
@@ -204,7 +203,8 @@ def same_recipe(
     spec = _trainable(dictionary)
     if spec.k is None:
         first = gathered(next(stream.batches(min(plan.batch, 1024), plan.seed)), spec.inputs)
-        spec = replace(spec, k=max(1, min(spec.width, round(float(dictionary.codes(first).l0.mean())))))
+        alone = torch.zeros(len(first), dtype=torch.long)  # tokens of a stream are of no known texts
+        spec = replace(spec, k=max(1, min(spec.width, round(float(dictionary.codes(first, alone).l0.mean())))))
     return train(stream, [spec], plan, folder, report, [name])[0].dictionary
 
 
@@ -226,7 +226,7 @@ def activations(
     for rows in held.batches(batch):
         whole = read_tokens(model, dictionary, rows, limits or Limits(dictionary.spec.skip_first, None, None), held.names)
         limits = limits or limits_of(dictionary, whole.x, whole.y)
-        keep = limits.typical(whole.x, whole.y, _positions(rows))
+        keep = limits.typical(whole.x, whole.y, positions_of(rows))
         for site in sites:
             parts[site].append(read(model, [site], rows)[keep])
         if sum(map(len, parts[sites[0]])) >= tokens:
@@ -303,6 +303,9 @@ def _text_source(dictionary: Dictionary, data: HeldOut, model: Model, plan: Eval
 
 
 def _stream_source(dictionary: Dictionary, data: ActivationStream, plan: EvaluationPlan) -> _Source:
+    if dictionary.reads_texts:
+        raise bad_argument("data", "a stream of activations", "held-out text and its model",
+                           f"What latents of a {dictionary.architecture} are depends on the tokens before.")  # fmt: skip
     n_fit = max(1, int(data.n_tokens * plan.fit) // plan.batch)
     n_all = max(n_fit + 1, data.n_tokens // plan.batch)
     size = max(1, min(plan.batch, data.n_tokens // (n_fit + 1)))
@@ -336,10 +339,6 @@ def _check_width(dictionary: Dictionary, first: Tokens) -> None:
         raise bad_argument("dictionary", f"{dictionary.name}, for {dictionary.spec.d_in} and {dictionary.spec.d_out} features",
                            f"one for {widths[0]} and {widths[1]}, what {', '.join(dictionary.spec.inputs)} and"
                            f" {', '.join(dictionary.spec.outputs)} have here")  # fmt: skip
-
-
-def _positions(rows: HeldOut) -> Int[Tensor, " token"]:
-    return torch.cat([torch.arange(len(row)) for row in rows.rows])
 
 
 @dataclass(frozen=True, eq=False)
@@ -438,8 +437,8 @@ def _rebuilt(
     values[ZERO], values[MEAN] = (_placed(tokens, part) for part in (torch.zeros_like(y), mean.float().expand_as(y)))
     counts = torch.zeros(len(y), dtype=torch.long)
     for name, dictionary in ways.items():
-        codes = dictionary.codes(tokens.x)
-        whole, active = rebuilt(dictionary, codes, tokens.x), codes.l0[typical]
+        codes = dictionary.codes(tokens.x, tokens.positions)
+        whole, active = dictionary.reconstruct(tokens.x, tokens.positions, codes), codes.l0[typical]
         found.typical[name].add(y, whole[typical], places, active)
         found.latents[name].add(codes, typical)
         values[name] = _placed(tokens, whole[typical])
@@ -453,14 +452,6 @@ def _rebuilt(
             found.typical[name].add(y, made, places, counts.clamp(max=y.shape[1]))
             values[name] = _placed(tokens, made)
     return values
-
-
-def rebuilt(dictionary: Dictionary, codes: Codes, x: Float[Tensor, "token d_in"]) -> Float[Tensor, "token d_out"]:
-    """`dictionary.reconstruct(x)` where the codes of x are there already."""
-    x = x.to(dictionary.b_dec)
-    _, scale, mean = dictionary.normed(x)
-    found = dictionary.decoded(codes) * scale + mean
-    return found.detach() if dictionary.W_skip is None else (found + x @ dictionary.W_skip.T).detach()
 
 
 def _placed(tokens: Tokens, made: Tensor) -> Tensor:
@@ -543,7 +534,7 @@ def _alive_directions(source: _Source, dictionary: Dictionary, plan: EvaluationP
     firing, reader = Firing(dictionary), _Reader(source.model, {OWN: dictionary}, source.limits)
     for batch in source.score():
         tokens = reader.tokens(batch)
-        firing.add(dictionary.codes(tokens.x), tokens.typical)
+        firing.add(dictionary.codes(tokens.x, tokens.positions), tokens.typical)
     return dictionary.directions()[firing.counts > 0]
 
 

@@ -83,12 +83,14 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Inputs and targets of some tokens; `typical` says which of them a dictionary is for."""
+    """Inputs and targets of some tokens; `typical` says which of them a dictionary is for. `positions` in their rows, None
+    where they are tokens of no known texts."""
 
     x: Float[Tensor, "token d_in"]
     y: Float[Tensor, "token d_out"]
     documents: Int[Tensor, " token"]
     typical: Bool[Tensor, " token"]
+    positions: Int[Tensor, " token"] | None = None
 
 
 @dataclass(frozen=True)
@@ -140,4 +142,5 @@ def read_tokens(model: Model, dictionary: Dictionary, held: HeldOut, limits: Lim
     place = {name: number for number, name in enumerate(names)}
     rows = torch.tensor([place[name] for name in held.documents])
     documents = rows.repeat_interleave(torch.tensor([len(row) for row in held.rows]))
-    return Tokens(x, y, documents, limits.typical(x, y, positions_of(held)))
+    positions = positions_of(held)
+    return Tokens(x, y, documents, limits.typical(x, y, positions), positions)

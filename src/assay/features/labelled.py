@@ -59,7 +59,7 @@ def labelled(
         numbers = [int(name) for name in some.documents]
         weights = _means(tokens.documents, tokens.typical, numbers) if at is None else _picks(
             tokens.documents, positions_of(some), numbers, at)  # fmt: skip
-        latents: Any = weights @ dictionary.codes(tokens.x).scipy()  # sparse until they are one row a text
+        latents: Any = weights @ dictionary.codes(tokens.x, tokens.positions).scipy()  # sparse until they are one row a text
         for kept, made in zip(parts, (weights @ tokens.x.numpy(), weights @ tokens.y.numpy(), latents.toarray()), strict=True):
             kept.append(torch.as_tensor(made).float())
     x, y, codes = (torch.cat(kept) for kept in parts)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from assay.errors import SiteError, bad_argument
-from assay.features.dictionary import Dictionary
+from assay.features.dictionary import Dictionary, of_texts
 
 PREFIX = "latent."
 _OPEN: dict[str, Dictionary] = {}
@@ -26,6 +26,8 @@ def open_latents(dictionary: Dictionary) -> str:
     if not dictionary.spec.inputs:
         raise bad_argument("dictionary", f"{dictionary.name}, whose file names no input site", "one that says what it reads",
                            "Set spec.inputs when it is loaded.")  # fmt: skip
+    if dictionary.reads_texts:
+        raise of_texts(dictionary, "Sites are read at single tokens, so its latents are none. Evaluate it, or encode a corpus.")
     taken = _OPEN.get(dictionary.name)
     if taken is not None and taken.digest != dictionary.digest:
         raise bad_argument("dictionary", f"{dictionary.name} ({dictionary.digest[:12]})", "a name that is not taken",

