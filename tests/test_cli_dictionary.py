@@ -11,7 +11,10 @@ import torch
 
 from assay.features import kept
 from assay.features.encode import read_codes
+from assay.features.formats import load_dictionary
 from assay.features.shards import Shards
+from assay.features.stream import Paired
+from assay.model.load import load_model
 from assay_process import run
 
 pytestmark = pytest.mark.whole
@@ -65,6 +68,40 @@ def test_a_transcoder_for_each_mlp(folder):
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout)["dictionaries"][0]
     assert row["name"] == "tc-mlp_in.2" and kept.load(folder / row["folder"]).spec.transcodes
+
+
+def test_a_crosscoder_between_two_models(folder, tmp_path):
+    model = load_model("glass-en")
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model.hf.get_input_embeddings().weight[model.tokenizer.encode(" cat")[-1]] += 3 * torch.randn(model.dims.d_model)
+    model.hf.save_pretrained(tmp_path / "tuned")
+    model.tokenizer.save_pretrained(tmp_path / "tuned")
+    sizes = ("--site", "resid_post.0", "--tokens", "9000", "--context", "48", "--seed", "0")
+    for name, place in (("glass-en", "base-acts"), (str(tmp_path / "tuned"), "tuned-acts")):
+        done = run("harvest", name, "text.txt", *sizes, "--out", str(tmp_path / place), *QUIET, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    words = ["dictionary", "train", str(tmp_path / "tuned-acts"), "--width", "64", "--k", "8", "--tokens", "60000",
+             "--batch", "256", *QUIET]  # fmt: skip
+    beside = ("--beside", str(tmp_path / "base-acts"))
+    done = run(*words, *beside, "--architecture", "crosscoder", "--name", "both", cwd=folder)
+    assert done.returncode == 0 and "assay dictionary show" in done.stdout, done.stderr
+    done = run("dictionary", "show", "both", "--json", "-", "--atlas", "atlas", cwd=folder)
+    shown = json.loads(done.stdout)
+    assert shown["spec"]["inputs"] == ["tuned-acts:resid_post.0", "base-acts:resid_post.0"]
+    made = load_dictionary(folder / "atlas/dictionaries/both")
+    norms = torch.stack([part.norm(dim=1) for part in made.W_dec.split(model.dims.d_model, 1)], 1) * made.site_scale
+    assert torch.allclose(made.shares(), norms / norms.sum(1, keepdim=True))
+    assert [one["count"] for one in shown["alone"]] == (made.shares() > 0.9).sum(0).tolist()
+    x = next(Paired({name: Shards(tmp_path / name) for name in ("tuned-acts", "base-acts")}).batches(2000))
+    x = torch.cat([x[site] for site in made.spec.inputs], 1)
+    assert float((x - made.reconstruct(x)).square().sum() / (x - x.mean(0)).square().sum()) < 0.3
+    told = run("dictionary", "show", "both", "--atlas", "atlas", cwd=folder).stdout
+    assert "base-acts:resid_post.0: " in told and "latents write at several sites" in told
+    for given, said in ((beside, "--architecture crosscoder"),
+                        (("--beside", "elsewhere/tuned-acts", "--architecture", "crosscoder"), "another name")):  # fmt: skip
+        done = run(*words, *given, cwd=folder)
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
 def test_codes_on_disk_are_what_the_dictionary_makes(folder, trained):

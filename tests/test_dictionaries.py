@@ -16,6 +16,7 @@ from assay.errors import ShapeError, StoreError, UsageError
 from assay.features import kept
 from assay.features.architectures.jumprelu import jump, step
 from assay.features.codes import above, bag, codes_of, from_arrays, join, read, spread, to_arrays, top_batch, top_k
+from assay.features.describe import describe
 from assay.features.dictionary import ARCHITECTURES, Spec, Stage, make_dictionary
 from assay.features.stream import Paired, TensorStream
 from assay.features.train import TrainPlan, rate, refit, train
@@ -253,6 +254,8 @@ def test_a_crosscoder_tells_shared_latents_from_those_of_one_site():
     alive = found.encode(torch.cat([a, b], 1)).gt(0).float().mean(0) > 0.005
     best = shares[alive].max(1).values
     assert int((best > 0.9).sum()) >= 12 and int((best < 0.75).sum()) >= 6
+    for one, column in zip(describe(found).alone, shares.T, strict=True):
+        assert one.count == int((column > 0.9).sum()) >= 6 and one.most[0] == (int(column.argmax()), float(column.max()))
 
 
 def test_a_cross_layer_transcoder_writes_to_later_layers():

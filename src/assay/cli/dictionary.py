@@ -25,6 +25,7 @@ for command in (evaluate, export, import_, show):
 
 @dictionary.command()
 @click.argument("harvest", metavar="[HARVEST]", required=False)
+@click.option("--beside", metavar="HARVEST", help="With --architecture crosscoder: of another model, of the same texts.")
 @click.option("--model", "model_name", metavar="MODEL", help="With --corpus, instead of HARVEST: train on the running model.")
 @click.option("--corpus", metavar="CORPUS", help="A packaged corpus, a file, a folder, hub:NAME. See: assay harvest --list")
 @corpus_options
@@ -57,7 +58,7 @@ def train(common: Common, harvest: str | None, model_name: str | None, corpus: s
     from assay.features import train as training
     from assay.scale.training import joined
 
-    stream, model = _stream(common, harvest, model_name, corpus, given)
+    stream, model = _stream(common, harvest, given.pop("beside"), model_name, corpus, given)
     plan = training.TrainPlan(tokens=given["tokens"] or stream.n_tokens, batch=given["batch"], lr=given["lr"],
                               sparsity=given["sparsity"], optimiser=given["optimiser"], seed=common.seed)  # fmt: skip
     specs = _specs(stream, given)
@@ -78,17 +79,21 @@ def train(common: Common, harvest: str | None, model_name: str | None, corpus: s
     common.emit({"dictionaries": rows, "plan": asdict(plan)}, lambda: _trained_text(rows))
 
 
-def _stream(common: Common, harvest: str | None, model: str | None, corpus: str | None, given: dict[str, Any]) -> Any:
+def _stream(
+    common: Common, harvest: str | None, beside: str | None, model: str | None, corpus: str | None, given: dict[str, Any]
+) -> Any:
     """The stream to train on, and the name of its model."""
     if (harvest is None) == (model is None or corpus is None):
         raise bad_argument("HARVEST, --model, --corpus", "both or neither", "HARVEST, or --model and --corpus",
                            "Make one: assay harvest MODEL CORPUS --site S --out DIR")  # fmt: skip
+    if beside is not None and (harvest is None or given["architecture"] != "crosscoder"):
+        raise bad_argument("--beside", beside, "a second harvest, with HARVEST and --architecture crosscoder")
     if harvest is not None:
         from assay.features.shards import Shards
 
         check_device(common, "cpu", "cuda")
         shards = Shards(harvest)
-        return shards, str(shards.record["model"]["model"])
+        return _paired(harvest, beside) if beside else shards, str(shards.record["model"]["model"])
     from assay.data.corpora import open_corpus
     from assay.features.harvest import LiveStream
 
@@ -103,6 +108,19 @@ def _stream(common: Common, harvest: str | None, model: str | None, corpus: str 
     return LiveStream(loaded, whole.part("train"), found, tokens, context=context), str(model)
 
 
+def _paired(harvest: str, beside: str) -> Any:
+    """Two harvests of the same texts; sites of each begin with the name of its folder."""
+    from pathlib import PurePosixPath
+
+    from assay.features.shards import Shards, typical_in_all
+    from assay.features.stream import Paired
+
+    names = [PurePosixPath(place).name for place in (harvest, beside)]
+    if names[0] == names[1]:
+        raise bad_argument("--beside", beside, "a folder of another name", f"Sites are told apart by it: {names[0]}:SITE.")
+    return Paired(dict(zip(names, typical_in_all([Shards(harvest), Shards(beside)]), strict=True)))
+
+
 def check_device(common: Common, *kinds: str) -> None:
     """Raises UsageError for a device that would not be used: without a model not every kind is."""
     if common.device.partition(":")[0] not in kinds:
@@ -111,9 +129,12 @@ def check_device(common: Common, *kinds: str) -> None:
 
 def _specs(stream: Any, given: dict[str, Any]) -> list[Any]:
     """One spec for each width and k, and with --each for each site."""
-    inputs = _sites(stream, given["inputs"]) or tuple(stream.sites[:1])
+    from assay.features.stream import Paired
+
+    both = isinstance(stream, Paired)
+    inputs = _sites(stream, given["inputs"]) or tuple(stream.sites if both else stream.sites[:1])
     outputs = _sites(stream, given["outputs"]) or inputs
-    if not given["inputs"] and len(stream.sites) > 1:
+    if not given["inputs"] and len(stream.sites) > 1 and not both:
         raise bad_argument("--site", "none", ", ".join(stream.sites), "HARVEST has several.")
     if not given["each"]:
         return _specs_of(stream, inputs, outputs, given)
@@ -205,7 +226,8 @@ def _trained_text(rows: Sequence[dict[str, Any]]) -> str:
         lines.append(f"{row['name']}: FVU {last['fvu']:.3f}, L0 {last['l0']:.1f}, dead {last['dead']:.1%} after"
                      f" {last['tokens']:,} tokens ({row['seconds']:.0f} s)\n  written: {row['folder']}")  # fmt: skip
     lines.append("these are figures of training batches, not of held-out text, and say nothing about what latents mean\n"
-                 f"next: assay dictionary eval {rows[0]['folder']} --model MODEL --corpus CORPUS")  # fmt: skip
+                 + (f"next: assay dictionary show {rows[0]['folder']}" if rows[0]["spec"]["architecture"] == "crosscoder" else
+                    f"next: assay dictionary eval {rows[0]['folder']} --model MODEL --corpus CORPUS"))  # fmt: skip
     return "\n".join(lines)
 
 

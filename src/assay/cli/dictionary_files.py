@@ -198,6 +198,12 @@ def _shown(dictionary: "Dictionary", record: dict[str, Any]) -> list[str]:
         f" {_numbers(record['encoder_norms'])}; b_dec {record['bias_norm']:.3g}",
     ]
     lines += [f"  {name} (least, median, greatest): {_numbers(values)}" for name, values in record["settings"].items()]
+    if record["alone"]:
+        rest = spec.width - sum(one["count"] for one in record["alone"])
+        lines.append(f"  {rest:,} latents write at several sites; nine tenths of the decoder's norm at one site alone:")
+        for one in record["alone"]:
+            most = ", ".join(f"{latent} ({share:.2f})" for latent, share in one["most"])
+            lines.append(f"    {one['site']}: {one['count']:,}" + (f", {most}" if most else ""))
     if record["tied"] is not None:
         lines.append(f"  encoder and decoder rows: mean cosine {record['tied']:.2f}")
     if record["never_written"]:

@@ -2,6 +2,8 @@
 
 Near-duplicates: latents whose decoder row has a cosine above `bar` with another's. All pairs are looked at, a block of rows
 at a time; above `most` latents, a sample of that many against all, which is said.
+
+Of a crosscoder: at which of its sites latents write, by the share of each site in their decoder norms (Lindsey et al. 2024).
 """
 
 from dataclasses import dataclass
@@ -11,9 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from assay.features.architectures.crosscoder import Crosscoder
 from assay.features.dictionary import Dictionary
 
 BAR, MOST, BLOCK, SHOWN = 0.9, 16384, 1024, 10
+ALONE = 0.9  # share of a site from which a latent is of that site alone
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,18 @@ class Duplicates:
 
 
 @dataclass(frozen=True)
+class Alone:
+    """Latents of a crosscoder that write at one site alone: how many, and those with the largest share of it."""
+
+    site: str
+    count: int
+    most: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
 class Description:
-    """Numbers of a dictionary. Norms are least, median and greatest; `tied`: mean cosine of encoder and decoder rows."""
+    """Numbers of a dictionary. Norms are least, median and greatest; `tied`: mean cosine of encoder and decoder rows;
+    `alone`: for each site of a crosscoder."""
 
     numbers: int
     decoder_norms: tuple[float, float, float]
@@ -38,6 +52,7 @@ class Description:
     tied: float | None
     duplicates: Duplicates
     settings: dict[str, Any]
+    alone: tuple[Alone, ...] = ()
 
 
 def describe(dictionary: Dictionary, bar: float = BAR, most: int = MOST) -> Description:
@@ -58,7 +73,19 @@ def describe(dictionary: Dictionary, bar: float = BAR, most: int = MOST) -> Desc
         tied,
         duplicates(decoder, bar, most),
         settings,
+        alone(dictionary) if isinstance(dictionary, Crosscoder) else (),
     )
+
+
+def alone(crosscoder: Crosscoder) -> tuple[Alone, ...]:
+    """Latents of each site alone, those that are never active included: they stay as training began."""
+    shares, sites = crosscoder.shares(), crosscoder.spec.inputs or tuple(map(str, range(len(crosscoder.sizes))))
+    found = []
+    for site, column in zip(sites, shares.T, strict=True):
+        count = int((column > ALONE).sum())
+        best = column.topk(min(SHOWN, count))
+        found.append(Alone(site, count, tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))))
+    return tuple(found)
 
 
 def duplicates(decoder: Float[Tensor, "latent d"], bar: float = BAR, most: int = MOST) -> Duplicates:
