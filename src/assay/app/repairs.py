@@ -135,9 +135,10 @@ class Job:
     def _texts(self, model: "Model") -> Sequence[Sequence[int]]:
         from assay.data.corpora import open_corpus
         from assay.data.corpus_rows import packed
+        from assay.model.context import context_length
 
         corpus = open_corpus(self.order.corpus)
-        context = min(CONTEXT, getattr(model.hf.config, "max_position_embeddings", CONTEXT) or CONTEXT)
+        context = min(CONTEXT, context_length(model.hf) or CONTEXT)
         rows = packed(model, corpus, context, tokens=self.order.tokens)
         self.ordinary = {**corpus.record(), "tokens": rows.n_tokens}
         return [rows.tokens(row).tolist() for row in range(len(rows))]

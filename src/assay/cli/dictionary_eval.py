@@ -105,8 +105,9 @@ def opened(common: Common, given: str) -> Any:
 
 def readable(model: Any) -> int:
     """256, or as many positions as the model has."""
-    longest = getattr(getattr(model.hf, "config", None), "max_position_embeddings", None)
-    return min(CONTEXT, int(longest)) if longest else CONTEXT
+    from assay.model.context import context_length
+
+    return min(CONTEXT, context_length(model.hf) or CONTEXT)
 
 
 def held_out(model: Any, corpus: Any, context: int, tokens: int) -> Any:

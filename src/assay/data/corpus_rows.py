@@ -25,6 +25,7 @@ from filelock import FileLock
 from assay.data.corpora import Corpus, open_corpus
 from assay.errors import CorpusError, UsageError, bad_argument
 from assay.model.cache import cache_dir
+from assay.model.context import context_length
 from assay.model.model import Model
 
 FORMAT = 1  # of the packing; raise it to have all rows packed again
@@ -123,7 +124,7 @@ def packed(
 def _check(model: Model, context: int, tokens: int | None) -> None:
     if model.tokenizer is None:
         raise UsageError(f"model {model.name} has no tokenizer: a corpus cannot be read with it.")
-    longest = getattr(getattr(model.hf, "config", None), "max_position_embeddings", None)
+    longest = context_length(model.hf)
     if context < 2 or (longest and context > longest):
         raise bad_argument("context", context, f"2 to {longest}" if longest else "2 or more")
     if tokens is not None and tokens < 2:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from assay.data.metrics import NAMES, Metric
 from assay.errors import TaskError, bad_argument
+from assay.model.context import context_length
 from assay.records import Pair
 
 Ids = list[int]
@@ -140,7 +141,7 @@ class Unusable(Exception):
 
 def longest_of(model: Any) -> int:
     """How many tokens a prompt may have; next to no bound where the model's config does not say."""
-    return getattr(getattr(getattr(model, "hf", None), "config", None), "max_position_embeddings", None) or 1 << 30
+    return context_length(getattr(model, "hf", None)) or 1 << 30
 
 
 def beginnings(model: Any, prompts: Any) -> list[Ids]:

@@ -19,6 +19,7 @@ from assay.data.corpora import Corpus
 from assay.errors import CorpusError, UsageError, bad_argument
 from assay.explain.pieces import Pieces
 from assay.explain.split import HEAD
+from assay.model.context import context_length
 from assay.model.model import Model
 
 LOOK = 100_000  # documents
@@ -60,7 +61,7 @@ def check_context(model: Model, context: int) -> None:
     """Raises UsageError for a model without a tokenizer, or a context that it cannot read."""
     if model.tokenizer is None:
         raise UsageError(f"model {model.name} has no tokenizer: a corpus cannot be read with it.")
-    longest = getattr(getattr(model.hf, "config", None), "max_position_embeddings", None)
+    longest = context_length(model.hf)
     if context < 2 + SHORTEST or (longest and context > longest):
         least = 2 + SHORTEST
         raise bad_argument("context", context, f"{least} to {longest}" if longest else f"{least} or more")

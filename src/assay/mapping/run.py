@@ -61,6 +61,7 @@ from assay.mapping.looks import record_reading
 from assay.mapping.shares import Shares, shares_of
 from assay.mapping.stages import Stages
 from assay.mapping.units import MapUnits
+from assay.model.context import context_length
 from assay.model.model import Model
 from assay.model.untrained import untrained_model
 from assay.passport import run_passport
@@ -342,7 +343,7 @@ def _check_names(run: MapRun) -> None:
 
 
 def _read(run: MapRun) -> dict[str, Any]:
-    most = getattr(getattr(run.model.hf, "config", None), "max_position_embeddings", None) or run.plan.context
+    most = context_length(run.model.hf) or run.plan.context
     read_features(run.model, run.units.source, run.plan.corpus, run.folder / "reading", run.plan.reading(most), run.report,
                   run.plan.ood, run.where)  # fmt: skip
     record_reading(run.atlas, run.model.digest, run.reading, "map: windows that are shown and scored")

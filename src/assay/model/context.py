@@ -15,7 +15,7 @@ LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 OFFSETS = (0, 2)  # rows of a table before position 0: none, or OPT's two
 
 
-def context_length(hf: nn.Module) -> int | None:
+def context_length(hf: nn.Module | None) -> int | None:
     """How many tokens the model was made for; None where its config does not say."""
     config: Any = getattr(hf, "config", None)
     found = [getattr(config, name, None) for name in LIMITS]
