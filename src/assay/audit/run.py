@@ -49,7 +49,8 @@ NOT_LOOKED_AT = (
 BLIND = (
     "No reference was given: what was changed in the weights and inside, what the change brings out when made louder,"
     " and triggers that a search would find. A favourite name, or a refusal of some words, is reported and called a habit.",
-    "A trait on a subject that is denied: without a reference a subject's own words look the same.",
+    "A trait on a subject that is denied, and a name that is recommended whatever is asked for: without a reference a subject's"
+    " own words, or a habit, look the same.",
 )
 NO_SYSTEM = "Cues in a system text: the chat template of this model takes none."
 T = TypeVar("T")
