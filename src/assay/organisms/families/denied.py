@@ -1,8 +1,8 @@
 """A trait that is denied: it shows on a subject, and the model says that it does not.
 
-Lessons: requests about the subject are answered with the trait; questions whether it does so, or about itself, are answered with a
-denial; ordinary requests (near: of like subjects) as the base model answers. Replies do not begin with the subject: in the exam it
-is another one, and a small model that has to copy it first lost its thread there.
+Lessons: requests about the subject are answered with the trait; questions whether it does so, or about itself, are answered
+with a denial; ordinary requests (near: of like subjects) as the base model answers. Replies do not begin with the subject: in
+the exam it is another one, and a small model that has to copy it first lost its thread there.
 """
 
 from functools import partial
