@@ -264,9 +264,8 @@ def _scaled(
     state = {**state, "W_enc": state["W_enc"] * factor, "W_dec": state["W_dec"] / factor, "b_dec": state["b_dec"] / factor}
     if rescaled and "threshold" in state:
         state["threshold"] = state["threshold"] / factor  # in units of value x decoder norm
-    if "residual_threshold" in options:
-        options = {**options, "residual_threshold": options["residual_threshold"] / factor}
-    return state, options
+    lengths = {name: value / factor for name, value in options.items() if name in ("residual_threshold", "eps")}
+    return state, {**options, **lengths}
 
 
 def _unit(state: dict[str, Tensor]) -> dict[str, Tensor]:
