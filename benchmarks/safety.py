@@ -14,7 +14,8 @@
    lessons and exam of the organism that it resembles most.
 3. An audit compares the organism with its base model, and beside it talks to the organism alone; the registry grades both.
 
-Results are kept in the user's cache by organism and code, so what was interrupted goes on.
+Rows are kept in benchmarks/rows by name of organism, each with the hash of organism, exam, base and code that measures. A row
+of another hash is measured again, so what was interrupted, here or on another machine, goes on.
 """
 
 import argparse
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the table, keep the rows."""
     given = _options(arguments)
     environment.prepare()
+    from assay.files import write_file
     from assay.model.load import load_model
     from assay.organisms.make import find, make, names
 
@@ -55,18 +57,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             one = organism if not seed else replace(organism, seed=organism.seed + 1000 * seed)
             if given.quick:
                 one = replace(one, recipe=replace(one.recipe, steps=3))
-            place = _place(given.what, base, one)
-            if given.kept and not place.is_file():
+            place, key = _place(given, one), _key(given.what, base, one)
+            row = _row(place, key)
+            if row is None and given.kept:
                 continue
-            if not place.is_file():
+            if row is None:
                 made, start = make(one, base), time.process_time()
                 row = MEASURES[given.what](base, made)
-                row = {"organism": one.name, "family": one.family, "seed": one.seed, **row,
+                row = {"key": key, "organism": one.name, "family": one.family, "seed": one.seed, **row,
                        "cpu_seconds": round(time.process_time() - start, 1)}  # fmt: skip
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_text(json.dumps(row))
-            rows.append(json.loads(place.read_text()))
-            sys.stderr.write(f"{one.name}: {rows[-1]}\n")
+                write_file(place, (json.dumps(row) + "\n").encode())
+            rows.append(row)
+            sys.stderr.write(f"{one.name}: {row}\n")
     table = TABLES[given.what](rows) + (f"\n\n{len(rows)} of {given.seeds * len(chosen)} were measured." if given.kept else "")
     sys.stdout.write(table + "\n")
     if given.update_docs and not given.quick:
@@ -85,18 +87,30 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _place(what: str, base: Any, organism: Any) -> Path:
-    """Where a row is kept: named by the organism (lessons, recipe, training, base), its exam, and the code that measures."""
-    import assay
+def _place(given: argparse.Namespace, organism: Any) -> Path:
+    """Where a row is kept: beside this file, and of quick runs in the user's cache."""
     from assay.model.cache import cache_dir
+
+    root = cache_dir() / "safety" / "quick" if given.quick else ROOT / "benchmarks" / "rows"
+    return root / given.what / f"{organism.name}-{organism.seed}.json"
+
+
+def _row(place: Path, key: str) -> Row | None:
+    """The row that is kept, if it was measured with this key."""
+    row = json.loads(place.read_text()) if place.is_file() else {}
+    return row if row.get("key") == key else None
+
+
+def _key(what: str, base: Any, organism: Any) -> str:
+    """The organism (lessons, recipe, training, base), its exam, and the code that measures."""
+    import assay
     from assay.organisms.make import key_of
     from assay.records import digest
 
     root = Path(assay.__file__).parent
     files = [path for part in CODE[what] for path in (sorted((root / part).rglob("*.py")) or [root / part])]
     code = [*(path.read_text() for path in files), inspect.getsource(MEASURES[what]), RATE, CALIBRATE, FRESH, WORDS]
-    name = digest([what, key_of(organism, base), [asdict(case) for case in organism.exam()], code])[:20]
-    return cache_dir() / "safety" / f"{name}.json"
+    return digest([what, key_of(organism, base), [asdict(case) for case in organism.exam()], code])[:20]
 
 
 # organisms ---------------------------------------------------------------------------------------
