@@ -98,6 +98,23 @@ def test_a_crosscoder_between_two_models(folder, tmp_path):
     assert float((x - made.reconstruct(x)).square().sum() / (x - x.mean(0)).square().sum()) < 0.3
     told = run("dictionary", "show", "both", "--atlas", "atlas", cwd=folder).stdout
     assert "base-acts:resid_post.0: " in told and "latents write at several sites" in told
+    judged = ("dictionary", "eval", "both", "--corpus", "text.txt", "--tokens", "2000", "--control-tokens", "3000", "--context",
+              "48", *QUIET)  # fmt: skip
+    models = [str(tmp_path / "tuned"), "glass-en"]
+    first, second = (run(*judged, "--model", one, "--beside", other, "--json", "-", cwd=folder)
+                     for one, other in (models, models[::-1]))  # fmt: skip
+    assert first.returncode == 0 and second.returncode == 0, first.stderr + second.stderr
+    record = json.loads(first.stdout)
+    assert {column["name"] for column in record["columns"]} >= {"dictionary", "frozen decoder", "untrained model"}
+    assert {name: each["digest"] for name, each in record["model"].items()} == {
+        name: Shards(tmp_path / name).record["model"]["digest"]
+        for name in ("tuned-acts", "base-acts")}  # fmt: skip
+    assert record["columns"] == json.loads(second.stdout)["columns"]  # whichever is named first
+    assert record["columns"][0]["measures"]["FVU"]["value"] < record["columns"][1]["measures"]["FVU"]["value"]
+    for given, said in (((), "--beside: got 'nothing'"), (("--beside", "glass-en", "--letters"), "--letters: got 'two models'"),
+                        (("--beside", "glass-en", "--engine", "ray"), "no engine where two models")):  # fmt: skip
+        done = run(*judged, "--model", models[0], *given, cwd=folder)
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
     for given, said in ((beside, "--architecture crosscoder"),
                         (("--beside", "elsewhere/tuned-acts", "--architecture", "crosscoder"), "another name")):  # fmt: skip
         done = run(*words, *given, cwd=folder)

@@ -14,11 +14,11 @@ from assay.features.agreement import agreement, duplicates
 from assay.features.cost import cost
 from assay.features.dictionary import Spec, make_dictionary
 from assay.features.evaluate import Controls, EvaluationPlan, activations, evaluate, same_recipe
-from assay.features.held_out import HeldOut, Limits
+from assay.features.held_out import HeldOut, Limits, SideBySide
 from assay.features.labelled import Labelled, labelled
 from assay.features.ratios import ratio
 from assay.features.sparse_probing import linear_probe, sparse_probing, spurious_removal, targeted_perturbation
-from assay.features.stream import TensorStream
+from assay.features.stream import Paired, TensorStream
 from assay.features.train import TrainPlan, train
 from conftest import tiny
 
@@ -202,6 +202,51 @@ def test_a_transcoder_is_spliced_into_the_mlp(model, skip):
     assert found.of()["CE"].value == pytest.approx(sums[0] / n, rel=1e-4) and plain[1] == 0
     assert found.of()["KL recovered, against zero"].value == pytest.approx(1 - sums[1] / zero[1], abs=1e-3)
     assert any("reads its input only" in note for note in found.notes)
+
+
+def test_a_crosscoder_between_two_models_is_spliced_into_each(model):
+    both = SideBySide({"a": model, "b": tiny("llama", seed=1)})
+    sites = ("a:resid_post.1", "b:resid_post.0")
+    rows = held_of(n=60, seed=1)
+    parts = {name: make_dictionary(Spec("topk", 8, D, D, k=2, inputs=(site[2:],), outputs=(site[2:],)))
+             for name, site in zip("ab", sites, strict=True)}  # fmt: skip
+    stream = Paired({name: activations(both.models[name], part, rows, 600) for name, part in parts.items()})
+    spec = Spec("crosscoder", 64, 2 * D, 2 * D, k=6, inputs=sites, outputs=sites, options={"sizes": (D, D)})
+    coder = train(stream, [spec], TrainPlan(tokens=20_000, batch=256, lr=1e-2))[0].dictionary
+    found = evaluate(coder, held_of(), both, PLAN)
+    _, scored = held_of().divided(PLAN.fit)
+    layers = [both.models["a"].hf.model.layers[1], both.models["b"].hf.model.layers[0]]
+
+    def output(one, layer, row):
+        kept = []
+        handle = layer.register_forward_hook(lambda m, a, out: kept.append(out[0] if isinstance(out, tuple) else out))
+        with torch.no_grad():
+            one.hf(torch.tensor([row]))
+        handle.remove()
+        return kept[0].reshape(-1, D)
+
+    x = [torch.cat([output(one, layer, row) for one, layer in zip(both.models.values(), layers, strict=True)], 1)
+         for row in scored.rows]  # fmt: skip
+    made = [coder.reconstruct(part) for part in x]
+    y, error = torch.cat([part[1:] for part in x]), torch.cat([(a - b)[1:] for a, b in zip(x, made, strict=True)])
+    assert found.typical == len(y)
+    expected = error.square().sum() / (y - y.mean(0)).square().sum()
+    assert found.of()["FVU"].value == pytest.approx(float(expected), rel=1e-4)
+    ce, kl, n = 0.0, 0.0, 2 * sum(len(row) - 1 for row in scored.rows)
+    for columns, one, layer in zip((slice(0, D), slice(D, 2 * D)), both.models.values(), layers, strict=True):
+        def replace(values, _, number, columns=columns):
+            new = values.clone()
+            new[0, 1:] = made[number][1:, columns]
+            return new
+
+        sums = losses_by_hand(one, scored.rows, layer, replace)
+        ce, kl = ce + sums[0], kl + sums[1]
+    assert found.of()["CE"].value == pytest.approx(ce / n, rel=1e-4) and kl > 0
+    assert set(found.model) == {"a", "b"} and any("predictions of a and b together" in note for note in found.notes)
+    elsewhere = ("a:resid_post.1", "c:resid_post.1")
+    wrong = make_dictionary(Spec("crosscoder", 8, 2 * D, 2 * D, k=2, inputs=elsewhere, outputs=elsewhere, options={"sizes": (D, D)}))
+    with pytest.raises(UsageError, match="a:SITE, b:SITE"):
+        evaluate(wrong, held_of(), both, PLAN)
 
 
 def test_a_perfect_dictionary_recovers_everything_and_an_empty_one_what_the_mean_does(model):

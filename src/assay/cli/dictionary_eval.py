@@ -31,6 +31,7 @@ def corpus_options(command: Any) -> Any:
 @click.command("eval")
 @click.argument("dictionary", metavar="DICTIONARY")
 @click.option("--model", "name", required=True, metavar="MODEL", help="The model it is of.")
+@click.option("--beside", metavar="MODEL", help="The other model, of a crosscoder between two.")
 @click.option("--corpus", required=True, metavar="CORPUS", help="A packaged corpus, a file, a folder; see harvest.")
 @corpus_options
 @click.option("--tokens", default=50_000, show_default=True, type=click.IntRange(16), help="Held-out tokens to read.")
@@ -68,18 +69,19 @@ def evaluate(common: Common, dictionary: str, name: str, corpus: str, **given: A
     texts = concept_texts(given["concepts"], common.seed)
     whole = open_corpus(corpus, text_key=given["text_key"], documents=given["documents"])
     model = common.load(name, given["dtype"], given["prepend_bos"])
+    host = _host(common, one, model, given)
     if given["letters"]:
         letter_words(model)  # its error, before any long work
-    given["context"] = given["context"] or readable(model)
+    given["context"] = given["context"] or min(map(readable, _each(host)))
     held = held_out(model, whole.part("heldout"), given["context"], given["tokens"])
     if len(held.names) < 2:
         raise bad_argument("--tokens", given["tokens"], "enough for two held-out documents",
                            f"{held.n_tokens} tokens of one were read: some are for fitting, some for scores.")  # fmt: skip
     plan = ev.EvaluationPlan(loss_tokens=given["loss_tokens"], seed=common.seed)
-    folder = _folder(common, one, model, whole, given)
-    controls = replace(_controls(common, one, model, whole.part("train"), given, folder), seeds=tuple(others))
+    folder = _folder(common, one, host, whole, given)
+    controls = replace(_controls(common, one, host, whole.part("train"), given, folder), seeds=tuple(others))
     with common.progress("evaluating", held.n_tokens) as report:
-        found = ev.evaluate(one, held, model, plan, controls, report, engine, opener, folder)
+        found = ev.evaluate(one, held, host, plan, controls, report, engine, opener, folder)
     further = _further(common, model, one, controls, texts, given["letters"]) if texts or given["letters"] else {}
     found = replace(found, further=further)
     record = {**found.json(), "corpus": whole.part("heldout").record()}
@@ -101,6 +103,35 @@ def opened(common: Common, given: str) -> Any:
 
     kept = common.atlas / FOLDER / safe_name(given)
     return load_dictionary(kept if not Path(given).exists() and kept.is_dir() else Path(given))
+
+
+def _host(common: Common, one: Any, model: Any, given: Mapping[str, Any]) -> Any:
+    """The model, or both models of a crosscoder between two: by their digests where it knows them, else in their order."""
+    from assay.features.held_out import SideBySide
+
+    names = list(dict.fromkeys(site.partition(":")[0] for site in (*one.spec.inputs, *one.spec.outputs) if ":" in site))
+    if given["beside"] is None:
+        if names:
+            raise bad_argument("--beside", "nothing", f"the second of its models: its sites are of {' and '.join(names)}")
+        return model
+    if len(names) != 2:
+        raise bad_argument("--beside", given["beside"], "a crosscoder between two models", f"{one.name} reads one.")
+    for option, wanted in (("--concept", given["concepts"]), ("--letters", given["letters"])):
+        if wanted:
+            raise bad_argument(option, "two models", "a dictionary of one model")
+    if given["engine"] is not None:
+        raise bad_argument("--engine", given["engine"], "no engine where two models are read")
+    other = common.load(given["beside"], given["dtype"], given["prepend_bos"])
+    kept = [one.provenance.get("stream", {}).get(name, {}).get("model", {}).get("digest") for name in names]
+    pair = (other, model) if kept == [other.digest, model.digest] else (model, other)
+    return SideBySide(dict(zip(names, pair, strict=True)))
+
+
+def _each(host: Any) -> list[Any]:
+    """The one model, or both."""
+    from assay.features.held_out import SideBySide
+
+    return list(host.models.values()) if isinstance(host, SideBySide) else [host]
 
 
 def readable(model: Any) -> int:
@@ -153,16 +184,14 @@ def _controls(common: Common, one: Any, model: Any, corpus: Any, given: Mapping[
     from assay.evidence.hosts import untrained_model
     from assay.features import kept
     from assay.features.evaluate import Controls, same_recipe
-    from assay.features.harvest import LiveStream
 
-    sites, tokens = list(dict.fromkeys((*one.spec.inputs, *one.spec.outputs))), given["control_tokens"]
-    frozen, untrained = None, None
+    tokens, frozen, untrained = given["control_tokens"], None, None
 
     def trained(host: Any, label: str, **options: Any) -> Any:
         place = folder / label.replace(" ", "-")
         if kept.is_kept(place):
             return kept.load(place)
-        stream = LiveStream(host, corpus, sites, tokens, context=given["context"])
+        stream = _stream(one, host, corpus, given, folder / f"{label.replace(' ', '-')}-acts")
         with common.progress(label) as report:
             made = same_recipe(one, stream, seed=common.seed, tokens=tokens, report=report, folder=place, **options)
         return kept.load(kept.save(made, place))
@@ -170,9 +199,27 @@ def _controls(common: Common, one: Any, model: Any, corpus: Any, given: Mapping[
     if given["frozen"]:
         frozen = trained(model, "frozen decoder", frozen=True)
     if given["untrained"]:
-        twin = untrained_model(model, "all", common.seed)
+        twins = [untrained_model(each, "all", common.seed + number) for number, each in enumerate(_each(model))]
+        twin = replace(model, models=dict(zip(model.models, twins, strict=True))) if len(twins) > 1 else twins[0]
         untrained = (twin, trained(twin, "untrained model"))
     return Controls(frozen, untrained)
+
+
+def _stream(one: Any, host: Any, corpus: Any, given: Mapping[str, Any], folder: Path) -> Any:
+    """What a control is trained on: the running model; of two models harvests in `folder`, of tokens typical in both."""
+    from assay.features.harvest import HarvestPlan, LiveStream, harvest
+    from assay.features.shards import Shards, typical_in_all
+    from assay.features.stream import Paired
+
+    sites, tokens, context = list(dict.fromkeys((*one.spec.inputs, *one.spec.outputs))), given["control_tokens"], given["context"]
+    if len(_each(host)) == 1:
+        return LiveStream(host, corpus, sites, tokens, context=context)
+    made = []
+    for name, model in host.models.items():
+        own = [site.removeprefix(f"{name}:") for site in sites if site.startswith(f"{name}:")]
+        harvest(model, corpus, own, folder / name, HarvestPlan(tokens=tokens, context=context))
+        made.append(Shards(folder / name))
+    return Paired(dict(zip(host.models, typical_in_all(made), strict=True)))
 
 
 def _further(common: Common, model: Any, one: Any, controls: Any, texts: Mapping[str, Any], letters: bool) -> dict[str, Any]:

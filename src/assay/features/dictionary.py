@@ -484,9 +484,19 @@ def make_dictionary(spec: Spec, name: str = "") -> Dictionary:
 
 def of_another_model(dictionary: Dictionary, passport: Mapping[str, Any]) -> str:
     """What to tell of a dictionary that was trained on another model than the one of this passport; empty where it was not,
-    or where that is not known."""
+    or where that is not known. Of two models (`Paired`, and a passport of each by the same name) each is compared."""
     stream = dictionary.provenance.get("stream")
-    own = stream.get("model") if isinstance(stream, Mapping) else None
+    if not isinstance(stream, Mapping):
+        return ""
+    if "digest" not in passport:  # of several, by name
+        parts = [(stream.get(name), own) for name, own in passport.items()]
+        told = [_of_other_weights(dictionary, each, own) for each, own in parts if isinstance(each, Mapping)]
+        return " ".join(line for line in told if line)
+    return _of_other_weights(dictionary, stream, passport)
+
+
+def _of_other_weights(dictionary: Dictionary, stream: Mapping[str, Any], passport: Mapping[str, Any]) -> str:
+    own = stream.get("model")
     if not isinstance(own, Mapping) or not own.get("digest") or own["digest"] == passport["digest"]:
         return ""
     if own.get("model") == passport["model"] and own.get("dtype") != passport["dtype"]:  # the same weights, rounded

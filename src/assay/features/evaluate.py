@@ -42,7 +42,7 @@ from assay.features.agreement import Agreement, agreement, duplicates
 from assay.features.cost import Cost
 from assay.features.dictionary import ARCHITECTURES, Dictionary, Spec, of_another_model
 from assay.features.engines import Engine, Where, in_order, opened_there, opener_of
-from assay.features.held_out import HeldOut, Limits, Tokens, limits_of, positions_of, read, read_tokens
+from assay.features.held_out import HeldOut, Limits, SideBySide, Tokens, limits_of, positions_of, read, read_tokens
 from assay.features.ratios import Measure
 from assay.features.spliced import MEAN, PLAIN, ZERO, Losses, splice, tokens_at_once
 from assay.features.stream import ActivationStream, TensorStream
@@ -85,7 +85,7 @@ class Controls:
     """
 
     frozen: Dictionary | None = None
-    untrained: tuple[Model, Dictionary] | None = None
+    untrained: tuple[Model | SideBySide, Dictionary] | None = None
     seeds: Sequence[Dictionary] = ()
 
 
@@ -144,7 +144,7 @@ class Evaluation:
 def evaluate(
     dictionary: Dictionary,
     data: HeldOut | ActivationStream,
-    model: Model | None = None,
+    model: Model | SideBySide | None = None,
     plan: EvaluationPlan | None = None,
     controls: Controls | None = None,
     report: Report | None = None,
@@ -152,7 +152,8 @@ def evaluate(
     opener: Callable[[], Model] | None = None,
     folder: Path | None = None,
 ) -> Evaluation:
-    """Measure a dictionary on held-out text with its model, or on a held-out stream of activations without one.
+    """Measure a dictionary on held-out text with its model, or on a held-out stream of activations without one. A crosscoder
+    between two models is measured with both, `SideBySide`; its losses are over the predictions of both, and it is read here.
 
     `engine`: where text is read, None for here; `opener`: how its workers open the model (None: it is sent to them).
     `folder`: where sums so far are kept; the same evaluation goes on from them and ends with the same numbers.
@@ -161,6 +162,8 @@ def evaluate(
     folder of another evaluation.
     """
     plan, controls = plan or EvaluationPlan(), controls or Controls()
+    if engine is not None and isinstance(model, SideBySide):
+        raise bad_argument("engine", "one, and two models", "no engine", "What reads two models is evaluated here.")
     where = Where(engine, opener)
     source = _source(dictionary, data, model, plan)
     if controls.untrained is not None and model is None:
@@ -268,11 +271,13 @@ class _Source:
     limits: Limits
     fit: Callable[[], Iterator[_Batch]]
     score: Callable[[], Iterator[_Batch]]
-    model: Model | None
+    model: Model | SideBySide | None
     n_score: int
 
 
-def _source(dictionary: Dictionary, data: HeldOut | ActivationStream, model: Model | None, plan: EvaluationPlan) -> _Source:
+def _source(
+    dictionary: Dictionary, data: HeldOut | ActivationStream, model: Model | SideBySide | None, plan: EvaluationPlan
+) -> _Source:  # fmt: skip
     if isinstance(data, HeldOut):
         if model is None:
             raise bad_argument("model", None, "the model whose text this is", "Or give a stream of activations.")
@@ -280,7 +285,7 @@ def _source(dictionary: Dictionary, data: HeldOut | ActivationStream, model: Mod
     return _stream_source(dictionary, data, plan)
 
 
-def _text_source(dictionary: Dictionary, data: HeldOut, model: Model, plan: EvaluationPlan) -> _Source:
+def _text_source(dictionary: Dictionary, data: HeldOut, model: Model | SideBySide, plan: EvaluationPlan) -> _Source:
     if not dictionary.spec.inputs or not dictionary.spec.outputs:
         raise bad_argument("dictionary", f"{dictionary.name}, which names no site", "one whose spec has inputs and outputs")
     fit, held = data.divided(plan.fit)
@@ -345,7 +350,7 @@ def _check_width(dictionary: Dictionary, first: Tokens) -> None:
 class _Reader:
     """What a process needs to read batches of one source."""
 
-    model: Model | None
+    model: Model | SideBySide | None
     ways: Mapping[str, Dictionary]
     limits: Limits
 
@@ -388,7 +393,7 @@ def _results(
     if where.engine is None:
         return in_order(where.run(lambda: partial(getattr(reader, method), *given), left), done)
     model = source.model
-    opener = (where.opener or opener_of(model)) if model is not None else None
+    opener = (where.opener or opener_of(model)) if isinstance(model, Model) else None
     make = partial(_reader_there, opener, model.digest if model else "", replace(reader, model=None), method, *given)
     return in_order(where.run(make, left), done)
 
@@ -518,7 +523,7 @@ def _of_losses(losses: Losses, name: str) -> dict[str, Measure | None]:
 
 
 def _untrained(
-    pair: tuple[Model, Dictionary], data: HeldOut, plan: EvaluationPlan, report: Report | None, where: Where,
+    pair: tuple[Model | SideBySide, Dictionary], data: HeldOut, plan: EvaluationPlan, report: Report | None, where: Where,
     folder: Path | None,
 ) -> Column:  # fmt: skip
     """The twin's dictionary on the twin: reconstruction and latents; a loss that means nothing is left out."""
@@ -545,6 +550,8 @@ def _notes(dictionary: Dictionary, source: _Source, controls: Controls) -> list[
         notes.append("It came without a norm limit: tokens above 10 x the median norm here were left alone.")
     if source.model is not None and (other_model := of_another_model(dictionary, source.model.passport())):
         notes.append(other_model)
+    if isinstance(source.model, SideBySide):
+        notes.append(f"Cross-entropy and divergence are over the predictions of {' and '.join(source.model.models)} together.")
     if source.model is None:
         notes.append("A stream of shuffled activations: no loss and no bounds.")
     elif len(source.names) < 8:

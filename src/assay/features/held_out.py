@@ -4,10 +4,11 @@
 2. Typical tokens are those a dictionary is for: not the first positions, and norms of input and target not above its
    limits. A dictionary without a limit (most that were made elsewhere) gets 10 x the median norm measured here:
    a handful of massive tokens may hold most of the variance.
+3. A crosscoder between two models reads both: `SideBySide`, whose sites are NAME:SITE, as those of a `Paired` stream.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +116,37 @@ class Limits:
         return {"skip_first": self.skip_first, "norm_limit": self.x, "target_limit": self.y, "measured_here": self.measured}
 
 
+@dataclass(frozen=True, eq=False)
+class SideBySide:
+    """Models that read the same tokens; a site is NAME:SITE. Raises UsageError for models of unlike tokenizers."""
+
+    models: Mapping[str, Model]
+
+    def __post_init__(self) -> None:
+        if len({model.tokenizer_digest for model in self.models.values()}) != 1:
+            told = ", ".join(model.name for model in self.models.values())
+            raise bad_argument("models", f"{told}, of unlike tokenizers", "models that read the same tokens")
+
+    @property
+    def digest(self) -> str:
+        """Of all of them, in order."""
+        return " ".join(model.digest for model in self.models.values())
+
+    def passport(self) -> dict[str, Any]:
+        """That of each, by name."""
+        return {name: model.passport() for name, model in self.models.items()}
+
+    def hosts(self, sites: Sequence[str]) -> list[tuple[Model, str]]:
+        """(model, its own site) of each. Raises UsageError for a site of no model here."""
+        found = []
+        for site in sites:
+            name, _, own = site.partition(":")
+            if name not in self.models:
+                raise bad_argument("site", site, ", ".join(f"{known}:SITE" for known in self.models))
+            found.append((self.models[name], own))
+        return found
+
+
 def limits_of(dictionary: Dictionary, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> Limits:
     """The dictionary's own, or 10 x the median norm of these tokens where it has none."""
     spec = dictionary.spec
@@ -123,8 +155,10 @@ def limits_of(dictionary: Dictionary, x: Float[Tensor, "token d_in"], y: Float[T
     return Limits(spec.skip_first, *(FACTOR * float(values.norm(dim=1).median()) for values in (x, y)), measured=True)
 
 
-def read(model: Model, sites: Sequence[str], held: HeldOut) -> Float[Tensor, "token d"]:
+def read(model: Model | SideBySide, sites: Sequence[str], held: HeldOut) -> Float[Tensor, "token d"]:
     """Activations at sites side by side, all tokens of all rows in order, fp32; heads are laid side by side, too."""
+    if isinstance(model, SideBySide):
+        return torch.cat([read(host, [own], held) for host, own in model.hosts(sites)], 1)
     wanted = model.sites(list(sites))
     acts = model.capture([list(row) for row in held.rows], wanted)
     return torch.cat([acts.flat(site).flatten(1).float() for site in wanted], 1)
@@ -135,7 +169,9 @@ def positions_of(held: HeldOut) -> Int[Tensor, " token"]:
     return torch.cat([torch.arange(len(row)) for row in held.rows])
 
 
-def read_tokens(model: Model, dictionary: Dictionary, held: HeldOut, limits: Limits, names: Sequence[str]) -> Tokens:
+def read_tokens(
+    model: Model | SideBySide, dictionary: Dictionary, held: HeldOut, limits: Limits, names: Sequence[str]
+) -> Tokens:  # fmt: skip
     """Inputs and targets of some rows."""
     x = read(model, dictionary.spec.inputs, held)
     y = x if not dictionary.spec.transcodes else read(model, dictionary.spec.outputs, held)

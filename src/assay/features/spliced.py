@@ -9,9 +9,11 @@
 3. `everywhere` splices at all tokens: a warning, not a score. A few massive activations decide it.
 
 Zero ablation breaks models more than anything that happens in them, so shares of it flatter; mean ablation is the fairer
-measure. Where several sites are replaced, reconstructions are made of what they were in the plain run.
+measure. Where several sites are replaced, reconstructions are made of what they were in the plain run. Where sites are of two
+models, each is spliced with its own, and sums are over the predictions of both.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,7 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from assay.features.held_out import HeldOut
+from assay.errors import bad_argument
+from assay.features.held_out import HeldOut, SideBySide
 from assay.features.ratios import Measure, complement, ratio
 from assay.model.edits import patch
 from assay.model.model import Model
@@ -79,19 +82,24 @@ class Losses:
         return complement(ratio(self.kl[name].numpy(), self.kl[against].numpy()))
 
 
-def tokens_at_once(model: Model, most: int) -> int:
+def tokens_at_once(model: Model | SideBySide, most: int) -> int:
     """How many tokens' logits fit into the budget."""
-    return max(1, min(most, LOGITS // model.dims.d_vocab))
+    hosts = model.models.values() if isinstance(model, SideBySide) else [model]
+    return max(1, min(most, LOGITS // max(host.dims.d_vocab for host in hosts)))
 
 
 def splice(
-    model: Model, held: HeldOut, sites: Sequence[str], values: Mapping[str, Float[Tensor, "token d"]], losses: Losses,
+    model: Model | SideBySide, held: HeldOut, sites: Sequence[str], values: Mapping[str, Float[Tensor, "token d"]], losses: Losses,
     places: Sequence[int],
 ) -> None:  # fmt: skip
     """Add one batch of rows to `losses`: the plain model, and with each of `values` at the sites, side by side.
 
     `places`: the document number of each row.
     """
+    if isinstance(model, SideBySide):
+        for host, own, columns in _by_model(model, sites):
+            splice(host, held, own, {name: value[:, columns] for name, value in values.items()}, losses, places)
+        return
     rows = [list(row) for row in held.rows]
     plain = predictions(model, rows, [])
     wanted = torch.cat([torch.tensor(row[1:]) for row in rows])
@@ -102,6 +110,22 @@ def splice(
     for name, value in values.items():
         found = predictions(model, rows, edits_of(model, sites, value, [len(row) for row in rows])).log_softmax(-1)
         losses.add(name, documents, -found[at, wanted], (truth.exp() * (truth - found)).sum(1))
+
+
+def _by_model(models: SideBySide, sites: Sequence[str]) -> list[tuple[Model, list[str], list[int]]]:
+    """(model, its own sites, their columns among those of all sites) of each model that has some."""
+    found: dict[int, tuple[Model, list[str], list[int]]] = {}
+    start = 0
+    for host, own in models.hosts(sites):
+        shape = host.feature_shape(host.sites([own])[0])
+        if shape is None:
+            raise bad_argument("site", own, "one whose size is always the same")
+        end = start + math.prod(shape)
+        _, names, columns = found.setdefault(id(host), (host, [], []))
+        names.append(own)
+        columns.extend(range(start, end))
+        start = end
+    return list(found.values())
 
 
 def edits_of(model: Model, sites: Sequence[str], value: Float[Tensor, "token d"], lengths: Sequence[int]) -> list:
