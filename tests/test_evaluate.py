@@ -244,9 +244,9 @@ def test_a_crosscoder_between_two_models_is_spliced_into_each(model):
     assert found.of()["CE"].value == pytest.approx(ce / n, rel=1e-4) and kl > 0
     assert set(found.model) == {"a", "b"} and any("predictions of a and b together" in note for note in found.notes)
     elsewhere = ("a:resid_post.1", "c:resid_post.1")
-    wrong = make_dictionary(Spec("crosscoder", 8, 2 * D, 2 * D, k=2, inputs=elsewhere, outputs=elsewhere, options={"sizes": (D, D)}))
+    spec = Spec("crosscoder", 8, 2 * D, 2 * D, k=2, inputs=elsewhere, outputs=elsewhere, options={"sizes": (D, D)})
     with pytest.raises(UsageError, match="a:SITE, b:SITE"):
-        evaluate(wrong, held_of(), both, PLAN)
+        evaluate(make_dictionary(spec), held_of(), both, PLAN)
 
 
 def test_a_perfect_dictionary_recovers_everything_and_an_empty_one_what_the_mean_does(model):

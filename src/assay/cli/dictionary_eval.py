@@ -211,7 +211,8 @@ def _stream(one: Any, host: Any, corpus: Any, given: Mapping[str, Any], folder: 
     from assay.features.shards import Shards, typical_in_all
     from assay.features.stream import Paired
 
-    sites, tokens, context = list(dict.fromkeys((*one.spec.inputs, *one.spec.outputs))), given["control_tokens"], given["context"]
+    sites = list(dict.fromkeys((*one.spec.inputs, *one.spec.outputs)))
+    tokens, context = given["control_tokens"], given["context"]
     if len(_each(host)) == 1:
         return LiveStream(host, corpus, sites, tokens, context=context)
     made = []

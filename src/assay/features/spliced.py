@@ -89,8 +89,8 @@ def tokens_at_once(model: Model | SideBySide, most: int) -> int:
 
 
 def splice(
-    model: Model | SideBySide, held: HeldOut, sites: Sequence[str], values: Mapping[str, Float[Tensor, "token d"]], losses: Losses,
-    places: Sequence[int],
+    model: Model | SideBySide, held: HeldOut, sites: Sequence[str], values: Mapping[str, Float[Tensor, "token d"]],
+    losses: Losses, places: Sequence[int],
 ) -> None:  # fmt: skip
     """Add one batch of rows to `losses`: the plain model, and with each of `values` at the sites, side by side.
 
