@@ -267,6 +267,43 @@ def test_a_monitor_expires(model, armed):
     assert "expired" in armed.state(model, late) and armed.state(model) == "calibrated"
 
 
+def test_calibrating_again_arms_it_and_forgets_what_was_true_of_the_old_threshold(model, armed):
+    benign = [talk for talk in planted(7, 300) if talk.label == 0]
+    was = {**armed.bound, "expires": (datetime.now(UTC) - timedelta(days=1)).isoformat(timespec="seconds")}
+    old = replace(armed, drifted="drift in scores", bound=was, card={**armed.card, "evasion": {"typos": {}}})
+    assert old.state(model).startswith("uncalibrated: it expired")
+    again = calibrate(old, model, benign, 0.05)
+    assert again.state(model) == "calibrated" and "evasion" not in again.card and again.odds == armed.odds
+    assert datetime.fromisoformat(again.bound["expires"]) > datetime.now(UTC) + timedelta(days=89)
+    for seen in (planted(2), benign):  # what its probabilities are from, and its thresholds
+        with pytest.raises(UsageError, match="fitted or calibrated on"):
+            evaluate(again, model, [*planted(3), seen[0]])
+        with pytest.raises(UsageError, match="fitted or calibrated on"):
+            selftest(again, model, [seen[0]])
+
+
+def test_copies_of_a_text_are_one_text(model, fitted):
+    benign = [talk for talk in planted(1, 300) if talk.label == 0]
+    with pytest.raises(UsageError, match="299 conversations that hold 1 different texts"):
+        calibrate(fitted, model, [benign[0]] * 299, 0.01)
+    made = calibrate(fitted, model, [*benign, *benign[:50]], 0.05)
+    assert made.card["benign"] == {"conversations": 200, "texts": 150, "groups": 75}
+
+
+def test_words_are_fitted_on_other_groups_where_nothing_else_is_given(model, armed):
+    """Words that tell are found across groups, words of one group alone are not, and too few groups are said."""
+    talks = planted(3, 200)
+    telling = [replace(talk, text=f"{talk.text} {'yes' if talk.label else 'no'}") for talk in talks]
+    assert evaluate(armed, model, telling).baselines["words"]["auroc"] == 1
+    names = [replace(talk, text=f"word{talk.group.split()[1]}a", group=f"{talk.group} {talk.label}") for talk in talks]
+    mixed = [replace(talk, text=f"{talk.text} of{talk.label}x{talk.group.split()[1]}") for talk in names]
+    assert evaluate(armed, model, mixed).baselines["words"]["auroc"] < 0.7
+    found = evaluate(armed, model, [replace(talk, group="one") for talk in talks])
+    assert "words" not in found.baselines and "two or more groups" in found.unmeasured["words"]
+    with pytest.raises(UsageError, match="compared with, fitted on them"):
+        evaluate(armed, model, telling, train=telling)
+
+
 def test_changed_weights_disarm_it(armed):
     changed = tiny("llama")
     with torch.no_grad():

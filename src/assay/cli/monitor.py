@@ -110,7 +110,7 @@ def calibrate(
 @click.argument("file", metavar="MONITOR")
 @click.argument("name", metavar="MODEL")
 @click.argument("data", metavar="DATA")
-@click.option("--train", metavar="DATA", help="What it was fitted on, for the baselines of words.")
+@click.option("--train", metavar="DATA", help="What it was fitted on, to fit words on, too. Default: other groups of DATA.")
 @click.option("--encoder", default="minilm", show_default=True, type=click.Choice(("minilm", "none")),
               help="Of the baseline of sentences; fetched on first use.")  # fmt: skip
 @click.option("--n", default=200, show_default=True, type=click.IntRange(8), help="Texts of a bundled concept.")
@@ -193,25 +193,29 @@ def selftest(
 @click.argument("file", metavar="MONITOR")
 @click.argument("name", metavar="MODEL")
 @click.argument("data", metavar="DATA")
-@click.option("--n", default=200, show_default=True, type=click.IntRange(8), help="Texts of a bundled concept.")
 @click.option("--out", metavar="FILE", help="Where a disarmed monitor is written. Default: MONITOR itself.")
 @DICTIONARY
 @model_options
 @common_options
 def drift(
-    common: Common, file: str, name: str, data: str, n: int, out: str | None, dictionaries: tuple[str, ...], dtype: str,
+    common: Common, file: str, name: str, data: str, out: str | None, dictionaries: tuple[str, ...], dtype: str,
     prepend_bos: bool | None,
 ) -> None:  # fmt: skip
-    """Has what MONITOR sees changed since it was calibrated? DATA are benign texts or conversations of now.
+    """Has what MONITOR sees changed since it was calibrated? DATA: a file of benign texts or conversations of now.
 
     Scores and mean activations are compared with those of calibration. Where they drifted, MONITOR is written as
     uncalibrated, with the reason: it raises no alert until it is calibrated again.
     """
+    from assay.errors import bad_argument
     from assay.monitor.drift import disarmed, window
     from assay.monitor.files import save_monitor
+    from assay.monitor.talks import read_talks
 
+    if _bundled(data):  # its benign texts are sealed, and those that calibrate sets thresholds on
+        raise bad_argument("DATA", data, "a JSONL file of benign texts or conversations of now",
+                           "A bundled concept is the same at all times: comparing it with itself shows no drift.")  # fmt: skip
     model, made = _opened(common, name, file, dictionaries, dtype, prepend_bos)
-    talks = _benign(common, _talks(model, data, "benign", n, common))
+    talks = _benign(common, read_talks(model, data))
     with common.progress("drift", len(talks)) as advance:
         found = window(made, model, talks, advance)
     after = disarmed(made, found)
@@ -341,6 +345,7 @@ def _measured(found: Any) -> str:
         lines.append(f"  recall at a false-alarm rate of {target}: {told}")
     for name, row in found.baselines.items():
         lines.append(f"  beside it, {name}: AUROC {row['auroc']:.3f}")
+    lines += [f"  not measured beside it, {name}: {why}" for name, why in found.unmeasured.items()]
     for unit, rows in found.precision.items():
         low = found.precision_low[unit]
         shares = ", ".join(f"{share:.0%} ({low[base]:.0%} or more) at {float(base):.1%}" for base, share in rows.items())

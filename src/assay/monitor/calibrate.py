@@ -3,12 +3,16 @@
 1. All conversations are others than those it was fitted on; one that is the same text is refused.
 2. Conversations of one group (a source, a template, an author) resemble each other. Rates are of a random conversation; the
    table by slice says where they are worse, worst first, with exact intervals.
-3. The same conversations are the baseline that drift is measured against (`drift.py`).
-4. Where labelled conversations are given as well, scores become probabilities by Platt's logistic fit.
+3. Conversations may repeat, as traffic does, but as many different texts are needed as the rate takes: 300 copies of one are
+   one text.
+4. The same conversations are the baseline that drift is measured against (`drift.py`).
+5. Where labelled conversations are given as well, scores become probabilities by Platt's logistic fit.
+6. Whatever was true of other thresholds ends: a drift that was found, the date of expiry, and rates of evasion.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -17,9 +21,9 @@ from assay.errors import UsageError, bad_argument
 from assay.model.model import Model
 from assay.monitor.drift import baseline
 from assay.monitor.reading import reply_scores, score, turn_means
-from assay.monitor.records import Monitor, bindings, data_digest
+from assay.monitor.records import DAYS, Monitor, bindings, data_digest
 from assay.monitor.talks import Talk, refuse_seen
-from assay.monitor.thresholds import Array, one_of_each, rate, threshold
+from assay.monitor.thresholds import Array, needed, one_of_each, rate, threshold
 from assay.monitor.units import UNITS
 from assay.probe.calibration import Calibrated
 
@@ -31,8 +35,8 @@ def calibrate(
     units: Sequence[str] = ("reply", "conversation"), labelled: Sequence[Talk] = (), seed: int = 0,
     report: Report | None = None,
 ) -> Monitor:  # fmt: skip
-    """The monitor with thresholds. Raises UsageError for too few benign conversations, for another model than it was fitted
-    on, and for texts it was fitted on."""
+    """The monitor with thresholds; it expires as many days from now as it was fitted for. Raises UsageError for too few benign
+    conversations or different texts among them, for another model than it was fitted on, and for texts it was fitted on."""
     for unit in units:
         if unit not in UNITS:
             raise bad_argument("units", unit, ", ".join(UNITS))
@@ -43,17 +47,26 @@ def calibrate(
         raise bad_argument("benign", "conversations with label 1", "benign ones only")
     refuse_seen("benign", benign, monitor.card.get("texts", ()), "fitted on")
     refuse_seen("labelled", labelled, monitor.card.get("texts", ()), "fitted on")
+    texts = {talk.text for talk in benign}
+    if len(texts) < len(benign) and len(texts) < needed(target):
+        raise bad_argument("benign", f"{len(benign)} conversations that hold {len(texts)} different texts",
+                           f"{needed(target)} different ones for a false-alarm rate of {target:.3g}")  # fmt: skip
     scored = score(model, monitor, benign, report)
     drawn = {unit: one_of_each([one.units[unit] for one in scored], seed) for unit in units}
     thresholds = {unit: threshold(unit, values, target) for unit, values in drawn.items()}
     slices = {unit: _slices(benign, drawn[unit], made.value) for unit, made in thresholds.items()}
     site = monitor.sites[0]
     held = baseline(reply_scores(scored), turn_means(model, benign, [site])[site], site)
-    bound = {**monitor.bound, "benign": data_digest([talk.text for talk in benign])}
-    card = {**monitor.card, "calibration": {unit: asdict(made) for unit, made in thresholds.items()}, "slices": slices,
-            "calibration_texts": [data_digest([talk.text]) for talk in [*benign, *labelled]]}  # fmt: skip
+    expires = datetime.now(UTC) + timedelta(days=monitor.card.get("plan", {}).get("days", DAYS))
+    bound = {**monitor.bound, "benign": data_digest([talk.text for talk in benign]),
+             "expires": expires.isoformat(timespec="seconds")}  # fmt: skip
     odds = _odds(monitor, model, labelled) if labelled else monitor.odds
-    return replace(monitor, thresholds=thresholds, bound=bound, card=card, baseline=held, odds=odds)
+    of_odds = [data_digest([talk.text]) for talk in labelled] if labelled else monitor.card.get("odds_texts", [])
+    card = {**monitor.card, "calibration": {unit: asdict(made) for unit, made in thresholds.items()}, "slices": slices,
+            "benign": {"conversations": len(benign), "texts": len(texts), "groups": len({talk.group for talk in benign})},
+            "calibration_texts": [data_digest([talk.text]) for talk in benign], "odds_texts": of_odds}  # fmt: skip
+    card.pop("evasion", None)
+    return replace(monitor, thresholds=thresholds, bound=bound, card=card, baseline=held, odds=odds, drifted="")
 
 
 def _slices(talks: Sequence[Talk], drawn: Sequence[float] | Array, at: float) -> list[dict[str, Any]]:

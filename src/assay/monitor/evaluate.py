@@ -9,33 +9,36 @@
    promise of none.
 4. Beside it, on the same conversations: words (TF-IDF logistic regression), a sentence encoder that is not the model (where one
    is named), random directions at the same site (the best of 20), the last token alone, and the model itself asked in
-   words, where it can read a question.
+   words, where it can read a question. Words and sentences are fitted on what the monitor was fitted on, where that is given,
+   else on these conversations, each scored by a fit without its group. What cannot be measured is said (`unmeasured`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from assay.data.chat import chat_text
-from assay.errors import bad_argument
+from assay.errors import UsageError, bad_argument
 from assay.model.model import Model
 from assay.monitor.fit import auroc
 from assay.monitor.reading import read, reply_scores, score
-from assay.monitor.records import Monitor
+from assay.monitor.records import Monitor, data_digest
 from assay.monitor.talks import Talk, refuse_seen
 from assay.monitor.thresholds import Rate, needed, rate
 from assay.monitor.units import pooled_columns
 from assay.probe.baselines import sentence_encoder
 from assay.probe.calibration import brier, ece
 from assay.probe.estimators import logistic
+from assay.probe.path import folds_of
 
 Array = NDArray[np.float64]
 Report = Callable[[int], None]
 TARGETS, BASE_RATES = (0.01, 0.001), (0.1, 0.01, 0.001)
-DRAWS, RANDOM = 1000, 20
+DRAWS, RANDOM, FOLDS = 1000, 20, 5
 ROUNDING = 1e-9
 ASK = "Does this text show {watches}? Answer yes or no.\n\n{text}"
 ENCODER_C = 0.1  # of the logistic regression on sentence vectors, standardised
@@ -61,6 +64,7 @@ class Evaluation:
     precision: dict[str, dict[str, float]]
     precision_low: dict[str, dict[str, float]]
     baselines: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unmeasured: dict[str, str] = field(default_factory=dict)
 
 
 def evaluate(
@@ -68,12 +72,13 @@ def evaluate(
     report: Report | None = None, encoder: str = "none",
 ) -> Evaluation:  # fmt: skip
     """Measure a monitor. `train`: what it was fitted on, for the baselines of words; `encoder`: of sentences, minilm or none
-    (`features/sentences.py`; ModelError where it cannot be had). Raises UsageError for one label only, and for texts
-    that it was fitted or calibrated on."""
+    (`features/sentences.py`; ModelError where it cannot be had). Raises UsageError for one label only, for texts
+    that it was fitted or calibrated on, and for some that are in `train` as well."""
     labels = np.array([-1 if talk.label is None else talk.label for talk in talks])
     if set(labels.tolist()) != {0, 1}:
         raise bad_argument("talks", f"labels {sorted(set(labels.tolist()))}", "both labels, 0 and 1, and no others")
     refuse_seen("talks", talks, monitor.seen, "fitted or calibrated on")
+    refuse_seen("talks", talks, {data_digest([talk.text]) for talk in train}, "compared with, fitted on them")
     scored = score(model, monitor, talks, report)
     scores, groups = reply_scores(scored), [talk.group for talk in talks]
     per_unit = {unit: [one.units[unit] for one in scored] for unit in monitor.thresholds}
@@ -91,7 +96,7 @@ def evaluate(
         brier(probability, labels), ece(probability, labels),
         {name: _precision(recall[name].share, alarmed[name].share) for name in recall},
         {name: _precision(recall[name].low, alarmed[name].high) for name in recall},
-        _baselines(monitor, model, talks, labels, train, seed, encoder),
+        *_baselines(monitor, model, talks, labels, train, seed, encoder),
     )  # fmt: skip
 
 
@@ -155,12 +160,16 @@ def _precision(recall: float, wrong: float) -> dict[str, float]:
 
 def _baselines(
     monitor: Monitor, model: Model, talks: Sequence[Talk], labels: NDArray[Any], train: Sequence[Talk], seed: int, encoder: str
-) -> dict[str, dict[str, Any]]:  # fmt: skip
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:  # fmt: skip
+    """AUROC of each, and why others were not measured."""
     out: dict[str, dict[str, Any]] = {}
-    if {talk.label for talk in train} >= {0, 1}:
-        out["words"] = {"auroc": auroc(_words(train, talks), labels)}
-        if encoder != "none":
-            out["sentence encoder"] = {"auroc": auroc(_meant(train, talks, encoder), labels)}
+    missing: dict[str, str] = {}
+    texts = {"words": _words, **({"sentence encoder": partial(_meant, encoder=encoder)} if encoder != "none" else {})}
+    for name, made in texts.items():
+        try:
+            out[name] = {"auroc": auroc(_beside(made, train, talks, labels, seed), labels)}
+        except UsageError as error:
+            missing[name] = f"{error} Give what it was fitted on."
     site = monitor.heads[0].site
     last: list[float] = []
     drawn: list[Array] = []
@@ -176,7 +185,21 @@ def _baselines(
     out["last token"] = {"auroc": auroc(np.array(last), labels)}
     if asked := _asked(monitor, model, talks):
         out["asked in words"] = {"auroc": auroc(np.array(asked), labels)}
-    return out
+    else:
+        missing["asked in words"] = "The model has no words for yes and no, or cannot read as long a question."
+    return out, missing
+
+
+def _beside(made: Callable[..., Array], train: Sequence[Talk], talks: Sequence[Talk], labels: NDArray[Any], seed: int) -> Array:
+    """Scores by a fit on `train`; without it by fits on the other groups. Raises UsageError for too few groups."""
+    if {talk.label for talk in train} >= {0, 1}:
+        return made(train, talks)
+    fold = folds_of(labels, [talk.group for talk in talks], FOLDS, seed)
+    scores = np.empty(len(talks))
+    for number in np.unique(fold):
+        apart = [[talk for talk, own in zip(talks, fold, strict=True) if (own == number) is out] for out in (False, True)]
+        scores[fold == number] = made(*apart)
+    return scores
 
 
 def _words(train: Sequence[Talk], talks: Sequence[Talk]) -> Array:

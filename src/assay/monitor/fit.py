@@ -23,7 +23,7 @@ from assay.errors import UsageError, bad_argument
 from assay.features.opened import is_latent
 from assay.model.model import Model
 from assay.monitor.reading import read, turn_means
-from assay.monitor.records import Head, Monitor, bindings, data_digest, dictionaries_of
+from assay.monitor.records import DAYS, Head, Monitor, bindings, data_digest, dictionaries_of
 from assay.monitor.talks import Talk
 from assay.monitor.units import POOLINGS, Pooling, pooled
 from assay.probe.estimators import AttentionProbe, logistic
@@ -48,7 +48,7 @@ class FitPlan:
     pooling: str | None = None
     width: int = 4
     folds: int = 5
-    days: int = 90
+    days: int = DAYS
     seed: int = 0
 
 

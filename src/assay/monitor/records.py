@@ -27,6 +27,7 @@ from assay.records import digest
 
 Array = NDArray[np.float64]
 CALIBRATED = "calibrated"
+DAYS = 90  # until a monitor expires, where nothing else was asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,7 @@ class Monitor:
     @property
     def seen(self) -> set[str]:
         """Hashes (`data_digest` of one) of the texts that it was fitted or calibrated on."""
-        return {*self.card.get("texts", ()), *self.card.get("calibration_texts", ())}
+        return {digest for name in ("texts", "calibration_texts", "odds_texts") for digest in self.card.get(name, ())}
 
     @property
     def dictionaries(self) -> dict[str, str]:

@@ -26,7 +26,7 @@ from assay.monitor.paraphrase import Reword, reordered, reported, synonyms
 from assay.monitor.reading import reply_scores, score
 from assay.monitor.records import Monitor
 from assay.monitor.suffix import suffix_search
-from assay.monitor.talks import Talk, messages_as_talk, texts_as_talks
+from assay.monitor.talks import Talk, messages_as_talk, refuse_seen, texts_as_talks
 from assay.monitor.thresholds import Rate
 from assay.monitor.thresholds import rate as alarms
 from assay.organisms.make import Made, worn
@@ -91,6 +91,7 @@ def selftest(
     """
     if "reply" not in monitor.thresholds:
         raise bad_argument("monitor", f"thresholds for {', '.join(monitor.thresholds) or 'nothing'}", "one per reply")
+    refuse_seen("positives", positives, monitor.seen, "fitted or calibrated on")
     bar = monitor.thresholds["reply"].value
     talks, benign = ([talk for talk in positives if talk.label == label] for label in (1, 0))
     before = _scores(monitor, model, talks)
