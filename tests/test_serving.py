@@ -144,9 +144,9 @@ def test_units_alert_exactly_where_the_whole_reply_says_so(scores, pooling, bar)
     made = monitor(Hand(), pooling=pooling, token=bar, segment=bar, reply=bar, conversation=bar)  # type: ignore[arg-type]
     watch = Watch([Armed(made, "calibrated")], ("token", "segment", "reply", "conversation"), ("reply",), 4)
     keys = np.sin(np.array(scores))
-    watch.prompts(0, np.ones(3), np.ones(3))
+    watch.prompts(0, np.ones(3), None, np.ones(3))
     alerts = [alert for at, score in enumerate(scores) for alert in watch.token(0, score, 4 + at, None, float(keys[at]))]
-    alerts += watch.end(0, 3 + len(scores))[0]
+    alerts += watch.end(0, 3 + len(scores))
     units = unit_scores([np.array(scores)], made.pooling, [keys])
     for unit, values in units.items():
         assert any(a.unit == unit for a in alerts) == bool((values > bar).any()), unit

@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from assay.app.disclosed import told
 from assay.app.documents import clean
 from assay.errors import StoreError, missing
 from assay.files import write_file
-from assay.permissions import disclosure
 from assay.records import digest
 
 FOLDER = "results"
@@ -38,7 +38,7 @@ def keep_result(
     name = f"{verb}-{digest([verb, model, dict(arguments)])[:12]}"
     head = {"id": name, "verb": verb, "arguments": dict(arguments), "model": model, "title": title,
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
-            **({"disclosure": disclosure(changes, by=verb)} if changes else {})}  # fmt: skip
+            **told(changes, by=verb)}  # fmt: skip
     folder = atlas / FOLDER
     body = clean({"record": result["record"], "blocks": result["blocks"]})
     write_file(folder / f"{name}.json", json.dumps(body, allow_nan=False).encode())

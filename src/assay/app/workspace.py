@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from assay import permissions
+from assay.app.disclosed import use
 from assay.app.views import Views
 from assay.atlas.database import FILE, HEAD
 from assay.atlas.store import Atlas
@@ -159,6 +160,7 @@ class Workspace:
                 self._loaded = None  # two at once may not fit
                 self._loaded = load_model(wanted, device=self.device, dtype=self.dtype)
                 self._loaded_as = wanted
+            use(self._loaded)
             return self._loaded
 
     # dictionaries ----------------------------------------------------------------------------

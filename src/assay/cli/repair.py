@@ -61,7 +61,7 @@ def run(
 
     if out is not None and not out.strip():
         raise bad_argument("--out", out, "a new directory", "Leave it out for a dry run.")
-    grant = require("intervene" if out is None else "modify", reason=reason, granted=allow)
+    grant = require("intervene" if out is None else "modify", reason=reason, granted=allow)  # written down before: roles.py
     source = task_source(fault, fault_file)
     folder = None if out is None else Path(out)
     if folder is not None:

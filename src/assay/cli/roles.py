@@ -2,17 +2,19 @@
 
 1. Every command stands in `COMMANDS` with its role: *read* (looks at models, data and records; writes what it found),
    *intervene* (runs a model with edited activations or weights of a copy in memory, or reads sealed data, or vouches for
-   something) or *modify* (writes changed weights). A command that is not there counts as *intervene*, and so does one that is
-   asked for a sealed split.
+   something, or takes that back) or *modify* (writes changed weights). A command that is not there counts as *intervene*, and
+   so does one that is asked for a sealed split.
 2. Before a command of a role above *read* runs, the role is required, and one entry with its arguments is written to the
    audit log of its atlas: an action that cannot be written down is not done. Refusals are written where there is an atlas.
    A mistake that is refused in words leaves no atlas behind that holds nothing but its own entry.
 3. A command in `EXPORTS` that is given the option named there writes changed weights, and needs *modify*.
-4. Commands in `THEMSELVES` do both on their own, because more than the command's name decides.
+4. A command in `ACTING` intervenes only where its option has the value named there, and reads otherwise. (`monitor serve` makes
+   an entry of its own besides, once it listens.)
+5. Arguments are written down as given, but for those in `SECRET`.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,15 +41,16 @@ COMMANDS: Mapping[str, str] = {
     "vision weights": "read", "vision edges": "intervene", "vision patch": "intervene",
     "organism list": "read", "organism make": "intervene", "organism check": "intervene",
     "monitor fit": "intervene", "monitor eval": "intervene", "monitor watch": "read", "monitor show": "read",
-    "monitor calibrate": "intervene", "monitor drift": "read", "monitor selftest": "intervene", "monitor serve": "intervene",
-    "monitor claim": "intervene",
+    "monitor calibrate": "intervene", "monitor drift": "intervene", "monitor selftest": "intervene",
+    "monitor serve": "intervene", "monitor claim": "intervene",
     "audit": "intervene",
-    "repair run": "modify", "repair log": "read",
+    "repair run": "intervene", "repair log": "read",
     "sign key": "intervene", "sign trust": "intervene", "sign card": "intervene", "sign revoke": "intervene",
     "sign verify": "read", "sign list": "read",
 }  # fmt: skip
-EXPORTS = {"organism make": "out"}
-THEMSELVES = ("repair run", "monitor serve")
+EXPORTS = {"organism make": "out", "repair run": "out"}
+ACTING = {"monitor serve": ("action", "steer")}
+SECRET = ("token", "webhook")  # the address of a webhook may hold a key
 SEALED = ("confirm", "ood")  # of --split
 LONGEST = 4096  # characters of arguments in an entry
 
@@ -67,19 +70,16 @@ def command_name() -> str:
 def permitted(atlas: Path, options: Mapping[str, Any]) -> Iterator[None]:
     """Require the role of the command that runs inside, and write it down. Raises UsageError for a role that is too low."""
     name = command_name()
-    role = "intervene" if options.get("split") in SEALED else COMMANDS.get(name, "intervene")
-    if options.get(EXPORTS.get(name, "")):
-        role = "modify"
-    if role == "read" or name in THEMSELVES:
+    role = needed_role(name, options)
+    if role == "read":
         yield
         return
     from assay import permissions
     from assay.cli.common import check_place
 
-    given, body = options.get("allow") or (), _body(options)
-    named = [each for each in ([given] if isinstance(given, str) else given) if each in permissions.ROLES]
+    body = _body(options)
     try:
-        grant = permissions.require(role, reason=options.get("reason"), granted=named[0] if named else None)
+        grant = permissions.require(role, reason=options.get("reason"), granted=_granted(options.get("allow")))
     except UsageError as error:
         if atlas.is_dir():
             permissions.record(atlas, f"refused: {name}", {**body, "why": str(error)})
@@ -95,11 +95,28 @@ def permitted(atlas: Path, options: Mapping[str, Any]) -> Iterator[None]:
         raise
 
 
+def needed_role(name: str, options: Mapping[str, Any]) -> str:
+    """The role that a command needs with these options."""
+    if options.get(EXPORTS.get(name, "")):
+        return "modify"
+    if options.get("split") in SEALED:
+        return "intervene"
+    option, value = ACTING.get(name, ("", None))
+    return "read" if option and options.get(option) != value else COMMANDS.get(name, "intervene")
+
+
+def _granted(allow: str | Sequence[str] | None) -> str | None:
+    """The role among what --allow was given: one word, or several, some of which allow other things."""
+    from assay.permissions import ROLES
+
+    return allow if allow is None or isinstance(allow, str) else next((each for each in allow if each in ROLES), None)
+
+
 def _body(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What an entry says: the arguments as given, long ones cut."""
+    """What an entry says: the arguments as given, long ones cut, secret ones left out."""
     from assay.records import canonical
 
-    asked = {key: _shown(value) for key, value in options.items() if value not in (None, (), False)}
+    asked = {key: _shown(value) for key, value in options.items() if value not in (None, (), False) and key not in SECRET}
     whole = canonical(asked)
     cut = {"arguments": asked} if len(whole) <= LONGEST else {"arguments": whole[:LONGEST], "cut": len(whole)}
     return {"actor": "command line", **cut}

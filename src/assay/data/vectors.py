@@ -13,12 +13,13 @@ from typing import Any
 
 from assay.data.rows import LARGEST, Layout, one_text, read_rows
 from assay.errors import UsageError, bad_argument
+from assay.signing import check_signature
 
 WIDEST = 1 << 20  # numbers in one direction
 
 
 def read_vector(source: str) -> list[float]:
-    """The numbers of a direction. Raises UsageError for anything else."""
+    """The numbers of a direction. Raises UsageError for anything else; as `assay.signing.check_signature`."""
     path, name = _split(source)
     readers: dict[str, Callable[[Path, str], Any]] = {".safetensors": _safetensors, ".npy": _npy, ".json": _json}
     if path.suffix.lower() not in readers:
@@ -27,6 +28,7 @@ def read_vector(source: str) -> list[float]:
         raise UsageError(f"direction {source!r}: {'it is not a file' if path.exists() else 'no such file'}.")
     if path.stat().st_size > LARGEST:
         raise UsageError(f"direction {source!r}: {path.stat().st_size} bytes; allowed: {LARGEST}.")
+    check_signature(path)
     try:
         found = readers[path.suffix.lower()](path, name)
     except (OSError, ValueError) as error:

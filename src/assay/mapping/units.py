@@ -25,6 +25,7 @@ from assay.features.kept import shipped
 from assay.features.opened import open_latents
 from assay.features.superposition import neuron_outputs, spread_over_neurons
 from assay.model.model import Model
+from assay.signing import check_signature
 from assay.sites import Site, parse_site
 
 
@@ -126,7 +127,9 @@ def _directions(model: Model, path: str, at: str | None) -> MapUnits:
 
 
 def _vectors(path: Path) -> Float[Tensor, "direction d"]:
-    """Vectors of a file. Raises UsageError for one that holds none."""
+    """Vectors of a file. Raises UsageError for one that holds none; as `assay.signing.check_signature`."""
+    if path.is_file():
+        check_signature(path)
     try:
         found: Any
         if path.suffix == ".npy":

@@ -33,6 +33,7 @@ from assay.signing import INSIDE, REPAIRED, check_signature
 __all__ = ["LoadOptions", "Loaded", "list_models", "load_hf", "load_model"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+A_REPAIR = "a repair: see its card"
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError)
 
 
@@ -47,7 +48,10 @@ class LoadOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Loaded:
-    """An unmodified Hugging Face module in eval mode, its tokenizer, and where they came from."""
+    """An unmodified Hugging Face module in eval mode, its tokenizer, and where they came from.
+
+    `modified`: how its weights were changed, as its folder says; "" where that says nothing.
+    """
 
     hf: Any
     tokenizer: Any
@@ -55,6 +59,7 @@ class Loaded:
     source: str
     prepend_bos: bool
     bos_id: int | None
+    modified: str = ""
 
 
 def load_model(
@@ -89,6 +94,7 @@ def load_model(
         source=loaded.source,
         prepend_bos=loaded.prepend_bos,
         bos_id=loaded.bos_id,
+        modified=loaded.modified,
     )
     if check:
         _ = result.proof  # measured now: LayoutError here, not at first use
@@ -129,7 +135,8 @@ def load_hf(
             tokenizer = _read_tokenizer(found, tokenizer, options)
     _refuse_misfit(tokenizer, hf, found)
     prepend, bos_id = _bos(found, tokenizer, prepend_bos)
-    return Loaded(hf, tokenizer, found.name, found.source, prepend, bos_id)
+    modified = A_REPAIR if found.local and (Path(found.where) / REPAIRED).is_file() else ""
+    return Loaded(hf, tokenizer, found.name, found.source, prepend, bos_id, modified)
 
 
 def check_folder(folder: Path) -> None:

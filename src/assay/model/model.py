@@ -44,7 +44,10 @@ Sites = str | Site | Sequence[str | Site]
 
 
 class Model:
-    """A causal language model whose layout is proved. Made by `load_model`."""
+    """A causal language model whose layout is proved. Made by `load_model`.
+
+    `modified`: how its weights were changed before it was loaded, "" where nothing says that they were.
+    """
 
     def __init__(
         self,
@@ -54,9 +57,10 @@ class Model:
         source: str,
         prepend_bos: bool,
         bos_id: int | None,
+        modified: str = "",
     ) -> None:
         self.hf, self.tokenizer, self.name, self.source = hf, tokenizer, name, source
-        self.prepend_bos, self.bos_id = prepend_bos, bos_id
+        self.prepend_bos, self.bos_id, self.modified = prepend_bos, bos_id, modified
         self.memory_budget = 1 << 30
         self._stamp: list[tuple[int, int]] = []
         self._readers: tuple[Any, Readers] | None = None  # what they were measured from, and they

@@ -197,7 +197,8 @@ def _beside(made: Callable[..., Array], train: Sequence[Talk], talks: Sequence[T
     fold = folds_of(labels, [talk.group for talk in talks], FOLDS, seed)
     scores = np.empty(len(talks))
     for number in np.unique(fold):
-        apart = [[talk for talk, own in zip(talks, fold, strict=True) if (own == number) is out] for out in (False, True)]
+        apart = [[talk for talk, own in zip(talks, fold, strict=True) if bool(own == number) is out]
+                 for out in (False, True)]  # fmt: skip
         scores[fold == number] = made(*apart)
     return scores
 

@@ -73,7 +73,7 @@ class ServedModel(Model):
     """A model whose residual streams are read by a server; all else of it is what was loaded here. Made by `open_served`."""
 
     def __init__(self, local: Model, server: StateServer, columns: dict[Site, int], dtype: torch.dtype) -> None:
-        super().__init__(local.hf, local.tokenizer, local.name, local.source, local.prepend_bos, local.bos_id)
+        super().__init__(local.hf, local.tokenizer, local.name, local.source, local.prepend_bos, local.bos_id, local.modified)
         self.__dict__["proof"] = replace(local.proof, layout=replace(local.layout, prefix_width=0))
         self.__dict__["engine"] = ServedEngine(self, server, columns)
         self.served_dtype = dtype

@@ -166,6 +166,13 @@ class Reply:
                 "disclosure": sorted(self.marks), "monitors": self._readings(),
                 **({"text": self.text} if self.keep_text else {})}  # fmt: skip
 
+    def cut(self, finish: str) -> list[Event]:
+        """What the log says when it is ended before its end. Its units are judged by the tokens that were: a client that leaves
+        before the last one has read the others. Drift does not count it: one so short is unlike those of the calibration."""
+        last = self._queue[0].position - 1 if self._queue else self.prompt + self.tokens - 1
+        alerts = [alert for number in range(len(self.watch.armed)) for alert in self.watch.end(number, last)]
+        return [*(self._alert(alert) for alert in alerts), self.end(finish)]
+
     def about(self) -> dict[str, Any]:
         """What an answer says about how it was made."""
         return {"reply": self.name, "monitors": self._readings(), "alerts": self.alerts,
@@ -179,7 +186,8 @@ class Reply:
             return []
         if step.start == 0:
             return [alert for number, one in enumerate(seen) for alert in self.watch.prompts(
-                number, one.scores[1:], None if one.logits is None else one.logits[1:])]  # fmt: skip
+                number, one.scores[1:], None if one.activations is None else one.activations[1:],
+                None if one.logits is None else one.logits[1:])]  # fmt: skip
         for token in self._queue:
             if token.position == step.start:
                 token.seen = [(float(one.scores[0]), None if one.activations is None else one.activations[0],
@@ -214,8 +222,8 @@ class Reply:
                 token.settled = True
         more, events = self._judge(alerts), []
         for number in range(len(self.watch.armed)):
-            found, changed = self.watch.end(number, self.prompt + self.tokens - 1)
-            alerts += found
+            alerts += self.watch.end(number, self.prompt + self.tokens - 1)
+            changed = self.watch.count(number)
             events += [changed] if changed else []
         text = "" if self._block(alerts) else piece.text + more.text + rest
         scores = {name: piece.scores.get(name, []) + more.scores.get(name, []) for name in {**piece.scores, **more.scores}}

@@ -9,12 +9,12 @@ from assay.model.edits import Edit
 from assay.model.model import Model
 from assay.monitor.records import Monitor
 from assay.permissions import Grant, require
+from assay.serving.drifted import as_left
 from assay.serving.log import Log
 from assay.serving.server import Service
 from assay.serving.watch import Readers
-from assay.serving.webhook import Webhook
+from assay.serving.webhook import Webhook, checked
 from assay.serving.worker import Settings, Worker
-from assay.signing import REPAIRED
 
 MOST = 1024  # tokens of a reply
 
@@ -31,11 +31,13 @@ def start(
     role: str | None = None,
     named: str | None = None,
 ) -> Service:
-    """The service, its threads running; `Service.app` makes the ASGI app of it. The log is in `folder`.
+    """The service, its threads running; `Service.app` makes the ASGI app of it. The log is in `folder`; a monitor that drifted
+    in an earlier run of that log is uncalibrated.
 
     `steering`: edits of one row (without rows) for the action *steer*, which needs the role *intervene*. `most`: tokens of a
     reply. `named`: what clients call the model. Raises UsageError for an action that could not be kept: steering without
-    edits, blocking or steering by a monitor that is not calibrated, or for a unit that it has no threshold for.
+    edits, blocking or steering by a monitor that is not calibrated, or for a unit that it has no threshold for; TamperedError
+    for a log that cannot be read.
     """
     settings = settings or Settings()
     if model.tokenizer is None:
@@ -43,11 +45,12 @@ def start(
     if most < 1:
         raise bad_argument("--max-tokens", most, "1 or more")
     grant = require("intervene", granted=role) if settings.action == "steer" else Grant("read")
-    readers = Readers(monitors, model)
+    readers = Readers(as_left(monitors, folder), model)
     _check(readers, settings, steering)
-    modified = settings.modified or ("a repair: see its card" if (Path(model.source) / REPAIRED).is_file() else "")
+    address = checked(webhook) if webhook else None  # before the log is opened: nothing is written where it is refused
+    modified = settings.modified or model.modified
     log = Log(folder, grant)
-    hook = Webhook(webhook, log.put) if webhook else None
+    hook = Webhook(address, log.put) if address else None
     worker = Worker(model, readers, log, replace(settings, modified=modified), steering, hook)
     log.put([_opening(model, readers, worker.settings, steering)])
     return Service(worker, named or model.name, most)
@@ -75,5 +78,5 @@ def _opening(model: Model, readers: Readers, settings: Settings, steering: Seque
         "kind": "server started", "model": model.name, "digest": model.digest, "action": settings.action,
         "units": list(settings.units), "judge": list(settings.judge), "keep_text": settings.keep_text,
         "modified": settings.modified, "steering": [edit.describe() for edit in steering],
-        "monitors": [{"monitor": armed.monitor.name, "state": armed.state} for armed in readers.armed],
+        "monitors": [armed.said() for armed in readers.armed],
     }  # fmt: skip

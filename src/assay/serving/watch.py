@@ -7,8 +7,9 @@
    that the assistant said in it) with it. Where the pooling can only grow (max; segment, once there is a whole one), a reply
    that is above its threshold stays there and alerts at once. A mean of the first few tokens is no reply.
 3. Hysteresis: a unit that alerted alerts again only after `QUIET` tokens in a row at or below its threshold.
-4. An uncalibrated monitor gives scores and never alerts: its state says why. Drift is looked for in windows of finished
-   replies, the date of expiry before every step.
+4. An uncalibrated monitor gives scores and never alerts: its state says why. The date of expiry is looked at before every step.
+5. Drift is looked for in windows of `WINDOW` finished replies, in the part that is judged: the reply, or, where only the prompt
+   is judged, the prompt. Of several choices for one prompt the first counts: the tests are of parts that are independent.
 """
 
 import time
@@ -24,6 +25,7 @@ from assay.model.model import Model
 from assay.monitor.drift import disarmed, drift
 from assay.monitor.records import CALIBRATED, Monitor, at_site
 from assay.monitor.units import Pooling, Running
+from assay.serving.drifted import identity
 
 QUIET = 16
 BROKEN = 1e9
@@ -77,13 +79,14 @@ class Armed:
         if not self.calibrated or time.time() < self.expires:
             return None
         self.state = self.monitor.state()
-        return self._changed()
+        return {"kind": "state", **self.said()}
 
-    def _changed(self) -> dict[str, Any]:
-        return {"kind": "state", "monitor": self.monitor.name, "state": self.state}
+    def said(self) -> dict[str, Any]:
+        """Which monitor it is, and its state, as the log has it."""
+        return {"monitor": self.monitor.name, "digest": identity(self.monitor), "state": self.state}
 
     def add(self, score: float, mean: Array | None) -> dict[str, Any] | None:
-        """A finished reply; what changed, where its window says that the monitor has drifted."""
+        """The judged part of a finished reply; what changed, where its window says that the monitor has drifted."""
         if mean is None or not self.calibrated:
             return None
         self.scores.append(score)
@@ -96,35 +99,47 @@ class Armed:
             return None
         self.monitor = disarmed(self.monitor, found)
         self.state = self.monitor.state()
-        return self._changed()
+        return {"kind": "state", **self.said(), "drifted": self.monitor.drifted}
 
 
 @dataclass(eq=False)
 class _Part:
-    """One part that is judged under one monitor."""
+    """One part that is judged under one monitor. `total`: of the activations of `count` tokens, where drift is looked for."""
 
     how: Pooling
     pooled: Running
     quiet: dict[str, int] = field(default_factory=dict)
+    total: Any = 0.0
+    count: int = 0
+
+    def add(self, activations: Array | None) -> None:
+        """Activations of its next tokens, (n, d)."""
+        if activations is not None:
+            self.total = self.total + activations.sum(0)
+            self.count += len(activations)
+
+    @property
+    def mean(self) -> Array | None:
+        return self.total / self.count if self.count else None
 
 
 class Watch:
-    """One reply under all monitors. `units`: those that may alert."""
+    """One reply under all monitors. `units`: those that may alert. `counted`: whether drift counts it."""
 
     def __init__(
         self, armed: Sequence[Armed], units: Sequence[str], judge: Sequence[str], prompt: int,
-        turns: Sequence[tuple[int, int]] = (), opening: int = 1,
+        turns: Sequence[tuple[int, int]] = (), opening: int = 1, counted: bool = True,
     ) -> None:  # fmt: skip
         self.armed, self.units, self.judge, self.prompt, self.turns = armed, units, judge, prompt, turns
-        self.opening = max(1, opening)
+        self.opening, self.counted = max(1, opening), counted
         self._parts = [{part: _Part(a.monitor.pooling, Running(a.monitor.pooling)) for part in JUDGED} for a in armed]
         self._talks = [Running(a.monitor.pooling) for a in armed]
-        self._sums: list[Any] = [0.0 for _ in armed]
-        self._counts = [0 for _ in armed]
 
-    def prompts(self, number: int, scores: Array, logits: Array | None = None) -> list[Alert]:
-        """Scores (and logits, of attention) of the prompt's tokens, the first left out, under one monitor; before anything
-        else."""
+    def prompts(
+        self, number: int, scores: Array, activations: Array | None = None, logits: Array | None = None
+    ) -> list[Alert]:  # fmt: skip
+        """Scores (activations, and logits of attention) of the prompt's tokens, the first left out, under one monitor; before
+        anything else."""
         keys = [None] * len(scores) if logits is None else logits.tolist()
         for start, stop in self.turns:
             for at in range(max(0, start - 1), min(stop - 1, len(scores))):
@@ -132,6 +147,7 @@ class Watch:
         told = list(enumerate(zip(scores.tolist(), keys, strict=True), 1))[self.opening - 1 :]
         if "prompt" not in self.judge or not told:
             return []
+        self._parts[number]["prompt"].add(None if activations is None else activations[self.opening - 1 :])
         alerts = [alert for at, (score, key) in told for alert in self._token(number, "prompt", score, at, key)]
         return alerts + self._end(number, "prompt", self.prompt - 1)
 
@@ -140,23 +156,23 @@ class Watch:
     ) -> list[Alert]:  # fmt: skip
         """The score of one token of the reply under one monitor."""
         self._talks[number].push(score, logit)
-        if activation is not None:
-            self._sums[number] = self._sums[number] + activation
-            self._counts[number] += 1
+        self._parts[number]["reply"].add(None if activation is None else activation[None])
         alerts = self._token(number, "reply", score, position, logit)
         return alerts if "reply" in self.judge else []
 
-    def end(self, number: int, position: int) -> tuple[list[Alert], dict[str, Any] | None]:
-        """The reply is over: alerts of whole units, and what changed in the monitor's state."""
-        part, armed = self._parts[number]["reply"], self.armed[number]
-        if not part.pooled.n:
-            return [], None
-        alerts: list[Alert] = []
-        if "reply" in self.judge:
-            alerts += self._end(number, "reply", position)
-            alerts += self._above(number, "reply", "conversation", self._talks[number].value, position)
-        n = self._counts[number]
-        return alerts, armed.add(part.pooled.value, self._sums[number] / n if n else None)
+    def end(self, number: int, position: int) -> list[Alert]:
+        """The reply is over: alerts of units that are complete with it, or, where it was cut, as complete as they will be."""
+        if "reply" not in self.judge or not self._parts[number]["reply"].pooled.n:
+            return []
+        alerts = self._end(number, "reply", position)
+        return alerts + self._above(number, "reply", "conversation", self._talks[number].value, position)
+
+    def count(self, number: int) -> dict[str, Any] | None:
+        """One more reply for drift, once it is over: what changed in the monitor's state."""
+        part = self._parts[number]["reply" if "reply" in self.judge else "prompt"]
+        if not self.counted or not part.pooled.n:
+            return None
+        return self.armed[number].add(part.pooled.value, part.mean)
 
     def readings(self, number: int) -> dict[str, Any]:
         """What is said of one monitor in an answer: its state, and the score, threshold and verdict of each unit."""

@@ -3,7 +3,7 @@
 1. A reply waits until there is a row for it. Replies beyond `rows` that run and `waiting` that wait are refused at once (429).
 2. After every step the scores go to the log, and what clients may see is handed to them once it is there.
 3. Actions on an alert: *log*; *block* ends the reply; *steer* edits the rest of it, from the next token on.
-4. A reply whose client has gone, or whose time is over, leaves its row before the next step.
+4. A reply whose client has gone, or whose time is over, leaves its row before the next step; what was made of it is judged.
 """
 
 import copy
@@ -138,7 +138,8 @@ class Worker:
                 ticket.tell([Failed(Refused(400, str(error)))])
                 ticket.cancelled = True
                 break
-            watch = Watch(self.readers.armed, self.settings.units, self.settings.judge, len(prompt), asked.turns, asked.opening)
+            watch = Watch(self.readers.armed, self.settings.units, self.settings.judge, len(prompt), asked.turns, asked.opening,
+                          counted=pick is asked.picks[0])  # fmt: skip
             written = Written(self._decode, asked.stops)
             reply = Reply(ticket, choice, row, len(prompt), written, watch, self.settings.action, self.settings.keep_text)
             if self.settings.modified:
@@ -164,7 +165,10 @@ class Worker:
         ticket = reply.ticket
         told = [] if problem is None or ticket.cancelled else [Failed(problem)]
         ticket.cancelled = True
-        self.log.put([reply.end(finish)], lambda _: ticket.tell(told))
+        before = len(reply.alerts)
+        events = reply.cut(finish)
+        self._notify(reply, before)
+        self.log.put(events, lambda _: ticket.tell(told))
 
     def _drop(self, problem: Refused) -> None:
         """Everything that runs or waits fails."""
@@ -198,9 +202,7 @@ class Worker:
             new, told, alerts = self._take(reply, step, seen)
             events += new
             shown.setdefault(reply.ticket, []).extend(told)
-            if alerts and self.webhook is not None:
-                for alert in reply.alerts[-len(alerts) :]:
-                    self.webhook.send({"reply": reply.name, "action": self.settings.action, **alert})
+            self._notify(reply, len(reply.alerts) - len(alerts))
 
         def show(failed: str | None) -> None:
             for ticket, told in shown.items():  # a reply may be over already: nobody else tells its client
@@ -208,6 +210,11 @@ class Worker:
 
         if events or shown:
             self.log.put(events, show)
+
+    def _notify(self, reply: Reply, told: int) -> None:
+        """The alerts of a reply beyond the first `told`, to the webhook."""
+        for alert in reply.alerts[told:] if self.webhook is not None else ():
+            self.webhook.send({"reply": reply.name, "action": self.settings.action, **alert})
 
     def _take(self, reply: Reply, step: Step, seen: list[Seen]) -> tuple[list[Event], list[Shown], Any]:
         """A step of one reply, and what is done about it."""

@@ -65,7 +65,8 @@ def copy_model(model: Model) -> Model:
     if away:
         raise ModelError(f"{model.name}: the weights are offloaded ({away[0]}, ..); they are changed in memory."
                          " Load the model without device_map.")  # fmt: skip
-    made = Model(copy.deepcopy(model.hf), model.tokenizer, model.name, model.source, model.prepend_bos, model.bos_id)
+    made = Model(copy.deepcopy(model.hf), model.tokenizer, model.name, model.source, model.prepend_bos, model.bos_id,
+                 model.modified)  # fmt: skip
     made.__dict__["proof"] = model.proof
     return made
 

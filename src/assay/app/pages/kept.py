@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from assay.app.blocks import LinkItem, href, links, text
+from assay.app.disclosed import notes
 from assay.app.documents import Made
 from assay.app.forms import form_of
 from assay.app.results import kept_result, results
@@ -26,8 +27,8 @@ def kept_page(
         return Made([*([] if items else [text("empty", empty)]), *asked, *listed], empty=not items)
     found = kept_result(workspace.atlas, arguments["result"])
     claim = found["record"].get("claim") if isinstance(found["record"], dict) else None
-    told = found["head"].get("disclosure")
-    marked = [text("disclosure", told["note"])] if isinstance(told, dict) and isinstance(told.get("note"), str) else []
+    told = notes(found["head"].get("disclosure"))
+    marked = [text("disclosure", *told)] if told else []
     return Made([*marked, *found["blocks"], *_state(claim), *asked, *listed], title=found["head"]["title"])
 
 

@@ -1,7 +1,8 @@
 """Verbs: what people do through the app, and agents through their own server. The same list, roles, ledger and log for both.
 
 1. A verb is a function of a workspace, checked arguments and a report of its progress. It returns {"record": plain JSON,
-   "blocks": blocks to show}; what an edited model gave also has a `disclosure`. One file in this folder may register several:
+   "blocks": blocks to show}; what an edited or changed model gave also has a `disclosure`. One file in this folder may register
+   several:
 
        @verb("find_features", "read", "Features by what is said of them.", required=("query",), query=string("Words."))
        def find_features(workspace, arguments, report): return {"record": ..., "blocks": [...]}
@@ -20,10 +21,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from assay.app.arguments import Schema, checked, schema, string
+from assay.app.disclosed import noted, told
 from assay.app.documents import clean
 from assay.app.help import helped
 from assay.errors import AssayError
-from assay.permissions import disclosure
 from assay.records import canonical
 from assay.registry import Registry
 
@@ -62,7 +63,7 @@ class Verb:
     """Something to do. `role`: what it needs (read, intervene, modify); `parameters`: the JSON schema of its arguments.
 
     `long`: runs as a job. `spends`: it reads sealed data, which is charged in the ledger. `changes`: what its answers are made
-    with, a key of `permissions.CHANGED` ("" for the model as it is); they then carry a `disclosure`.
+    with, a key of `permissions.CHANGED` ("" for the model as it was loaded); they then carry a `disclosure` (`app.disclosed`).
     """
 
     name: str
@@ -115,9 +116,9 @@ def run_verb(workspace: "Workspace", name: str, given: Mapping[str, Any], report
         workspace.log(f"refused: {name}", {**logged, "why": str(error)[:LOGGED]})
         raise
     workspace.log(name, logged, grant)
-    done = found.run(workspace, arguments, report or Report())
-    done = {**done, "blocks": helped(done["blocks"])}
-    return {**done, "disclosure": disclosure(found.changes, by=name)} if found.changes else done
+    with noted():
+        done = found.run(workspace, arguments, report or Report())
+        return {**done, "blocks": helped(done["blocks"]), **told(found.changes, by=name)}
 
 
 def _logged(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Monitors and audits that are kept: list them, show one, and let a monitor read a text. All of it only reads.
 
-Watching reads a text that is given: nothing is generated, and nothing is blocked or steered. A monitor of another model still
-gives scores; its state says that its thresholds promise nothing there.
+Watching reads a text that is given: nothing is generated, and nothing is blocked or steered. A monitor that is not calibrated for
+the model still gives scores; its state says why its thresholds promise nothing, and it raises no alert.
 """
 
 import math
@@ -53,6 +53,7 @@ def monitor_watch(workspace: "Workspace", arguments: explore.Arguments, report: 
         from assay.explain.pieces import Pieces
         from assay.monitor.files import load_monitor
         from assay.monitor.reading import score
+        from assay.monitor.records import CALIBRATED
         from assay.monitor.talks import texts_as_talks
 
         found = load_monitor(monitors.monitor_file(workspace, kept.name), model)
@@ -63,8 +64,9 @@ def monitor_watch(workspace: "Workspace", arguments: explore.Arguments, report: 
         report("reading", 1, 2)
         (scored,) = score(model, found, [talk])
         pieces = Pieces(model).of(list(talk.ids), begins=True)
-        units = _units(found, scored.units)
-        record = {"monitor": kept.name, "model": model.name, "state": found.state(model), "signature": kept.signature,
+        state = found.state(model)
+        units = _units(found, scored.units, armed=state == CALIBRATED)
+        record = {"monitor": kept.name, "model": model.name, "state": state, "signature": kept.signature,
                   "tokens": pieces, "scores": [None] * talk.turns[0][0] + scored.units["token"].tolist(), "units": units,
                   "alerts": [row["unit"] for row in units if row["alert"]]}  # fmt: skip
         return keep_result(workspace.atlas, "monitor_watch", arguments, model.digest, f"“{arguments['text'][:60]}”",
@@ -151,32 +153,33 @@ def _short(value: Any) -> str:
     return f"{said[:16]}…" if HASH.fullmatch(said) else said[:60]
 
 
-def _units(found: "Monitor", units: Any) -> list[dict[str, Any]]:
-    """The highest score of every unit, its threshold, and whether it alerts. No threshold, no alert."""
+def _units(found: "Monitor", units: Any, armed: bool) -> list[dict[str, Any]]:
+    """The highest score of every unit, its threshold, and whether it alerts: only where there is one, and it counts (`armed`)."""
     rows = []
     for unit, scores in units.items():
         if not len(scores):
             continue
         highest, bar = float(scores.max()), found.thresholds.get(unit)
         rows.append({"unit": unit, "score": highest, "threshold": None if bar is None else bar.value,
-                     "alert": bar is not None and bar.alert(highest)})  # fmt: skip
+                     "alert": armed and bar is not None and bar.alert(highest)})  # fmt: skip
     return rows
 
 
 def watch_blocks(found: "Monitor", record: dict[str, Any]) -> list[Any]:
     """A text as the monitor reads it."""
     chances = [0.0 if each is None else 1 / (1 + math.exp(-max(-60.0, min(60.0, each)))) for each in record["scores"]]
+    calm = record["state"] == "calibrated"
     rows = [{"unit": f"{row['unit']}: {UNITS[row['unit']]}", "score": row["score"], "threshold": row["threshold"],
-             "alert": "alert" if row["alert"] else ("no threshold" if row["threshold"] is None else "no")}
-            for row in record["units"]]  # fmt: skip
+             "alert": "alert" if row["alert"] else "no threshold" if row["threshold"] is None else "no" if calm
+             else "none: uncalibrated"} for row in record["units"]]  # fmt: skip
     columns = [column("unit", "unit"), column("score", "highest score", "number"),
                column("threshold", "alerts above", "number"), column("alert", "alert")]  # fmt: skip
-    calm = record["state"] == "calibrated"
     return [
         facts("watch-facts", [
-            {"label": "alerts", "value": ", ".join(record["alerts"]) or "none", "tone": "warn" if record["alerts"] else "good"},
+            {"label": "alerts", "value": ", ".join(record["alerts"]) or "none",
+             "tone": "good" if calm and not record["alerts"] else "warn"},
             {"label": "state", "value": record["state"], "tone": "good" if calm else "warn",
-             "note": "" if calm else "Its thresholds promise nothing here."},
+             "note": "" if calm else "Its thresholds promise nothing here, so it raises no alert."},
             {"label": "watches for", "value": found.watches}]),
         tokens("watch-tokens", record["tokens"], [
             {"name": record["monitor"], "label": found.watches, "href": href("monitor", monitor=record["monitor"]),
