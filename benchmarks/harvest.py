@@ -11,7 +11,7 @@
 3. Before anything is timed: what the shards hold is what `forward` saw, to the precision of fp16.
 4. Runs take turns in one process (`timing.py`); a ratio divides times of one round; medians over rounds. Speed relative to
    `forward` is 1 / (CPU ratio). The limits of norms are measured before, as a resumed harvest finds them in its manifest.
-5. `ActivationsStore` of SAELens beside them where it is installed in this environment; else the table says so.
+5. `ActivationsStore` of SAELens is not run: the table says so.
 """
 
 import argparse

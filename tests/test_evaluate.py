@@ -1,11 +1,15 @@
 """Evaluation of dictionaries: every number against another way to it, and known answers on planted cases."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from scipy.optimize import linear_sum_assignment
 
+from assay.cli.dictionary_eval import _division
+from assay.data.corpora import open_corpus
 from assay.errors import ShapeError, StoreError, UsageError
 from assay.features import evaluate as ev
 from assay.features import sums
@@ -14,6 +18,7 @@ from assay.features.agreement import agreement, duplicates
 from assay.features.cost import cost
 from assay.features.dictionary import Spec, make_dictionary
 from assay.features.evaluate import Controls, EvaluationPlan, activations, evaluate, same_recipe
+from assay.features.harvest import LiveStream
 from assay.features.held_out import HeldOut, Limits, SideBySide
 from assay.features.labelled import Labelled, labelled
 from assay.features.ratios import ratio
@@ -202,6 +207,24 @@ def test_a_transcoder_is_spliced_into_the_mlp(model, skip):
     assert found.of()["CE"].value == pytest.approx(sums[0] / n, rel=1e-4) and plain[1] == 0
     assert found.of()["KL recovered, against zero"].value == pytest.approx(1 - sums[1] / zero[1], abs=1e-3)
     assert any("reads its input only" in note for note in found.notes)
+
+
+def test_tokens_that_training_left_out_by_the_stream_in_front_of_a_norm_are_left_alone(model):
+    """The norm hides them from the input; of several sites each has a limit of its own."""
+    rows = held_of().divided(PLAN.fit)[1].rows
+    norms = {site: torch.cat([model.capture([list(row)], [site])[site][0][1:].norm(dim=1) for row in rows])
+             for site in ("resid_pre.1", "resid_post.0", "resid_post.1")}  # fmt: skip
+    medians = {site: float(x.median()) for site, x in norms.items()}
+    coder = trained(model, inputs=("mlp_in.1",), outputs=("mlp_out.1",))
+    guard = {"site": "resid_pre.1", "limit": medians["resid_pre.1"]}
+    coder.provenance = {"stream": {"limits": {"guards": {"mlp_in.1": guard}}}}
+    plan = replace(PLAN, loss_tokens=0)
+    assert evaluate(coder, held_of(), model, plan).typical == int((norms["resid_pre.1"] <= guard["limit"]).sum())
+    sites = ("resid_post.0", "resid_post.1")
+    both = make_dictionary(Spec("crosscoder", 8, 2 * D, 2 * D, k=2, inputs=sites, outputs=sites, options={"sizes": (D, D)}))
+    both.provenance = {"stream": {"limits": {"guards": {}, "norm_limits": {site: medians[site] for site in sites}}}}
+    wanted = (norms[sites[0]] <= medians[sites[0]]) & (norms[sites[1]] <= medians[sites[1]])
+    assert evaluate(both, held_of(), model, plan).typical == int(wanted.sum()) < len(wanted) / 1.5
 
 
 def test_a_crosscoder_between_two_models_is_spliced_into_each(model):
@@ -559,6 +582,28 @@ def test_the_figure_shows_every_column(model, sae, found):
     assert any(label.endswith(ev.OWN) for label in labels) and labels.count(ev.PCA) == 4
     assert sum(bar.get_height() for bar in right.patches) == sae.width
     assert figure_svg(figure).startswith("<?xml")
+
+
+def test_text_is_held_out_as_it_was_in_training(glass, tmp_path):
+    """However many documents training left out: of those the command reads none was trained on."""
+    lines = [f"The Queen of hearts said number {number} and the cat sat on it." for number in range(300)]
+    (tmp_path / "text.txt").write_text("\n\n".join(lines))
+    (tmp_path / "other.txt").write_text("\n\n".join(lines[:200]))
+    whole, other = (open_corpus(tmp_path / name) for name in ("text.txt", "other.txt"))
+    coder = make_dictionary(Spec("topk", 8, 128, 128, k=2, inputs=(SITE,), outputs=(SITE,)))
+    assert "not known: whether these texts were part of it cannot be told" in _division(coder, whole)[1][0]
+    for holdout in (0.02, 0.3):
+        stream = LiveStream(glass, whole.part("train", holdout), SITE, 4000, context=32)
+        for record in (stream.record, {"a": stream.record, "b": stream.record}):
+            coder.provenance = {"stream": record}
+            share, unsure = _division(coder, whole)
+            assert share == holdout and not unsure
+            trained, held = ({each.text for each in whole.part(part, share).documents()} for part in ("train", "heldout"))
+            assert held and not held & trained and len(held | trained) == 300
+        assert "trained on text.txt, read or divided in another way" in _division(coder, other)[1][0]
+    coder.provenance = {"stream": LiveStream(glass, whole, SITE, 4000, context=32, holdout=0.0).record}
+    with pytest.raises(UsageError, match="trained on all of this corpus"):
+        _division(coder, whole)
 
 
 @pytest.mark.whole

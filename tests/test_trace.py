@@ -202,6 +202,19 @@ def test_massive_tokens_are_error_as_a_whole():
     assert graph.scores["completeness_error"] < 1e-5
 
 
+@pytest.mark.parametrize("across", [False, True])
+def test_a_massive_stream_in_front_of_the_norm_is_error_as_a_whole(across):
+    """As training left it out; what the MLP reads is as large there as anywhere."""
+    model, made = rough("llama"), clt() if across else transcoder(1)
+    stream = model.capture([PROMPT], ["resid_pre.1"])["resid_pre.1"][0].norm(dim=1)
+    limit = float(stream[1:].sort().values[-2:].mean())
+    before = {node.position for node in trace(model, PROMPT, [made]).nodes if node.kind == "latent"}
+    made.provenance = {"stream": {"limits": {"guards": {"mlp_in.1": {"site": "resid_pre.1", "limit": limit}}}}}
+    graph = trace(model, PROMPT, [made])
+    assert {node.position for node in graph.nodes if node.kind == "latent"} == before - {int(stream[1:].argmax()) + 1}
+    assert len(before) == 6 and graph.scores["completeness_error"] < 1e-5
+
+
 def test_more_latents_than_can_be_traced_count_as_errors():
     model, dictionaries = rough("llama"), [transcoder(layer) for layer in range(3)]
     whole, part = trace(model, PROMPT, dictionaries), trace(model, PROMPT, dictionaries, TracePlan(most=30))

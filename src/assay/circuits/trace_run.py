@@ -145,10 +145,12 @@ class Active:
         return self.slots.encoder(self.latent[places]) * self.slope[places, None]
 
 
-def active_latents(slots: Slots, x: Float[Tensor, "pos d_in"], y: Float[Tensor, "pos d_out"]) -> Active:
+def active_latents(
+    slots: Slots, x: Float[Tensor, "pos d_in"], y: Float[Tensor, "pos d_out"], massive: Bool[Tensor, " pos"]
+) -> Active:  # fmt: skip
     """Active latents where the dictionary is for the token; `x`, `y`: its inputs and targets at all positions."""
     spec = slots.dictionary.spec
-    typical = slots.dictionary.typical(x, torch.arange(len(x)))
+    typical = slots.dictionary.typical(x, torch.arange(len(x))) & ~massive
     if spec.target_limit is not None:
         typical = typical & (y.norm(dim=1) <= spec.target_limit)
     kept = typical.nonzero()[:, 0]
@@ -255,7 +257,8 @@ class CleanRun:
         self.acts = self._capture()
         self.layers = range(model.n_layers)
         self.after_last = self.value(self.readers.stream(LOGITS))
-        self.active = [active_latents(s, self._joined(s.inputs), self._joined(s.outputs)) for s in self.slots]
+        self.active = [active_latents(s, self._joined(s.inputs), self._joined(s.outputs), self._massive(s.dictionary))
+                       for s in self.slots]  # fmt: skip
         self.mlp_norms = [self._norm(self.readers.norm(Site("mlp_in", layer)), self.value(stream_before(model, layer)))
                           for layer in self.layers]  # fmt: skip
         self.final = self._norm(self.readers.norm(LOGITS), self.after_last)
@@ -285,6 +288,14 @@ class CleanRun:
 
     def _joined(self, sites: Sequence[Site]) -> Float[Tensor, "pos d"]:
         return torch.cat([self.value(site) for site in sites], 1)
+
+    def _massive(self, dictionary: Dictionary) -> Bool[Tensor, " pos"]:
+        """Where the stream is larger than what its training took: a norm hides that from what it reads."""
+        found = torch.zeros(self.n, dtype=torch.bool)
+        for text, limit in dictionary.massive_above.items():
+            if (site := parse_site(text)) in self.acts:
+                found |= self.value(site).norm(dim=1) > limit
+        return found
 
     def _norm(self, norm: Norm, x: Float[Tensor, "pos d"]) -> FrozenNorm:
         inverse = norm.at(x.to(norm.gain.device, self.model.dtype))[1]

@@ -68,23 +68,24 @@ def evaluate(common: Common, dictionary: str, name: str, corpus: str, **given: A
     others = [opened(common, each) for each in given["seconds"]]
     texts = concept_texts(given["concepts"], common.seed)
     whole = open_corpus(corpus, text_key=given["text_key"], documents=given["documents"])
+    holdout, unsure = _division(one, whole)
     model = common.load(name, given["dtype"], given["prepend_bos"])
     host = _host(common, one, model, given)
     if given["letters"]:
         letter_words(model)  # its error, before any long work
     given["context"] = given["context"] or min(map(readable, _each(host)))
-    held = held_out(model, whole.part("heldout"), given["context"], given["tokens"])
+    held = held_out(model, whole.part("heldout", holdout), given["context"], given["tokens"])
     if len(held.names) < 2:
         raise bad_argument("--tokens", given["tokens"], "enough for two held-out documents",
                            f"{held.n_tokens} tokens of one were read: some are for fitting, some for scores.")  # fmt: skip
     plan = ev.EvaluationPlan(loss_tokens=given["loss_tokens"], seed=common.seed)
     folder = _folder(common, one, host, whole, given)
-    controls = replace(_controls(common, one, host, whole.part("train"), given, folder), seeds=tuple(others))
+    controls = replace(_controls(common, one, host, whole.part("train", holdout), given, folder), seeds=tuple(others))
     with common.progress("evaluating", held.n_tokens) as report:
         found = ev.evaluate(one, held, host, plan, controls, report, engine, opener, folder)
     further = _further(common, model, one, controls, texts, given["letters"]) if texts or given["letters"] else {}
-    found = replace(found, further=further)
-    record = {**found.json(), "corpus": whole.part("heldout").record()}
+    found = replace(found, further=further, notes=(*found.notes, *unsure))
+    record = {**found.json(), "corpus": whole.part("heldout", holdout).record()}
     record_evaluation(Atlas(common.atlas), one.digest, record)
     shutil.rmtree(folder, ignore_errors=True)
     if figure_to is not None:
@@ -103,6 +104,24 @@ def opened(common: Common, given: str) -> Any:
 
     kept = common.atlas / FOLDER / safe_name(given)
     return load_dictionary(kept if not Path(given).exists() and kept.is_dir() else Path(given))
+
+
+def _division(one: Any, whole: Any) -> tuple[float, list[str]]:
+    """(share of documents that was held out when the dictionary was trained, what is not known of that)."""
+    from assay.data.corpora import HOLDOUT
+
+    stream = one.provenance.get("stream") or {}
+    streams = [stream, *(each for each in stream.values() if isinstance(each, Mapping))]
+    trained = [each["corpus"] for each in streams if isinstance(each.get("corpus"), Mapping)]
+    same = [float(each.get("holdout", 0)) for each in trained if each.get("digest") == whole.digest]
+    if same and min(same) <= 0:
+        said = f"{one.name} was trained on all of this corpus."
+        raise bad_argument("--corpus", whole.name, "text it was not trained on", said)
+    if same:
+        return min(same), []
+    read = " and ".join(dict.fromkeys(str(each.get("name")) for each in trained))
+    told = f"It was trained on {read}, read or divided in another way" if read else "What it was trained on is not known"
+    return HOLDOUT, [f"{told}: whether these texts were part of it cannot be told."]
 
 
 def _host(common: Common, one: Any, model: Any, given: Mapping[str, Any]) -> Any:

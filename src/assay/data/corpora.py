@@ -24,6 +24,7 @@ from typing import Any
 from assay.errors import CorpusError, bad_argument
 
 PARTS = ("all", "train", "heldout")
+HOLDOUT = 0.05  # of the documents are held out, where nothing else is asked
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Corpus:
         """Documents in their order, from number `start` on. Raises CorpusError where one cannot be read."""
         return itertools.islice((document for document in self.read() if document.text.strip()), start, None)
 
-    def part(self, split: str, holdout: float = 0.05) -> "Corpus":
+    def part(self, split: str, holdout: float = HOLDOUT) -> "Corpus":
         """"train": without a share of the documents; "heldout": these; "all": everything."""
         if split not in PARTS:
             raise bad_argument("split", split, ", ".join(PARTS))
@@ -83,7 +84,7 @@ class Part(Corpus):
         wanted = self.split == "heldout"
         return (document for document in self.whole.read() if (draw(document.text) < self.holdout) == wanted)
 
-    def part(self, split: str, holdout: float = 0.05) -> Corpus:
+    def part(self, split: str, holdout: float = HOLDOUT) -> Corpus:
         raise bad_argument("split", split, "one division of a corpus", "Divide the whole corpus instead.")
 
     def record(self) -> dict[str, Any]:

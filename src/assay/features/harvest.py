@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from assay.data.corpora import Corpus, Part, open_corpus
+from assay.data.corpora import HOLDOUT, Corpus, Part, open_corpus
 from assay.data.corpus_rows import Row, Rows, packed
 from assay.errors import StoreError, UsageError, bad_argument
 from assay.features.blocks import Block, Order, shuffled
@@ -68,7 +68,7 @@ class LiveStream:
         n_tokens: int | None = None,
         context: int = 256,
         *,
-        holdout: float = 0.05,
+        holdout: float = HOLDOUT,
         skip_first: int = 1,
         factor: float | None = 10.0,
         keep: str = "fp32",
@@ -180,7 +180,7 @@ class HarvestPlan:
     tokens: int | None = None
     context: int = 256
     dtype: str = "fp16"
-    holdout: float = 0.05
+    holdout: float = HOLDOUT
     skip_first: int = 1
     factor: float | None = 10.0
     seed: int = 0

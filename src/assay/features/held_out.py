@@ -1,9 +1,9 @@
 """Held-out text and its activations, as evaluation reads them: row by row, each token with its document and position.
 
 1. A row is one run of token ids; positions count from its start. Rows of one document stay together for intervals.
-2. Typical tokens are those a dictionary is for: not the first positions, and norms of input and target not above its
-   limits. A dictionary without a limit (most that were made elsewhere) gets 10 x the median norm measured here:
-   a handful of massive tokens may hold most of the variance.
+2. Typical tokens are those a dictionary is for: not the first positions, and norms of input and target, and of the residual
+   stream in front of a norm where training looked there, not above its limits. A dictionary without a limit (most that were
+   made elsewhere) gets 10 x the median norm measured here: a handful of massive tokens may hold most of the variance.
 3. A crosscoder between two models reads both: `SideBySide`, whose sites are NAME:SITE, as those of a `Paired` stream.
 """
 
@@ -157,11 +157,16 @@ def limits_of(dictionary: Dictionary, x: Float[Tensor, "token d_in"], y: Float[T
 
 def read(model: Model | SideBySide, sites: Sequence[str], held: HeldOut) -> Float[Tensor, "token d"]:
     """Activations at sites side by side, all tokens of all rows in order, fp32; heads are laid side by side, too."""
-    if isinstance(model, SideBySide):
-        return torch.cat([read(host, [own], held) for host, own in model.hosts(sites)], 1)
-    wanted = model.sites(list(sites))
-    acts = model.capture([list(row) for row in held.rows], wanted)
-    return torch.cat([acts.flat(site).flatten(1).float() for site in wanted], 1)
+    return torch.cat(read_each(model, sites, held), 1)
+
+
+def read_each(model: Model | SideBySide, sites: Sequence[str], held: HeldOut) -> list[Float[Tensor, "token d"]]:
+    """The same for each site; every model runs once."""
+    pairs = model.hosts(sites) if isinstance(model, SideBySide) else [(model, site) for site in sites]
+    hosts = {id(host): host for host, _ in pairs}
+    acts = {key: host.capture([list(row) for row in held.rows], host.sites([own for one, own in pairs if one is host]))
+            for key, host in hosts.items()}  # fmt: skip
+    return [acts[id(host)].flat(host.sites([own])[0]).flatten(1).float() for host, own in pairs]
 
 
 def positions_of(held: HeldOut) -> Int[Tensor, " token"]:
@@ -173,10 +178,14 @@ def read_tokens(
     model: Model | SideBySide, dictionary: Dictionary, held: HeldOut, limits: Limits, names: Sequence[str]
 ) -> Tokens:  # fmt: skip
     """Inputs and targets of some rows."""
-    x = read(model, dictionary.spec.inputs, held)
-    y = x if not dictionary.spec.transcodes else read(model, dictionary.spec.outputs, held)
+    inputs, outputs, above = dictionary.spec.inputs, dictionary.spec.outputs, dictionary.massive_above
+    values = read_each(model, [*inputs, *outputs, *above], held)
+    x, y = torch.cat(values[: len(inputs)], 1), torch.cat(values[len(inputs) : len(inputs) + len(outputs)], 1)
     place = {name: number for number, name in enumerate(names)}
     rows = torch.tensor([place[name] for name in held.documents])
     documents = rows.repeat_interleave(torch.tensor([len(row) for row in held.rows]))
     positions = positions_of(held)
-    return Tokens(x, y, documents, limits.typical(x, y, positions), positions)
+    typical = limits.typical(x, y, positions)
+    for norms, limit in zip(values[len(inputs) + len(outputs) :], above.values(), strict=True):
+        typical = typical & (norms.norm(dim=1) <= limit)
+    return Tokens(x, y, documents, typical, positions)
