@@ -439,6 +439,7 @@ def test_a_changed_model_says_so_in_every_answer(glass, tmp_path):
     (["--direction", "x"], "with --on-alert steer"), (["--on-alert", "steer"], "--direction FILE"),
     (["--on-alert", "block"], "--monitor FILE"), (["--unit", "x"], "units: got 'x'"),
     (["--allow", "read", "--on-alert", "steer"], "needs the role 'intervene'"), (["--judge", "x"], "judge: got 'x'"),
+    (["--webhook", "http://[::1"], "--webhook: got"),
 ])  # fmt: skip
 def test_what_the_command_cannot_do_is_said_before_it_listens(arguments, problem, tmp_path, monkeypatch):
     from assay.cli.main import cli

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 from assay import permissions
 from assay.errors import StoreError, UsageError
 from assay.model.written import Written
+from assay.monitor.records import Baseline
 from assay.monitor.units import Pooling, unit_scores
 from assay.serving import log as log_module
 from assay.serving import server as server_module
@@ -25,7 +27,7 @@ from assay.serving import webhook as webhook_module
 from assay.serving.log import Log
 from assay.serving.webhook import Webhook
 from assay.serving.worker import Settings
-from serving_server import TOKEN, events, greedy, monitor, serving, token_scores, wait_for
+from serving_server import SITE, TOKEN, events, greedy, monitor, serving, token_scores, wait_for
 
 CHAT = "/v1/chat/completions"
 STREAMS = 32
@@ -109,6 +111,50 @@ def test_a_client_that_goes_frees_its_row(glass, tmp_path):
             assert wait_for(lambda: server.service.worker.taken == 0)
         assert server.post(CHAT, json=server.body()).is_success  # the row is free
         assert [e["finish"] for e in server.wait("end", 3)] == ["cancelled", "cancelled", "length"]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_a_client_that_leaves_before_the_last_token_is_judged_by_what_it_read(glass, tmp_path, pooling):
+    hook, made = Hook(fails=0), monitor(glass, pooling=pooling, reply=-1e6, conversation=-1e6)
+    made = replace(made, baseline=Baseline(np.zeros(3), SITE, np.zeros((1, glass.dims.d_model)), np.zeros((3, 1))))
+    acting = Settings(units=("reply", "conversation"))
+    with serving(glass, [made], tmp_path, acting, pace=0.03, webhook=hook.url) as server:
+        link = server.raw(json.dumps(server.body(max_tokens=90, stream=True, stop=["\0"])).encode())
+        server.wait("scores", 4)
+        assert not server.events("alert")  # of a mean nothing is known before the end
+        link.close()
+        (end,), alerts = server.wait("end"), server.events("alert")
+        assert end["finish"] == "cancelled" and [alert["unit"] for alert in alerts] == ["reply", "conversation"]
+        assert [e["kind"] for e in server.events()].index("end") > [e["kind"] for e in server.events()].index("alert")
+        assert len(server.wait("webhook delivered", 2)) == 2
+        (armed,) = server.service.worker.readers.armed
+        assert armed.scores == []  # drift does not count it
+        assert server.post(CHAT, json=server.body()).is_success and len(armed.scores) == 1
+    hook.shutdown()
+    assert [body["id"] for body in hook.got[:2]] == [alert["id"] for alert in alerts]
+    units = end["monitors"][0]["units"]
+    scores = np.concatenate([e["scores"]["hand"] for e in events(tmp_path, "scores") if e["reply"] == end["reply"]])
+    judged = scores[end_of_prompt(tmp_path, end) : alerts[0]["position"]]
+    assert len(judged) >= end["tokens"] - 2 and alerts[0]["score"] == units["reply"]["score"]
+    if pooling == "mean":
+        assert units["reply"]["score"] == pytest.approx(judged.mean(), rel=1e-3)
+
+
+def end_of_prompt(folder, end):
+    """How many of the logged scores of a reply are of its prompt."""
+    return next(e["tokens"] for e in events(folder, "begin") if e["reply"] == end["reply"]) - 1
+
+
+@pytest.mark.parametrize("seconds, finish", [(0.5, "timeout"), (300.0, "failed")])
+def test_a_reply_that_is_cut_by_the_server_is_judged_too(glass, tmp_path, seconds, finish):
+    acting = Settings(seconds=seconds)
+    with serving(glass, [monitor(glass, reply=-1e6)], tmp_path, acting, pace=0.03) as server:
+        with pytest.raises(openai.APIError):
+            for _ in server.client().chat.completions.create(**server.body(max_tokens=90, temperature=1, stream=True)):
+                if finish == "failed" and server.service.worker.stream.running:
+                    server.service.worker.stream.step = lambda: 1 / 0
+        assert [event["finish"] for event in server.wait("end")] == [finish]
+        assert [alert["unit"] for alert in server.events("alert")] == ["reply"]
 
 
 def test_a_client_that_reads_nothing_delays_nobody(glass, tmp_path, monkeypatch):

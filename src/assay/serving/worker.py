@@ -213,8 +213,9 @@ class Worker:
 
     def _notify(self, reply: Reply, told: int) -> None:
         """The alerts of a reply beyond the first `told`, to the webhook."""
-        for alert in reply.alerts[told:] if self.webhook is not None else ():
-            self.webhook.send({"reply": reply.name, "action": self.settings.action, **alert})
+        if self.webhook is not None:
+            for alert in reply.alerts[told:]:
+                self.webhook.send({"reply": reply.name, "action": self.settings.action, **alert})
 
     def _take(self, reply: Reply, step: Step, seen: list[Seen]) -> tuple[list[Event], list[Shown], Any]:
         """A step of one reply, and what is done about it."""
