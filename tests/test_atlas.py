@@ -14,6 +14,7 @@ import pytest
 
 from assay.atlas import database
 from assay.atlas.database import engine
+from assay.atlas.features import harvests
 from assay.atlas.migrations import MIGRATIONS, NEWEST, migrate, version_of
 from assay.atlas.store import FILE, HEAD, Atlas
 from assay.errors import EvidenceError, StoreError, TamperedError
@@ -213,6 +214,7 @@ def test_migrations_run_from_the_oldest(tmp_path):
         assert version_of(db) == 1
         db.execute("INSERT INTO claims VALUES ('old', 1, NULL, 'mediates', 'now', 's', ?)", [
             json.dumps({**CLAIM.__dict__, "id": "old"})])  # fmt: skip
+    assert harvests(atlas) == []  # a reader brings it up to date
     assert [claim.id for claim in atlas.claims()] == ["old"]
     with atlas.reading() as db:
         assert version_of(db) == NEWEST == len(MIGRATIONS)

@@ -151,6 +151,8 @@ def test_codes_on_disk_are_what_the_dictionary_makes(folder, trained):
     ((), "HARVEST, or --model and --corpus"),
     (("acts", "--site", "resid_post.2", "--k", "0"), "--k"),
     (("acts", "--site", "resid_post.2", "--k", "9000"), "the width"),
+    (("acts", "--site", "resid_post.2", "--k", "none"), "topk needs to know"),
+    (("acts", "--site", "resid_post.2", "--k", "8,none", "--architecture", "jumprelu"), "jumprelu with --option penalty=tanh"),
     (("acts", "--site", "resid_post.2", "--width", "many"), "whole numbers"),
     (("acts", "--site", "resid_post.2", "--architecture", "topp"), "Did you mean 'topk'"),
     (("acts", "--site", "resid_post.2", "--option", "tau=3"), "options"),
@@ -162,6 +164,18 @@ def test_codes_on_disk_are_what_the_dictionary_makes(folder, trained):
 def test_mistakes_are_told_in_one_line(folder, words, said):
     done = run("dictionary", "train", *words, *QUIET, cwd=folder)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_fixed_weight_of_the_penalty_instead_of_k(folder):
+    words = ("--architecture", "relu", "--width", "64", "--k", "none,8", "--sparsity", "0.2", "--tokens", "20000",
+             "--batch", "256", "--name", "plain", "--json", "-")  # fmt: skip
+    done = run("dictionary", "train", "acts", "--site", "resid_post.2", *words, *QUIET, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    free, aimed = json.loads(done.stdout)["dictionaries"]
+    assert (free["name"], aimed["name"]) == ("plain-64", "plain-64-k8") and free["spec"]["k"] is None
+    weights = [{line["sparsity"] for line in row["history"]} for row in (free, aimed)]
+    assert weights[0] == {0.2} and len(weights[1]) > 1
+    assert kept.load(folder / free["folder"]).digest == free["digest"]
 
 
 def test_interrupted_training_goes_on_with_the_same_command(folder):

@@ -1,5 +1,6 @@
 """`assay harvest`: what it prints and writes, its mistakes, its list."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -55,6 +56,35 @@ def test_a_harvest_says_what_it_wrote_and_goes_on(tmp_path):
     again = run(*GOOD, "--json", "-")
     record = json.loads(again.stdout)
     assert record["resumed"] == record["shards"] - 1 and file.read_bytes() == content
+
+
+def test_the_atlas_knows_harvests_and_which_a_dictionary_was_trained_on(tmp_path):
+    assert run("--kept").stdout == "none in atlas\n" and not Path("atlas").exists()
+    record = json.loads(run(*GOOD, "--json", "-").stdout)
+    assert record["digest"] == hashlib.sha256(Path("acts/manifest.json").read_bytes()).hexdigest()
+    other = [*GOOD[:-3], "more", *GOOD[-2:], "--tokens", "300", "--quiet"]
+    assert run(*other).exit_code == 0 and run(*GOOD).exit_code == 0  # the same one again is one row
+    rows = json.loads(run("--kept", "--json", "-").stdout)
+    assert [row["folder"] for row in rows] == [str(tmp_path / "more"), str(tmp_path / "acts")]
+    row = rows[1]
+    assert (row["digest"], row["model"], row["corpus"], row["tokens"]) == (record["digest"], "model", "corpus.jsonl", 600)
+    assert row["sites"] == record["sites"] and row["identity"] == Shards("acts").manifest["identity"]
+    assert row["shards"] == record["shards"] and row["bytes"] == record["bytes"]
+    line = (f"{record['digest'][:12]}  model on 600 tokens of corpus.jsonl, resid_post.1, mlp_in.0, mlp_in.1, mlp_in.2:"
+            f" {tmp_path / 'acts'}")  # fmt: skip
+    assert run("--kept").stdout.splitlines()[1] == line
+    trained = CliRunner().invoke(dictionary, ["train", "acts", "--site", "resid_post.1", "--width", "64", "--k", "4",
+                                              "--batch", "64", "--tokens", "256", "--name", "own", "--quiet"])  # fmt: skip
+    assert trained.exit_code == 0, trained.output
+    shown = CliRunner().invoke(dictionary, ["show", "own"])
+    assert f"trained on harvest {line}" in shown.stdout and shown.stdout.count("trained on harvest") == 1
+    assert [each["digest"] for each in json.loads(CliRunner().invoke(dictionary, ["show", "own", "--json", "-"]).stdout)[
+        "harvests"]] == [record["digest"]]  # fmt: skip
+
+
+def test_an_atlas_that_cannot_be_written_is_said_before_anything_is_read():
+    done = run(*GOOD, "--atlas", "corpus.jsonl")
+    assert isinstance(done.exception, UsageError) and "--atlas" in str(done.exception) and not Path("acts").exists()
 
 
 def test_a_corpus_with_fewer_tokens_is_said():

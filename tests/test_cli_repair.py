@@ -116,11 +116,11 @@ def test_a_planted_fault_is_repaired_and_exported(tmp_path):
     assert load_model("new/fixed").digest == record["digest_after"] != record["digest_before"] == own.digest
     card = (tmp_path / "new" / "fixed" / "README.md").read_text()
     kept = json.loads((tmp_path / "new" / "fixed" / "repair.json").read_text())
-    first, last = permissions.entries(tmp_path / "atlas")
+    asked, first, last = permissions.entries(tmp_path / "atlas")
     for word in ("**repaired**", record["digest_before"], record["digest_after"], first["hash"], "w8 must be followed by w90"):
         assert word in card
     assert kept["checks"] == record["checks"] and kept["audit"] == first["hash"] and "base_model:" in card
-    assert (first["action"], last["action"]) == ("repair: export begins", "repair: exported")
+    assert [entry["action"] for entry in (asked, first, last)] == ["repair run", "repair: export begins", "repair: exported"]
     assert first["why"] == "w8 must be followed by w90" and first["role"] == "modify"
     assert last["body"]["entry"] == first["hash"] and last["body"]["digest"] == record["digest_after"]
     looks = [entry["body"]["what"] for entry in Atlas(tmp_path / "atlas").entries() if entry["kind"] == "look"]
@@ -141,7 +141,8 @@ def test_another_neuron_repairs_nothing(tmp_path):
     done = run(*BASE, "--method", "scale-neurons", "--units", "mlp_act.1.6,mlp_act.0.5", "--factor", "0", "--json", "-")
     record = json.loads(done.stdout)
     assert done.exit_code == 0 and record["verdict"] == "not repaired" and "rose by +0 points" in record["reasons"][0]
-    (entry,) = permissions.entries(tmp_path / "atlas")
+    asked, entry = permissions.entries(tmp_path / "atlas")
+    assert (asked["action"], asked["role"]) == ("repair run", "intervene")
     assert (entry["action"], entry["role"], entry["body"]["verdict"]) == ("repair: dry run", "intervene", "not repaired")
     kept = {"atlas", "fault.jsonl", "model", "others.jsonl", "spoiled.jsonl", "text.jsonl"}
     assert {file.name for file in tmp_path.iterdir()} == kept
@@ -220,7 +221,8 @@ def test_rights_are_asked_before_anything(tmp_path, monkeypatch):
 def test_mistakes_are_named(words, kind, said, tmp_path):
     done = run(*words)
     assert isinstance(done.exception, kind) and said in str(done.exception), repr(done.exception)
-    assert permissions.verify(tmp_path / "atlas") == [] and not list(permissions.entries(tmp_path / "atlas"))
+    logged = [entry["action"] for entry in permissions.entries(tmp_path / "atlas")]
+    assert permissions.verify(tmp_path / "atlas") == [] and logged == ["repair run"] * (tmp_path / "atlas").exists()
 
 
 def test_facts_of_other_subjects_are_refused(tmp_path):

@@ -10,11 +10,13 @@ import torch
 from click.testing import CliRunner
 
 from assay.circuits import coactivation as co
-from assay.circuits.firing import site_firing
+from assay.circuits.firing import site_firing, switched
 from assay.cli.coactive import coactive
 from assay.errors import SiteError, TaskError, UsageError
+from assay.features.codes import codes_of
 from assay.features.dictionary import Spec, make_dictionary
 from assay.features.opened import close_latents, open_latents
+from assay.sites import parse_site
 from assay.testing.compiler import Compiler
 from conftest import tiny
 
@@ -238,6 +240,23 @@ def test_latents_that_are_neurons_are_counted_and_switched_off_like_them(planted
         site_firing(planted, f"{latents[0]}.3", texts[:20])
     with pytest.raises(SiteError, match="no dictionary 'none' is open"):
         site_firing(planted, "latent.none", texts[:20])
+
+
+@pytest.mark.parametrize("norm", ["layer", "root"])
+def test_a_latent_of_normalised_inputs_is_switched_off_by_what_it_adds(norm):
+    model, generator = tiny("llama"), torch.Generator().manual_seed(0)
+    spec = Spec("topk", 16, 32, 32, k=4, inputs=("resid_post.0",), outputs=("resid_post.0",), skip_first=0,
+                options={"input_norm": norm})  # fmt: skip
+    made = make_dictionary(spec, "normed")
+    for parameter in made.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    site, acts = parse_site(open_latents(made)), model.capture([[5, 7, 9], [8, 3]], "resid_post.0")
+    x = acts.flat("resid_post.0").float()
+    codes = made.encode(x)
+    off = model.capture([[5, 7, 9], [8, 3]], "resid_post.0", edits=[switched(model, acts, site, 3, -codes[:, 3])])
+    less = made.reconstruct(x) - made.reconstruct(x, codes=codes_of(codes * (torch.arange(16) != 3)))
+    close_latents("normed")
+    assert bool((codes[:, 3] > 0).any()) and torch.allclose(off.flat("resid_post.0"), x - less, atol=1e-4)
 
 
 def test_the_fall_equals_raw_hooks(planted, corpus):

@@ -215,6 +215,29 @@ def test_so_many_latents_are_active_as_were_asked_for(architecture):
     assert K / 1.6 < l0 < K * 1.6
 
 
+@pytest.mark.parametrize(("architecture", "options"), [("relu", {}), ("gated", {}), ("jumprelu", {"penalty": "tanh"})])
+def test_without_k_the_weight_of_the_penalty_stays_and_decides(architecture, options):
+    found, spec = [], spec_of(architecture, k=None, options=options)
+    for sparsity in (0.01, 0.3):
+        plan = TrainPlan(tokens=40_000, batch=256, lr=5e-3, sparsity=sparsity)
+        found.append(train(TensorStream({"acts": planted()}), [spec], plan)[0].history)
+        assert {line.sparsity for line in found[-1]} == {sparsity}
+    assert found[1][-1].l0 < 0.7 * found[0][-1].l0
+    with pytest.raises(UsageError, match="Its penalty aims at"):
+        train(TensorStream({"acts": planted()}), [spec_of("jumprelu", k=None)], TrainPlan(tokens=512, batch=256))
+
+
+def test_progress_says_loss_fvu_l0_and_dead():
+    told, plan = [], TrainPlan(tokens=1024, batch=512)
+    one, two = (train(TensorStream({"acts": planted()}), [spec_of(name) for name in names], plan, None,
+                      lambda words, done, of: told.append(words)) for names in (("relu",), ("relu", "topk")))  # fmt: skip
+    last, pair = one[0].history[-1], [each.history[-1] for each in two]
+    assert told[1] == f"loss {last.loss:.3f}, FVU {last.fvu:.3f}, L0 {last.l0:.0f}, dead {last.dead:.0%}"
+    assert last.loss > last.fvu
+    low, high = sorted(line.loss for line in pair)
+    assert told[3].startswith(f"loss {low:.3f} to {high:.3f}, FVU ")
+
+
 def test_only_some_latents_may_be_used_up_to_a_prefix():
     with pytest.raises(UsageError, match="prefixes"):
         make_dictionary(spec_of("matryoshka", options={"prefixes": (0.5, 0.2)}))

@@ -6,6 +6,7 @@ import math
 import pickle
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from assay.cli.dictionary_files import export, import_, show
 from assay.errors import ShapeError, StoreError, UsageError
 from assay.features.describe import describe, duplicates
 from assay.features.dictionary import Spec, make_dictionary
-from assay.features.formats import FORMATS, base, detect, holders, load_dictionary, reading, write_dictionary
+from assay.features.formats import FORMATS, base, detect, folded, holders, load_dictionary, reading, write_dictionary
 from assay.features.formats.plain import SCALED
 from assay.features.opened import open_latents
 from formats_made_here import ACROSS, OUT, WIDTH, D, K, every, inputs, made
@@ -75,8 +76,9 @@ def test_sites_and_settings_come_along():
         spec = load_dictionary(FIXTURES / case).spec
         assert spec.inputs == spec.outputs == (site,), case
     for case in ("saelens/transcoder", "saelens/jumprelu_skip_transcoder"):
-        spec = load_dictionary(FIXTURES / case).spec
-        assert (spec.inputs, spec.outputs, spec.centred) == (*ACROSS.values(), False)
+        dictionary = load_dictionary(FIXTURES / case)
+        assert dictionary.spec.inputs == dictionary.spec.outputs == () and not dictionary.spec.centred
+        assert base.waiting(dictionary) == tuple(map(list, ACROSS.values()))
     spec = load_dictionary(FIXTURES / "sparsify/layers.7.mlp").spec
     assert (spec.inputs, spec.outputs, spec.skip) == (("mlp_in.7",), ("mlp_out.7",), True)
     assert load_dictionary(FIXTURES / "sparsify/layers.4").width == 2 * D  # num_latents 0: by the expansion factor
@@ -130,7 +132,8 @@ def same(dictionary, x, latents, rebuilt):
     ("gemma-scope-2b-pt-res/layer_5/width_16k/average_l0_70", "W_", ("resid_post.5", "resid_post.5")),
     ("gemma-scope-2b-pt-att/layer_4/width_16k/average_l0_7", "w_", ("z.4", "z.4")),
     ("gemma-scope-2b-pt-mlp/layer_0/width_16k/average_l0_7", "w_", ("mlp_out.0", "mlp_out.0")),
-    ("gemma-scope-2b-pt-transcoders/layer_2/width_16k/average_l0_7", "W_", ("mlp_in.2", "mlp_out.2")),
+    ("gemma-scope-2b-pt-transcoders/layer_2/width_16k/average_l0_7", "W_", None),
+    ("models--google--gemma-scope-9b-pt-res/snapshots/f3a9/layer_20/width_16k/average_l0_7", "W_", ("resid_post.20",) * 2),
     ("downloads", "W_", None)])  # fmt: skip
 def test_gemma_scope_1(place, spelling, sites, tmp_path):
     w, folder = weights(), tmp_path / place
@@ -140,13 +143,24 @@ def test_gemma_scope_1(place, spelling, sites, tmp_path):
     same(dictionary, inputs(), *jump(inputs(), w))
     assert (dictionary.spec.inputs, dictionary.spec.outputs) == (((sites[0],), (sites[1],)) if sites else ((), ()))
     assert load_dictionary(folder / "params.npz").digest == dictionary.digest
+    linked = load_dictionary(as_in_a_cache(folder, tmp_path / "blobs"))
+    assert (linked.digest, linked.name) == (dictionary.digest, dictionary.name)
 
 
-def test_gemma_scope_1_of_embeddings_is_for_embeddings_as_the_model_has_them(tmp_path):
-    w, folder = weights(), tmp_path / "gemma-scope-2b-pt-res" / "embedding" / "width_4k"
+def as_in_a_cache(folder: Path, blobs: Path) -> Path:
+    """With a file that is a link to a place whose name says nothing, as Hugging Face keeps it."""
+    blobs.mkdir()
+    (folder / "params.npz").rename(blobs / "e3b0c442")
+    (folder / "params.npz").symlink_to(blobs / "e3b0c442")
+    return folder
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_gemma_scope_1_of_embeddings_is_for_embeddings_as_the_model_has_them(linked, tmp_path):
+    w, folder = weights(), tmp_path / "gemma-scope-2b-pt-res" / "embedding" / "width_4k" / "average_l0_6"
     folder.mkdir(parents=True)
     np.savez(folder / "params.npz", **{name: value.numpy() for name, value in w.items()})
-    dictionary, x = load_dictionary(folder), inputs()
+    dictionary, x = load_dictionary(as_in_a_cache(folder, tmp_path / "blobs") if linked else folder), inputs()
     latents, rebuilt = jump(x / math.sqrt(D), w)
     same(dictionary, x, latents, rebuilt * math.sqrt(D))
     assert dictionary.spec.inputs == ("embed",)
@@ -167,6 +181,142 @@ def test_gemma_scope_2(affine, tmp_path):
     assert (dictionary.spec.inputs, dictionary.spec.outputs) == (("mlp_in.4",), ("mlp_out.4",))
     with pytest.raises(UsageError, match="affine_connection"):
         load_dictionary(changed(tmp_path, "config.json", affine_connection=not affine))
+
+
+# before the gain of a norm -------------------------------------------------------------------------
+
+
+def transcoder_of_gemma_scope(tmp_path, w) -> Path:
+    folder = tmp_path / "gemma-scope-2b-pt-transcoders" / "layer_2" / "width_16k" / "average_l0_7"
+    folder.mkdir(parents=True)
+    np.savez(folder / "params.npz", **{name: value.numpy() for name, value in w.items()})
+    return folder
+
+
+def norms(x, gain, bias):
+    """What a LayerNorm gives without and with its gain and bias."""
+    bare = torch.nn.functional.layer_norm(x, (D,))
+    return bare, bare * gain + bias
+
+
+def test_a_transcoder_of_gemma_scope_1_has_no_site_until_the_gain_is_folded_in(tmp_path):
+    w = weights()
+    dictionary = load_dictionary(transcoder_of_gemma_scope(tmp_path, w))
+    said = " ".join(dictionary.provenance["imported"]["assumed"])
+    assert "mlp_in.2 before the gain" in said and "folded" in said and "names none" not in said
+    gain = 1 + random(D, seed=21)
+    bare, x = norms(inputs(), gain, 0.0)
+    found = folded(dictionary, gain)
+    same(found, x, *jump(bare, w))
+    assert (found.spec.inputs, found.spec.outputs, found.name) == (("mlp_in.2",), ("mlp_out.2",), dictionary.name)
+    assumed = found.provenance["imported"]["assumed"]
+    assert "before_gain" not in found.provenance["imported"] and "no site" not in " ".join(assumed)
+    assert any("folded into the encoder" in one for one in assumed)
+    same(dictionary, bare, *jump(bare, w))  # as it was
+    again = load_dictionary(write_dictionary(found, tmp_path / "it", "native").folder)
+    assert again.digest == found.digest and base.waiting(again) == ([], [])
+    with pytest.raises(UsageError, match="before the gain"):
+        folded(found, gain)
+
+
+@pytest.mark.parametrize("case", ["transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"])
+def test_a_transcoder_of_saelens_at_hook_normalized_is_folded_with_gain_and_bias(case, tmp_path):
+    dictionary, gain, bias = load_dictionary(FIXTURES / "saelens" / case), 1 + random(D, seed=21), random(D, seed=22)
+    bare, x = norms(inputs(), gain, bias)
+    found = folded(dictionary, gain, bias)
+    same(found, x, dictionary.encode(bare), dictionary.reconstruct(bare))
+    assert found.spec.inputs == ("mlp_in.3",) and not found.W_enc.requires_grad
+    again = load_dictionary(write_dictionary(found, tmp_path / "it", "saelens").folder)
+    same(again, x, found.encode(x), found.reconstruct(x))
+    assert (again.spec.inputs, again.spec.outputs) == tuple(ACROSS.values()) and base.waiting(again) == ([], [])
+
+
+def test_a_transcoder_that_takes_its_bias_off_is_folded(tmp_path):
+    dictionary = made("topk", 5, **ACROSS)
+    dictionary.spec = replace(dictionary.spec, inputs=(), outputs=())
+    sites = {"inputs": ["mlp_in.3"], "outputs": ["mlp_out.3"]}
+    dictionary.provenance = {"imported": {"before_gain": sites}}
+    gain, bias = 1 + random(D, seed=21), random(D, seed=22)
+    bare, x = norms(inputs(), gain, bias)
+    same(folded(dictionary, gain, bias), x, dictionary.encode(bare), dictionary.reconstruct(bare))
+
+
+def test_what_waits_for_a_gain_still_does_when_it_is_written(tmp_path):
+    dictionary = load_dictionary(FIXTURES / "saelens/transcoder")
+    for format in holders(dictionary):
+        again = load_dictionary(write_dictionary(dictionary, tmp_path / format, format).folder)
+        assert again.spec.inputs == (), format
+        assert base.waiting(again) == (base.waiting(dictionary) if format != "gemma_scope" else ([], [])), format
+    about = json.loads((tmp_path / "saelens" / "cfg.json").read_text())["metadata"]
+    assert (about["hook_name"], about["hook_name_out"]) == ("blocks.3.ln2.hook_normalized", "blocks.3.hook_mlp_out")
+    about = (tmp_path / "circuit_tracer" / "config.yaml").read_text()
+    assert 'feature_input_hook: "ln2.hook_normalized"' in about and (tmp_path / "circuit_tracer/layer_3.safetensors").is_file()
+
+
+def test_what_reads_after_the_gain_is_not_written_as_before_it(tmp_path):
+    dictionary = MADE["relu same-size transcoder"]
+    hooks = {"saelens": ("cfg.json", "mlp_in.3"), "llama_scope": ("hyperparams.json", "mlp_in.3"),
+             "circuit_tracer": ("config.yaml", "mlp.hook_in")}  # fmt: skip
+    for format, (file, hook) in hooks.items():
+        folder = write_dictionary(dictionary, tmp_path / format, format).folder
+        text = (folder / file).read_text()
+        assert f'"{hook}"' in text and 'hook_mlp_out"' in text and "hook_normalized" not in text, format
+        again = load_dictionary(folder)
+        assert (again.spec.inputs, again.spec.outputs) == tuple(ACROSS.values()), format
+    about = tmp_path / "saelens"  # as older versions wrote it: what Assay itself says of it counts
+    config = json.loads((about / "cfg.json").read_text())
+    config["metadata"]["hook_name"] = "blocks.3.ln2.hook_normalized"
+    assert load_dictionary(changed(about, metadata=config["metadata"])).spec.inputs == ("mlp_in.3",)
+
+
+def test_two_names_of_different_tensors_are_no_site(tmp_path):
+    """As SAELens names transcoders of Gemma Scope 2."""
+    folder = copied("saelens/jumprelu_transcoder", tmp_path)
+    about = json.loads((folder / "cfg.json").read_text())["metadata"]
+    hook = "model.layers.3.pre_feedforward_layernorm.output"
+    dictionary = load_dictionary(changed(folder, metadata={**about, "hf_hook_name": hook}))
+    assert dictionary.spec.inputs == () and base.waiting(dictionary) == ([], [])
+    assert any(hook in one for one in dictionary.provenance["imported"]["assumed"])
+
+
+def test_gains_that_cannot_be_folded_in_are_refused(tmp_path):
+    dictionary, gain = load_dictionary(FIXTURES / "saelens/transcoder"), torch.ones(D)
+    for wrong in (torch.ones(D + 1), torch.ones(D) * math.nan, torch.zeros(D)):
+        with pytest.raises(UsageError, match="gain"):
+            folded(dictionary, wrong)
+    with pytest.raises(UsageError, match="bias"):
+        folded(dictionary, gain, torch.ones(D + 1))
+    with pytest.raises(UsageError, match="before the gain of a norm"):
+        folded(MADE["relu"], gain)
+    folder = copied("saelens/standard", tmp_path)
+    both = load_dictionary(changed(folder, metadata={"sae_lens_version": "6.0.0", "hook_name": "blocks.1.ln1.hook_normalized"}))
+    assert base.waiting(both) == (["attn_in.1"], ["attn_in.1"])
+    with pytest.raises(UsageError, match="attn_in.1 to attn_in.1"):
+        folded(both, gain)
+    folder = copied("saelens/gated", tmp_path)
+    gated = load_dictionary(changed(folder, metadata={"sae_lens_version": "6.0.0", "hook_name": "blocks.1.ln2.hook_normalized",
+                                                      "hook_name_out": "blocks.1.hook_mlp_out"}))  # fmt: skip
+    with pytest.raises(UsageError, match="gated"):
+        folded(gated, gain)
+    gated.provenance["imported"]["before_gain"] = {"inputs": "mlp_in.1"}
+    with pytest.raises(UsageError, match="a list of sites"):
+        folded(gated, gain)
+
+
+@pytest.mark.parametrize("hook, sites, waits", [
+    ("mlp.hook_in", "mlp_in.7", False), ("hook_mlp_in", "resid_mid.7", False), ("hook_resid_mid", "resid_mid.7", False),
+    ("ln2.hook_normalized", "mlp_in.7", True)])  # fmt: skip
+def test_hooks_of_circuit_tracer(hook, sites, waits, tmp_path):
+    w, gain = weights(), 1 + random(D, seed=21)
+    save_file({"W_enc": w["W_enc"].T.contiguous(), **{name: w[name] for name in ("W_dec", "b_enc", "b_dec")}},
+              tmp_path / "layer_7.safetensors")  # fmt: skip
+    (tmp_path / "config.yaml").write_text(f"feature_input_hook: {hook}\nfeature_output_hook: hook_mlp_out\n")
+    dictionary = load_dictionary(tmp_path)
+    if waits:
+        assert dictionary.spec.inputs == () and base.waiting(dictionary) == ([sites], ["mlp_out.7"])
+        dictionary = folded(dictionary, gain)
+    assert (dictionary.spec.inputs, dictionary.spec.outputs) == ((sites,), ("mlp_out.7",))
+    assert not any("no norm follows" in one for one in dictionary.provenance["imported"]["assumed"])
 
 
 LAYERS = 3
@@ -204,11 +354,51 @@ def test_cross_layer_transcoders_of_gemma_scope_2(tmp_path):
     dictionary = load_dictionary(tmp_path)
     same(dictionary, x, *cross_layer(x, layers))
     assert any("layers before it are not zero" in one for one in dictionary.provenance["imported"]["assumed"])
+    assert dictionary.spec.inputs == ("mlp_in.0", "mlp_in.1", "mlp_in.2")
+    assert any("what such files are for" in one for one in dictionary.provenance["imported"]["assumed"])
     with pytest.raises(UsageError, match="all layers"):
         load_dictionary(tmp_path / "params_layer_1.safetensors")
     (tmp_path / "params_layer_1.safetensors").unlink()
     with pytest.raises(UsageError, match="every layer"):
         load_dictionary(tmp_path)
+
+
+GEMMA_CLT = {"architecture": "jump_relu", "type": "clt", "affine_connection": False, "model_name": "google/gemma-3-270m-pt",
+             "width": LAYERS * WIDTH, "l0": 150,
+             "hf_hook_point_in": "model.layers.{all}.pre_feedforward_layernorm.output",
+             "hf_hook_point_out": "model.layers.{all}.post_feedforward_layernorm.output"}  # fmt: skip
+
+
+def clt_of_gemma_scope(folder: Path, **changes) -> Path:
+    for number, w in enumerate(layers_of_three(zero_before=True)):
+        tensors = {name.lower(): value for name, value in w.items() if name not in ("W_dec", "W_out")} | {"w_dec": w["W_out"]}
+        save_file(tensors, folder / f"params_layer_{number}.safetensors")
+    (folder / "config.json").write_text(json.dumps({**GEMMA_CLT, **changes}))
+    return folder
+
+
+def test_the_config_of_a_cross_layer_transcoder_of_gemma_scope_2_is_read(tmp_path):
+    dictionary = load_dictionary(clt_of_gemma_scope(tmp_path))
+    said = dictionary.provenance["imported"]
+    assert dictionary.spec.inputs == ("mlp_in.0", "mlp_in.1", "mlp_in.2") and dictionary.spec.outputs[2] == "mlp_out.2"
+    assert said["settings"]["model_name"] in dictionary.name and said["settings"]["l0"] == 150 and len(said["hooks"]) == 2
+    assert not any("sites" in one for one in said["assumed"])
+    hooks = {"hf_hook_point_in": "model.layers.{all}.output", "hf_hook_point_out": "model.layers.{all}.output"}
+    assert load_dictionary(changed(tmp_path, "config.json", **hooks)).spec.inputs[1] == "resid_post.1"
+    unknown = load_dictionary(changed(tmp_path, "config.json", hf_hook_point_in="model.layers.{all}.clever.output"))
+    assert unknown.spec.inputs == unknown.spec.outputs == ()
+    assert any("names none" in one for one in unknown.provenance["imported"]["assumed"])
+
+
+@pytest.mark.parametrize("changes, said", [
+    ({"architecture": "topk"}, "architecture"), ({"architecture": "topk", "k": 4}, "architecture"), ({"k": 4}, "keys.*k"),
+    ({"unknown": 1}, "unknown"), ({"affine_connection": True}, "affine_connection.*skip connection"),
+    ({"type": "crosscoder"}, "type"), ({"hf_hook_point_in": "model.layers.{5,9,12}.output"}, "hf_hook_point_in"),
+    ({"hf_hook_point_out": "model.layers.2.output"}, "hf_hook_point_out"),
+    ({"hf_hook_point_in": 3}, "hf_hook_point_in")])  # fmt: skip
+def test_what_is_not_understood_of_a_cross_layer_transcoder_is_refused(changes, said, tmp_path):
+    with pytest.raises(UsageError, match=said):
+        load_dictionary(clt_of_gemma_scope(tmp_path, **changes))
 
 
 @pytest.mark.parametrize("rule", ["relu", "jumprelu"])
@@ -252,6 +442,7 @@ def test_transcoders_of_circuit_tracer(turned, thresholds, tmp_path):
         dictionary = load_dictionary(path)
         same(dictionary, x, latents, rebuilt + x @ skip.T)
         assert (dictionary.spec.inputs, dictionary.spec.outputs) == (("mlp_in.7",), ("mlp_out.7",))
+        assert any("no norm follows" in one for one in dictionary.provenance["imported"]["assumed"])
     save_file(
         {**load_file(tmp_path / "layer_7.safetensors"), "threshold": torch.full((WIDTH,), -1.0)},
         tmp_path / "layer_8.safetensors",
@@ -302,6 +493,9 @@ def test_llama_scope_as_its_authors_read_it(act, unit, tmp_path):
     dictionary = load_dictionary(tmp_path)
     same(dictionary, x, latents, rebuilt)
     assert dictionary.spec.inputs == ("resid_post.3",)
+    across = {"hook_point_in": "blocks.3.ln2.hook_normalized", "hook_point_out": "blocks.3.hook_mlp_out"}
+    transcoder = load_dictionary(changed(tmp_path, "hyperparams.json", **across))
+    assert transcoder.spec.inputs == () and base.waiting(transcoder) == (["mlp_in.3"], ["mlp_out.3"])
     with pytest.raises(UsageError, match="norm_activation"):
         load_dictionary(changed(tmp_path, "hyperparams.json", norm_activation="token-wise"))
 

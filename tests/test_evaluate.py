@@ -8,21 +8,25 @@ import torch
 from scipy import stats
 from scipy.optimize import linear_sum_assignment
 
-from assay.cli.dictionary_eval import _division
+from assay.cli.common import Common
+from assay.cli.dictionary_eval import _division, _further, concept_texts
 from assay.data.corpora import open_corpus
+from assay.data.prepare_concept import prepare_concept
 from assay.errors import ShapeError, StoreError, UsageError
 from assay.features import evaluate as ev
 from assay.features import sums
 from assay.features.absorption import absorption, first_letters, hierarchy_gap, vocabulary_words
 from assay.features.agreement import agreement, duplicates
+from assay.features.codes import codes_of
+from assay.features.concept_scores import concept_scores
 from assay.features.cost import cost
 from assay.features.dictionary import Spec, make_dictionary
 from assay.features.evaluate import Controls, EvaluationPlan, activations, evaluate, same_recipe
 from assay.features.harvest import LiveStream
 from assay.features.held_out import HeldOut, Limits, SideBySide
-from assay.features.labelled import Labelled, labelled
+from assay.features.labelled import Labelled, labelled, of_concept
 from assay.features.ratios import ratio
-from assay.features.sparse_probing import linear_probe, sparse_probing, spurious_removal, targeted_perturbation
+from assay.features.sparse_probing import linear_probe, sparse_probing, spurious_removal, targeted_perturbation, without
 from assay.features.stream import Paired, TensorStream
 from assay.features.train import TrainPlan, train
 from conftest import tiny
@@ -555,6 +559,71 @@ def test_texts_are_read_as_means_over_typical_tokens_or_at_one(model, sae):
     for number, x in enumerate(acts):
         assert torch.allclose(mean.y[number], x[1:].mean(0), atol=1e-4) and torch.allclose(at.x[number], x[2], atol=1e-4)
         assert torch.allclose(mean.codes[number], sae.encode(x[1:]).mean(0), atol=1e-3)
+
+
+@pytest.mark.parametrize("norm", ["layer", "root"])
+def test_what_normalised_latents_add_counts_the_size_of_each_token(model, norm):
+    """Removal and absorption take off what `reconstruct` loses with a latent; probes see the dictionary's own values."""
+    spec = Spec("topk", 64, D, D, k=6, inputs=(SITE,), outputs=(SITE,), options={"input_norm": norm})
+    given, generator = make_dictionary(spec), torch.Generator().manual_seed(0)
+    for parameter in given.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    rows = [row for row in rows_of(n=9) if len(row) > 3]
+    found = labelled(model, given, rows, {"odd": [n % 2 for n in range(len(rows))]}, list(map(str, rows)), batch=40)
+    latents = [0, 5, 9]
+    left = without(found, given.directions(), latents, torch.zeros(64))
+    for number, row in enumerate(rows):
+        x = model.capture([row], SITE)[SITE][0, 1:].float()
+        codes = given.encode(x)
+        fewer = codes.clone()
+        fewer[:, latents] = 0.0
+        lost = (given.reconstruct(x) - given.reconstruct(x, codes=codes_of(fewer))).mean(0)
+        assert torch.allclose(found.codes[number], codes.mean(0), atol=1e-4)
+        assert torch.allclose(left[number], x.mean(0) - lost, atol=1e-3)
+        assert torch.allclose(found.written[number] @ given.directions(), (given.reconstruct(x) - given.reconstruct(
+            x, codes=codes_of(0 * codes))).mean(0), atol=1e-3)  # fmt: skip
+
+
+@pytest.mark.parametrize(("norm", "further"), [("layer", 2), ("root", 1)])
+def test_values_of_normalised_latents_are_words_and_not_steps_in_other_units(model, sae, norm, further):
+    given = make_dictionary(replace(sae.spec, options={"input_norm": norm}))
+    given.load_state_dict(sae.state_dict())
+    found = evaluate(given, held_of(), model, EvaluationPlan(batch=150, loss_tokens=0))
+    assert found.cost.values == pytest.approx(16 * (found.of()["L0"].value + further)) and found.cost.step == 0
+    assert found.cost.which > 0 and found.json()["bits_per_token"]["total"] == found.cost.total
+
+
+def test_concepts_are_read_by_the_limits_of_the_evaluation(glass, tmp_path):
+    """A dictionary from a file has none of its own: without them massive tokens are averaged in."""
+    d = glass.dims.d_model
+    coder = make_dictionary(Spec("topk", 16, d, d, k=2, inputs=(SITE,), outputs=(SITE,)))
+    coder.W_enc.data = torch.randn(16, d, generator=torch.Generator().manual_seed(0))
+    common, texts = Common(None, 0, "cpu", tmp_path, True), concept_texts(("animals",), 0)
+    prepared = [prepare_concept(side, glass) for side in texts["animals"]]
+    norms = ev.read(glass, [SITE], HeldOut.of(prepared[0].tokens)).norm(dim=1)
+    seen = []
+    for limits in (Limits(1, None, None), Limits(1, float(norms.median()), None)):
+        fit, held = (of_concept(glass, coder, side, "animals", limits) for side in prepared)
+        wanted = [probe.auroc for probe in sparse_probing(fit, held, "animals")]
+        found = _further(common, glass, coder, Controls(), texts, False, limits.json())
+        seen.append([probe["auroc"] for probe in found[ev.OWN]["probes"]["animals"]])
+        assert seen[-1] == pytest.approx(wanted)
+    assert seen[0] != pytest.approx(seen[1])
+
+
+def test_without_an_evaluation_limits_are_measured_on_the_texts(glass, monkeypatch):
+    d, texts = glass.dims.d_model, concept_texts(("animals", "tense"), 0)
+    coder = make_dictionary(Spec("topk", 16, d, d, k=2, inputs=(SITE,), outputs=(SITE,)))
+    told = []
+    place = "assay.features.concept_scores"
+    monkeypatch.setattr(f"{place}.labelled", lambda *given, limits: told.append(limits) or labelled(*given, limits=limits))
+    monkeypatch.setattr(f"{place}.of_concept", lambda *given: told.append(given[4]) or of_concept(*given))
+    concept_scores(glass, coder, texts)
+    prepared = [prepare_concept(sides[0], glass) for sides in texts.values()]
+    held = next(HeldOut.of([row for each in prepared for row in each.tokens]).batches(8192))
+    x = ev.read(glass, [SITE], held)
+    assert len(told) == 6 and told[0].measured and told[0].x == pytest.approx(10 * float(x.norm(dim=1).median()))
+    assert len(set(told)) == 1
 
 
 def test_first_letters_are_asked_of_the_models_own_words(glass):

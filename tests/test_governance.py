@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -24,20 +25,24 @@ from assay.app.workspace import Workspace
 from assay.atlas.store import Atlas
 from assay.audit import records as audit_records
 from assay.cli.main import cli
-from assay.cli.roles import COMMANDS, THEMSELVES
+from assay.cli.roles import COMMANDS
 from assay.errors import StoreError, UsageError
 from assay.model.load import load_model
+from assay.monitor.drift import Drift
 from assay.monitor.files import load_monitor, save_monitor
 from assay.monitor.reading import score
 from assay.monitor.records import Head, Monitor, bindings
 from assay.monitor.talks import texts_as_talks
 from assay.monitor.thresholds import Threshold
 from assay.monitor.units import Pooling
+from assay.serving.start import start
+from assay.steer.weights import copy_model
 from assay.testing import planted_induction
 from test_cli_repair import NEURON, WORDS, pairs, planted, tokenizer_of, write
 
 TEXT = "w3 w7 w1 w9 w3 w7"
 REASON = "w8 must be followed by w90"
+ACTS = {"monitor serve": ("--on-alert", "steer")}  # without it nothing is edited
 NOT_EDITED = {"claim_state", "claim_test", "claim_replay", "circuit_test", "map"}  # verdicts and plans, not a model's output
 
 
@@ -65,10 +70,10 @@ def commands(group=cli, name=""):
             yield whole, found
 
 
-def smallest_call(command, tmp_path):
-    """Words that the parser takes: something for everything that is required."""
+def smallest_call(name, command, tmp_path):
+    """Words that the parser takes: something for everything that is required, and what makes it act."""
     (tmp_path / "some.txt").touch()
-    words = []
+    words = [*ACTS.get(name, ())]
     for each in command.params:
         if not each.required:
             continue
@@ -97,10 +102,10 @@ def test_every_command_declares_its_role_and_no_other_does():
     assert set(COMMANDS.values()) <= set(permissions.ROLES)
 
 
-@pytest.mark.parametrize("name", sorted(name for name, role in COMMANDS.items() if role != "read" and name not in THEMSELVES))
+@pytest.mark.parametrize("name", sorted(name for name, role in COMMANDS.items() if role != "read"))
 def test_a_command_that_intervenes_writes_it_down_first_and_is_refused_to_readers(name, tmp_path, monkeypatch):
     command = dict(commands())[name]
-    words = [*name.split(), *smallest_call(command, tmp_path), "--quiet"]
+    words = [*name.split(), *smallest_call(name, command, tmp_path), "--quiet"]
 
     def unwritable(*given):
         raise NotWritten("no")
@@ -117,6 +122,34 @@ def test_a_command_that_intervenes_writes_it_down_first_and_is_refused_to_reader
     assert isinstance(CliRunner().invoke(cli, words).exception, UsageError)
     (entry,) = entries(tmp_path / "atlas")
     assert entry["action"] == f"refused: {name}" and "needs the role" in entry["body"]["why"]
+
+
+@pytest.mark.parametrize("words, role", [
+    ((), "intervene"), (("--out", "fixed", "--allow", "modify", "--reason", REASON), "modify"),
+])  # fmt: skip
+def test_a_repair_that_was_killed_before_it_read_anything_is_in_the_log(words, role, tmp_path, monkeypatch):
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("assay.cli.repair.Job", killed)
+    call = ["repair", "no-such-model", "--file", "fault.jsonl", "--method", "rank-one"]
+    CliRunner().invoke(cli, [*call, *words])
+    (entry,) = entries(tmp_path / "atlas")
+    assert (entry["action"], entry["role"], entry["why"]) == ("repair run", role, REASON if words else "")
+    assert entry["body"]["arguments"]["fault_file"] == "fault.jsonl"
+    for more in (("--out", "fixed"), ("--out", "fixed", "--allow", "modify"), ("--allow", "everything")):
+        assert isinstance(CliRunner().invoke(cli, [*call, *more]).exception, UsageError)
+    assert [each["action"] for each in entries(tmp_path / "atlas")[1:]] == ["refused: repair run"] * 3
+
+
+def test_the_key_of_a_server_is_not_in_the_log(tmp_path):
+    (tmp_path / "atlas").mkdir()
+    words = ["monitor", "serve", "no-such-model", "--token", "a" * 40, "--webhook", "https://x/secret"]
+    for more in ((*ACTS["monitor serve"], "--allow", "read"), ACTS["monitor serve"], ()):
+        assert CliRunner().invoke(cli, [*words, *more, "--port", "0"]).exception is not None
+    log = (tmp_path / "atlas" / permissions.LOG).read_text()
+    assert [each["action"] for each in entries(tmp_path / "atlas")] == ["refused: monitor serve", "monitor serve"]
+    assert "no-such-model" in log and "a" * 40 not in log and "secret" not in log
 
 
 def test_a_mistake_leaves_no_atlas_behind_but_never_takes_an_entry_from_one(tmp_path):
@@ -226,6 +259,58 @@ def test_what_an_edited_model_said_is_marked_in_the_api_to_agents_and_when_it_is
     with running(workspace) as client:
         job = client.post("/api/verbs/generate", given).json["job"]
         assert client.wait(job, "done")["result"]["disclosure"] == done["disclosure"]
+
+
+@pytest.fixture
+def repaired(tmp_path):
+    """The folder of a model whose weights were changed, as an export leaves it."""
+    planted().save_pretrained(tmp_path / "fixed")
+    tokenizer_of(WORDS).save_pretrained(tmp_path / "fixed")
+    (tmp_path / "fixed" / signing.REPAIRED).write_text('{"verdict": "repaired"}')
+    return tmp_path / "fixed"
+
+
+def test_what_a_repaired_model_said_is_marked_wherever_it_is_asked(repaired, model, tmp_path):
+    workspace = Workspace(tmp_path / "atlas", model=str(repaired), role="intervene")
+    done = run_verb(workspace, "live", {"text": TEXT})
+    told = done["disclosure"]
+    assert (told["modified"], told["what"], told["by"]) == (True, "weights", "live")
+    assert told["models"] == {"fixed": "a repair: see its card"}
+    kept = kept_result(workspace.atlas, done["head"]["id"])
+    said = [[permissions.CHANGED["weights"]], ["fixed: a repair: see its card."]]
+    assert kept["head"]["disclosure"] == told and kept["blocks"][0]["paragraphs"] == done["blocks"][0]["paragraphs"] == said
+    given = {"prompt": TEXT, "feature": "mlp_act.0.1", "max_new_tokens": 2}
+    both = run_verb(workspace, "generate", given)
+    assert both["disclosure"]["what"] == "steered" and both["disclosure"]["also"]["what"] == "weights"
+    page = make_document(workspace, "steer", {"result": both["head"]["id"]})
+    assert [block["paragraphs"] for block in page["blocks"][:2]] == [[[permissions.CHANGED["steered"]]], said]
+
+    async def asked():
+        async with Client(make_server(workspace)) as client:
+            return await client.call_tool("live", {"text": TEXT})
+
+    found = anyio.run(asked)
+    assert found.structured_content["disclosure"] == told and found.content[0].text.startswith('{"disclosure"')
+    with running(workspace) as client:
+        assert client.post("/api/verbs/live", {"text": TEXT}).json["disclosure"] == told
+        job = client.post("/api/verbs/generate", given).json["job"]
+        assert client.wait(job, "done")["result"]["disclosure"] == both["disclosure"]
+    assert "disclosure" not in run_verb(workspace, "tasks", {})  # no model was used
+    other = Workspace(tmp_path / "atlas", role="read", loaded=model)
+    assert "disclosure" not in run_verb(other, "live", {"text": TEXT})
+
+
+def test_a_repaired_model_is_known_to_be_one_where_it_is_served_copied_or_handed_over(repaired, model, tmp_path):
+    found = load_model(repaired)
+    handed = load_model(found.hf, tokenizer=found.tokenizer)
+    assert found.modified == copy_model(found).modified == handed.modified == "a repair: see its card"
+    assert model.modified == ""
+    for each, modified in ((found, found.modified), (model, "")):
+        service = start(each, [], tmp_path / f"log-{bool(modified)}")
+        try:
+            assert service.worker.settings.modified == modified
+        finally:
+            service.close()
 
 
 def test_an_unknown_change_is_no_disclosure():
@@ -365,6 +450,56 @@ def test_a_text_is_watched_with_the_monitors_own_numbers(model, tmp_path):
     for name in ("nothing", "../repeats", str(path)):
         with pytest.raises(UsageError, match="monitor"):
             run_verb(workspace, "monitor_watch", {"monitor": name, "text": TEXT})
+
+
+def expired(found):
+    return replace(found, bound={**found.bound, "expires": "2026-01-02T00:00:00+00:00"})
+
+
+def foreign(found):
+    return replace(found, bound={**found.bound, "model": "0" * 64})
+
+
+def drifted(found):
+    return replace(found, drifted="drift in scores")
+
+
+@pytest.mark.parametrize("change, why", [(expired, "expired"), (foreign, "another model"), (drifted, "drift in scores")])
+def test_a_monitor_that_does_not_count_raises_no_alert(model, tmp_path, change, why):
+    workspace = Workspace(tmp_path / "atlas", role="read", loaded=model)
+    save_monitor(change(monitor_of(model, -100.0)), tmp_path / "atlas" / monitors.MONITORS / "repeats.safetensors")
+    done = run_verb(workspace, "monitor_watch", {"monitor": "repeats", "text": TEXT})
+    record, blocks = done["record"], {block["id"]: block for block in done["blocks"]}
+    assert record["state"].startswith("uncalibrated: ") and why in record["state"]
+    (row,) = [each for each in record["units"] if each["unit"] == "reply"]
+    assert row["score"] > row["threshold"] and record["alerts"] == [] and not row["alert"]
+    (shown,) = [each for each in blocks["watch-units"]["rows"] if each["unit"].startswith("reply")]
+    assert shown["alert"] == "none: uncalibrated"
+    told = {item["label"]: (item["value"], item["tone"]) for item in blocks["watch-facts"]["items"] if "tone" in item}
+    assert told["alerts"] == ("none", "warn") and told["state"][1] == "warn"
+
+
+def test_drift_disarms_only_with_the_role_for_it_and_is_written_down(model, tmp_path, monkeypatch):
+    path = save_monitor(monitor_of(model, 1.0), tmp_path / "m.safetensors")
+    signing.sign(path, signing.load_key(signing.make_key()))
+    (tmp_path / "now.jsonl").write_text(json.dumps({"text": TEXT}) + "\n")
+    monkeypatch.setattr("assay.cli.monitor._opened", lambda *_: (model, load_monitor(path, model)))
+    monkeypatch.setattr("assay.monitor.drift.window", lambda *_: Drift(1e-9, "scores", 40, 9))
+    words, before = ["monitor", "drift", "m.safetensors", "some-model", "now.jsonl", "--quiet"], path.read_bytes()
+    (tmp_path / "atlas").mkdir()
+    assert "needs the role" in str(CliRunner(env={"ASSAY_ALLOW": "read"}).invoke(cli, words).exception)
+    assert path.read_bytes() == before and signing.signature_path(path).is_file()
+    assert CliRunner().invoke(cli, words).exit_code == 0
+    assert load_monitor(path).state() == "uncalibrated: drift in scores over 40 replies (p 1e-09)"
+    refused, done = entries(tmp_path / "atlas")
+    assert refused["action"] == "refused: monitor drift" and (done["action"], done["role"]) == ("monitor drift", "intervene")
+    assert done["body"]["arguments"]["file"] == "m.safetensors"
+
+
+def test_drift_is_not_looked_for_in_texts_of_a_bundled_concept(tmp_path, monkeypatch):
+    monkeypatch.setattr("assay.cli.monitor._opened", lambda *_: pytest.fail("it was loaded"))
+    found = CliRunner().invoke(cli, ["monitor", "drift", "m.safetensors", "some-model", "sentiment"]).exception
+    assert isinstance(found, UsageError) and "DATA: got 'sentiment'; allowed: a JSONL file" in str(found)
 
 
 def test_the_page_of_a_monitor_says_what_it_is_worth(model, tmp_path):

@@ -524,7 +524,8 @@ def on_disk(tmp_path_factory):
 
 
 def command(on_disk, out):
-    settings = {"--tokens": "12000", "--context": "16", "--shard-tokens": "200", "--out": str(out)}
+    settings = {"--tokens": "12000", "--context": "16", "--shard-tokens": "200", "--out": str(out),
+                "--atlas": str(out.parent / "atlas")}  # fmt: skip
     what = [str(on_disk / "model"), str(on_disk / "corpus.jsonl"), "--site", "resid_post.1", "--site", "mlp_out.2", "--quiet"]
     return [sys.executable, "-m", "assay", "harvest", *what, *itertools.chain(*settings.items())]
 

@@ -188,6 +188,23 @@ def test_what_is_no_sae_is_refused(world):
         exact(model, task, [sae("resid_post.0")], [Site("latent", index=999, path="sae-resid_post.0")])
 
 
+@pytest.mark.parametrize(("architecture", "options", "said"), [
+    ("topk", {"input_norm": "layer"}, "a topk with input_norm 'layer'"),
+    ("jumprelu", {"input_norm": "root"}, "a jumprelu with input_norm 'root'"),
+    ("matching_pursuit", {"steps": 3}, "a matching_pursuit"),
+    ("temporal", {"heads": 2, "bottleneck": 10}, "a temporal"),
+])  # fmt: skip
+def test_latents_that_say_more_than_decoder_rows_are_refused_by_name(world, architecture, options, said):
+    """Their codes times decoder rows, plus the error, would be another activation, or there is no slope to follow."""
+    model, task, _ = world
+    given = sae("resid_post.0", architecture=architecture, options=options)
+    node = Site("latent", index=0, path=given.name)
+    for run in (lambda: feature_effects(model, task, [given]), lambda: exact(model, task, [given], [node]),
+                lambda: feature_edges(model, task, [given], [node])):  # fmt: skip
+        with pytest.raises(UsageError, match=f"{said}'?.*give the site resid_post.0"):
+            run()
+
+
 def test_the_record_names_nodes_and_shares(world):
     model, task, dictionaries = world
     found = feature_effects(model, task, dictionaries)

@@ -7,12 +7,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from assay.errors import ModelError, ReproduceError, SiteError, TaskError, UsageError
+from assay.data.corpus_rows import packed
+from assay.errors import CorpusError, ModelError, ReproduceError, SiteError, TaskError, UsageError
 from assay.evidence.hosts import as_host
 from assay.evidence.memory import MemoryStore
 from assay.evidence.run import Settings, Statement, state_claim, test_claim
 from assay.features import contexts as C
 from assay.features import opened
+from assay.features.codes import codes_of
 from assay.features.dictionary import Spec, make_dictionary
 from assay.features.polysemy import Polysemy, PolysemyPlan, Pool, UnitTexts, polysemy, polysemy_of
 from assay.features.sentences import encoder_of
@@ -313,6 +315,35 @@ def test_latents_of_a_language_model_are_codes_of_what_it_reads(glass, closing):
     assert slope.shape == (len(data.tokens[1]), glass.dims.d_model) and float(slope.abs().sum()) > 0
 
 
+@pytest.mark.parametrize("norm", ["layer", "root"])
+def test_latents_of_normalised_inputs_are_searched_and_added_by_what_they_are(glass, closing, norm):
+    """Pre-activations are those that are encoded, with their slope; what a latent adds counts the size of each text's token."""
+    from assay.evidence.features import Feature
+    from assay.evidence.output_side import OPTION, output_side
+
+    width = glass.dims.d_model
+    made = make_dictionary(Spec("topk", 16, width, width, k=4, inputs=("resid_post.1",), outputs=("resid_post.1",),
+                                skip_first=0, options={"input_norm": norm}), "normed")  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    for parameter in made.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    site, host = opened.open_latents(made), as_host(glass)
+    data = host.load([Example(f"the {word} sat on a {place}", word == "cat", word) for word in ("cat", "dog", "man")
+                      for place in ("mat", "hill")])  # fmt: skip
+    x = host.read("resid_post.1", data).requires_grad_(True)
+    got, codes = opened.before_selection(site, lambda _: x), made.encode(x.detach())
+    assert bool((codes > 0).any()) and torch.allclose(got[codes > 0], codes[codes > 0], rtol=1e-4)
+    (slope,) = torch.autograd.grad(got[0, 0], x)
+    moved = [opened.before_selection(site, lambda _, sign=sign: x.detach() + sign * 1e-2 * slope)[0, 0].detach()
+             for sign in (1, -1)]  # fmt: skip
+    assert float(moved[0] - moved[1]) / 2e-2 == pytest.approx(float(slope.square().sum()), rel=1e-2)
+    latent = int((codes[:2] > 0).sum(0).argmax())
+    made_by = [made.reconstruct(x.detach(), codes=codes_of(part)) for part in (codes, codes * (torch.arange(16) != latent))]
+    along = (made_by[0] - made_by[1]) @ made.directions()[latent] / made.directions()[latent].square().sum()
+    side = output_side(host, {OPTION: ["cat"]}, Feature(site, latent), data, data.labels, 6, 0)
+    assert torch.allclose(side.vector, (along[:2].mean() - along[2:].mean()) * made.directions()[latent], rtol=1e-3, atol=1e-3)
+
+
 # the command -------------------------------------------------------------------------------------
 
 
@@ -340,6 +371,26 @@ def test_the_command(tmp_path, monkeypatch, glass):
         few = [*command[:2], str(tmp_path / "few.txt"), *command[3:]]
         (tmp_path / "few.txt").write_text("one two three four\nfive six seven")
         CliRunner().invoke(cli, few, catch_exceptions=False)
+
+
+def test_the_command_reads_other_columns_and_no_further_than_the_model(tmp_path, monkeypatch, glass):
+    from assay.cli.main import cli
+
+    monkeypatch.setenv("ASSAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("assay.cli.common.Common.load", lambda *_: glass)
+    monkeypatch.setattr("assay.cli.dictionary_eval.readable", lambda _: 64)
+    monkeypatch.setattr("assay.cli.superposition.readable", lambda _: 64, raising=False)
+    read = []
+    monkeypatch.setattr("assay.data.corpus_rows.packed", lambda model, corpus, context, tokens: read.append(
+        ([document.text for document in corpus.documents()], context)) or packed(model, corpus, context, tokens))  # fmt: skip
+    texts = mixed_texts(60, 3)
+    (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"body": text}) for text in texts))
+    command = ["superposition", "glass-en", str(tmp_path / "texts.jsonl"), "--site", "mlp_act.1", "--unit", "3", "--encoder",
+               "tfidf", "--top", "20", "--layers", "0", "--atlas", str(tmp_path / "atlas"), "--quiet"]  # fmt: skip
+    done = CliRunner().invoke(cli, [*command, "--text-key", "body"], catch_exceptions=False)
+    assert done.exit_code == 0 and read == [(texts, 64)], done.output
+    with pytest.raises(CorpusError, match="--text-key"):
+        CliRunner().invoke(cli, command, catch_exceptions=False)
 
 
 def test_records_are_plain(pool):

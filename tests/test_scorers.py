@@ -637,9 +637,10 @@ def test_clamped_directions_do_what_raw_hooks_do(family, layer):
             assert all(token.value == pytest.approx(float(change[:, token.id].mean()), abs=1e-4) for token in tokens)
 
 
-def dictionary_of(site, d, width=16, outputs=None, d_out=None):
+def dictionary_of(site, d, width=16, outputs=None, d_out=None, **options):
     generator = torch.Generator().manual_seed(1)
-    spec = Spec("topk", width, d, d_out or d, k=4, inputs=(site,), outputs=outputs or (site,), centred=d_out is None)
+    spec = Spec("topk", width, d, d_out or d, k=4, inputs=(site,), outputs=outputs or (site,), centred=d_out is None,
+                options=options)  # fmt: skip
     made = make_dictionary(spec, "planted")
     with torch.no_grad():
         for parameter in made.parameters():
@@ -647,17 +648,20 @@ def dictionary_of(site, d, width=16, outputs=None, d_out=None):
     return made
 
 
-def test_clamped_latents_are_set_whatever_they_were():
+@pytest.mark.parametrize("norm", ["none", "layer", "root"])
+def test_clamped_latents_are_set_whatever_they_were(norm):
     model = tiny("llama")
-    made = dictionary_of("resid_post.1", 32)
+    made = dictionary_of("resid_post.1", 32, input_norm=norm)
     units = of_dictionary(made)
     found = clamped(model, written(model, units), CONTEXTS, dict.fromkeys(units.names, 2.0), tokens=range(199))
     x = model.capture([list(ids) for ids in CONTEXTS.tokens], "resid_post.1", positions="last")
-    now = made.encode(x[model.sites("resid_post.1")[0]][:, 0].float())
+    x = x[model.sites("resid_post.1")[0]][:, 0].float()
+    now, scale = made.encode(x), {"none": torch.ones(len(x)), "layer": x.std(1), "root": x.norm(dim=1) / 32**0.5}[norm]
     assert (now > 0).any() and (now == 0).any()
     plain = ends(model, CONTEXTS).log_softmax(-1)
     for unit in range(16):
-        after = [ends(model, Contexts((ids,), ("a",)), block_adds(1, (2.0 - now[place, unit]) * made.directions()[unit]))[0]
+        added = (scale * (2.0 - now[:, unit]))[:, None] * made.directions()[unit]
+        after = [ends(model, Contexts((ids,), ("a",)), block_adds(1, added[place]))[0]
                  for place, ids in enumerate(CONTEXTS.tokens)]  # fmt: skip
         assert np.allclose(found.values[unit], (torch.stack(after).log_softmax(-1) - plain).numpy(), atol=3e-3)
 

@@ -142,7 +142,8 @@ def test_a_served_harvest_is_that_of_the_model_and_another_one_in_name(serve, on
     with pytest.raises(UsageError, match="attention"):
         harvest(model, corpus, [site], tmp_path / "there", plan)
     server.dtype = torch.bfloat16
-    settings = ["--site", site, "--tokens", "200", "--context", "16", "--out", str(tmp_path / "cli"), "--quiet", "--json", "-"]
+    settings = ["--site", site, "--tokens", "200", "--context", "16", "--out", str(tmp_path / "cli"), "--quiet", "--json", "-",
+                "--atlas", str(tmp_path / "atlas")]  # fmt: skip
     arguments = ["harvest", "--served", url, str(on_disk / "model"), str(on_disk / "corpus.jsonl"), *settings]
     done = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     assert done.exit_code == 0 and json.loads(done.output)["passport"]["dtype"] == "bfloat16"

@@ -6,21 +6,25 @@ import os
 import stat
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from safetensors.numpy import save_file
 
 from assay import signing
+from assay.cli.given import subject_of
 from assay.cli.main import cli
 from assay.errors import StoreError, TamperedError, UsageError
 from assay.evidence.card import read_card
+from assay.mapping.units import find_units
 from assay.model.load import load_model
 from assay.records import canonical
 from assay.signing import ALTERED, EXPIRED, REVOKED, TRUSTED, UNKNOWN, UNSIGNED
 from assay.steer.directions import from_vector
-from assay.steer.files import load_direction, save_direction
+from assay.steer.files import load_direction, read_direction, save_direction
 from assay.testing.compiler import tokenizer_of
 from conftest import tiny_hf
 
@@ -309,6 +313,48 @@ def test_a_direction_with_a_whole_hash_of_its_own_but_other_numbers_is_altered(m
     signing.signature_path(direction).write_bytes(kept)
     with pytest.raises(TamperedError, match="altered"):
         load_direction(direction)
+
+
+def write_vector(path, numbers):
+    """A direction without a card."""
+    if path.suffix == ".npy":
+        np.save(path, numbers)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(numbers.tolist()))
+    else:
+        save_file({"a": numbers, "b": -numbers}, path)
+
+
+@pytest.mark.parametrize("name", ["v.npy", "v.json", "v.safetensors"])
+def test_a_plain_vector_is_checked_as_a_saved_direction_is(mine, tmp_path, monkeypatch, caplog, name):
+    from assay.testing.effect_models import planted_effects
+
+    caplog.set_level("INFO", "assay.signing")
+    model, path = planted_effects(), tmp_path / name
+    numbers = np.random.default_rng(0).normal(size=model.dims.d_model).astype(np.float32)
+    source = f"{path}:b" if name.endswith(".safetensors") else str(path)
+    ways = [lambda: read_direction(source, model, site="resid_post.1"), lambda: subject_of("resid_post.1", [source], {})]
+    if not name.endswith(".json"):
+        ways.append(lambda: find_units(model, directions=str(path), at="resid_post.1"))
+    for load in ways:
+        caplog.clear()
+        write_vector(path, numbers)
+        load()
+        assert f"{path}: unsigned" in [record.getMessage() for record in caplog.records]
+        with monkeypatch.context() as patch:
+            patch.setenv("ASSAY_REQUIRE_SIGNATURE", "1")
+            with pytest.raises(UsageError, match="unsigned.*required"):
+                load()
+            signing.sign(path, mine)
+            load()
+        write_vector(path, -numbers)
+        with pytest.raises(TamperedError, match="altered"):
+            load()
+        signing.sign(path, mine)
+        signing.revoke(signing.look(path).digest, mine, "it broke answers")
+        with pytest.raises(TamperedError, match="it broke answers"):
+            load()
+        signing.forget_signature(path)
 
 
 def test_a_repaired_model_is_checked_when_it_is_loaded(mine, tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ def test_anything_is_a_site_or_a_site_error(text):
 
 @pytest.mark.parametrize("spelled, canonical", [
     ("blocks.9.hook_resid_post", "resid_post.9"), ("blocks.2.attn.hook_z", "z.2"), ("L9.resid_post", "resid_post.9"),
+    ("blocks.4.hook_mlp_in", "resid_mid.4"),
     ("layers.9", "resid_post.9"), ("h.3", "resid_post.3"), ("z.9.h3", "z.9.3"), ("neurons.4.7", "mlp_act.4.7"),
     ("path:model.layers.9.mlp:out", "path:model.layers.9.mlp:out"), ("latent.sae.12", "latent.sae.12"),
 ])  # fmt: skip
@@ -36,7 +37,9 @@ def test_other_spellings(spelled, canonical):
 
 
 @pytest.mark.parametrize("text, says", [
-    ("hidden_states[3]", "final norm"), ("resid_pots.3", "resid_post"), ("resid_post", "layer is missing"),
+    ("hidden_states[3]", "final norm"), ("blocks.3.ln2.hook_normalized", "before the gain .* Write mlp_in.3"),
+    ("blocks.3.ln1.hook_normalized", "Write attn_in.3"), ("ln_final.hook_normalized", "Write final_norm"),
+    ("resid_pots.3", "resid_post"), ("resid_post", "layer is missing"),
     ("resid_post.3.1", "no index"), ("embed.3", "takes no layer"), ("z.a", "not a number"), ("path:x", "path:<module"),
 ])  # fmt: skip
 def test_refusals_say_what_to_do(text, says):

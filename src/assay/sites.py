@@ -12,7 +12,8 @@
 3. `str(site)` is the canonical form: it is what is echoed, stored and printed.
 
 `hidden_states[k]` is refused: its index is off by one, and its last entry is taken after the final
-norm, so it is not `resid_post` of the last layer.
+norm, so it is not `resid_post` of the last layer. So is `hook_normalized`: TransformerLens takes it before the
+gain and bias of the norm, whether they were folded into the next weights or not; no site here is that tensor.
 """
 
 import difflib
@@ -38,12 +39,13 @@ _SYNONYMS = {
     "ln_final": "final_norm", "embeddings": "embed", "embedding": "embed",
 }  # fmt: skip
 _TL = {
-    "hook_resid_pre": "resid_pre", "hook_resid_mid": "resid_mid", "hook_resid_post": "resid_post",
+    "hook_resid_pre": "resid_pre", "hook_resid_mid": "resid_mid", "hook_resid_post": "resid_post", "hook_mlp_in": "resid_mid",
     "attn.hook_q": "q", "attn.hook_k": "k", "attn.hook_v": "v", "attn.hook_z": "z",
     "attn.hook_pattern": "pattern", "hook_attn_out": "attn_out", "hook_mlp_out": "mlp_out",
-    "mlp.hook_post": "mlp_act", "ln1.hook_normalized": "attn_in", "ln2.hook_normalized": "mlp_in",
+    "mlp.hook_post": "mlp_act",
 }  # fmt: skip
-_TL_GLOBAL = {"hook_embed": "embed", "ln_final.hook_normalized": "final_norm", "unembed": "logits"}
+_TL_GLOBAL = {"hook_embed": "embed", "unembed": "logits"}
+_TL_GAIN = {"ln1.hook_normalized": "attn_in", "ln2.hook_normalized": "mlp_in"}  # what they are once the gain is applied
 _NUMBER = re.compile(r"-?\d+")
 _SET = re.compile(r"\*|-?\d*:-?\d*")
 _HIDDEN = re.compile(r"hidden_states(\[|\.|$)")
@@ -94,6 +96,9 @@ def parse_site(text: "str | Site") -> Site:
         return text
     spelled = str(text).strip()
     _refuse_hidden_states(spelled)
+    if gained := before_gain(spelled):
+        raise SiteError(f"site {spelled!r} is refused: it is taken before the gain and bias of the norm, {gained} after them."
+                        f" Write {gained} for what comes after.")  # fmt: skip
     for prefix, reader in (("path:", _path), ("latent.", _named), ("block.", _named)):
         if spelled.startswith(prefix):
             return reader(spelled)
@@ -103,6 +108,14 @@ def parse_site(text: "str | Site") -> Site:
             raise SiteError(f"site {spelled!r}: {name} takes no layer. Write {name!r}.")
         return Site(name)
     return _layer_site(spelled, name, rest)
+
+
+def before_gain(text: str) -> Site | None:
+    """The site a `hook_normalized` is once the norm's gain and bias are applied; None for every other address."""
+    if text == "ln_final.hook_normalized":
+        return Site("final_norm")
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", text)
+    return Site(_TL_GAIN[match[2]], int(match[1])) if match and match[2] in _TL_GAIN else None
 
 
 def parse_sites(

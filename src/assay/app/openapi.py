@@ -123,8 +123,8 @@ def _schemas() -> Spec:
         "error": {"anyOf": [_ref("Fault"), {"type": "null"}]}, "result": _ref("Result"),
     }  # fmt: skip
     maybe = {"type": ["string", "null"]}
-    told = {**_object(modified=flag, what=text, note=text), "description": "There where the model was edited or changed. `also`:"
-            " a second disclosure, where a model that was changed before was edited as well."}
+    told = {**_object(modified=flag, what=text, note=text), "description": "There where the model was edited or changed; `also`"
+            " is a second one, of a model that was changed before it was edited."}  # fmt: skip
     page = {"page": text, "title": text, "summary": text, "group": text, "listed": flag, "parameters": anything}
     verb = {"name": text, "role": {"enum": ["read", "intervene", "modify"]}, "summary": text, "long": flag, "spends": flag,
             "allowed": flag, "parameters": anything}  # fmt: skip

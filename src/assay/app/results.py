@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from assay.app.disclosed import told
+from assay.app.disclosed import marked, told
 from assay.app.documents import clean
 from assay.errors import StoreError, missing
 from assay.files import write_file
@@ -40,7 +40,7 @@ def keep_result(
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
             **told(changes, by=verb)}  # fmt: skip
     folder = atlas / FOLDER
-    body = clean({"record": result["record"], "blocks": result["blocks"]})
+    body = clean({"record": result["record"], "blocks": marked(result["blocks"], verb)})
     write_file(folder / f"{name}.json", json.dumps(body, allow_nan=False).encode())
     write_file(folder / f"{name}.head.json", json.dumps(clean(head), allow_nan=False).encode())
     return {**body, "head": head}

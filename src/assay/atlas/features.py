@@ -1,8 +1,9 @@
-"""Dictionaries, their evaluations, and attribution graphs in an atlas.
+"""Harvests, dictionaries, their evaluations, and attribution graphs in an atlas.
 
-1. A dictionary is a folder in `dictionaries/` (see `features.kept`) and a row that says what it is.
-2. Evaluations are rows: a dictionary may have many, and all stay.
-3. An attribution graph is a file in `graphs/` and a row with what its page says first: prompt, scores, validation.
+1. A harvest is a folder anywhere and a row with the SHA-256 of its manifest: which model read which corpus at which sites.
+2. A dictionary is a folder in `dictionaries/` (see `features.kept`) and a row that says what it is.
+3. Evaluations are rows: a dictionary may have many, and all stay.
+4. An attribution graph is a file in `graphs/` and a row with what its page says first: prompt, scores, validation.
 """
 
 import json
@@ -16,9 +17,49 @@ from assay.atlas.store import Atlas
 from assay.errors import bad_argument
 from assay.features import kept
 from assay.features.dictionary import Dictionary
-from assay.records import canonical
+from assay.features.harvest import Harvested
+from assay.features.shards import MANIFEST
+from assay.files import sha256_of
+from assay.records import canonical, digest
 
 FOLDER = "dictionaries"
+
+
+def record_harvest(atlas: Atlas, found: Harvested) -> str:
+    """A harvest that is done; the SHA-256 of its manifest. The same one again replaces its row."""
+    manifest, told = sha256_of(found.folder / MANIFEST), found.manifest
+    identity, shards = told["identity"], told["shards"]
+    body = {**{name: told[name] for name in ("identity", "sites", "dtype", "tokens", "typical", "made_with")},
+            "shards": len(shards), "bytes": sum(each["size"] for each in shards),
+            "content": _content([each["sha256"] for each in shards])}  # fmt: skip
+    names = (identity["model"]["model"], identity["corpus"]["name"])
+    with atlas.writing() as db:
+        db.execute("INSERT OR REPLACE INTO harvests VALUES (?, ?, ?, ?, ?, ?)",
+                   [manifest, *names, _now(), str(found.folder), canonical(body)])  # fmt: skip
+    return manifest
+
+
+def harvests(atlas: Atlas) -> list[dict[str, Any]]:
+    """Every harvest of the atlas, oldest first: digest, model, corpus, folder, sites, tokens."""
+    if not (atlas.path / "atlas.duckdb").is_file():
+        return []
+    with atlas.reading() as db:
+        rows = db.execute("SELECT digest, model, corpus, created, folder, body FROM harvests ORDER BY created").fetchall()
+    names = ("digest", "model", "corpus", "created", "folder")
+    return [{**dict(zip(names, row, strict=False)), **json.loads(row[5])} for row in rows]
+
+
+def harvests_of(atlas: Atlas, dictionary: Dictionary) -> list[dict[str, Any]]:
+    """The harvest a dictionary was trained on, of a crosscoder between two models both, where this atlas knows them."""
+    stream = dictionary.provenance.get("stream") or {}
+    parts = [stream, *(each for each in stream.values() if isinstance(each, Mapping))]
+    contents = {_content(each["shards"]) for each in parts if each.get("from") == "shards"}
+    return [row for row in harvests(atlas) if row["content"] in contents] if contents else []
+
+
+def _content(shards: Sequence[str]) -> str:
+    """What a harvest holds: of the SHA-256 of its shards."""
+    return digest(list(shards))
 
 
 def keep_dictionary(atlas: Atlas, dictionary: Dictionary, model: str, dtype: str = "fp32") -> Path:

@@ -75,6 +75,12 @@ def m005_mapped(db: Connection) -> None:
                " corpus VARCHAR, created VARCHAR, folder VARCHAR, body JSON)")  # fmt: skip
 
 
+def m006_harvests(db: Connection) -> None:
+    """Activations of corpora that were written to folders, by the SHA-256 of their manifests."""
+    db.execute("CREATE TABLE harvests (digest VARCHAR PRIMARY KEY, model VARCHAR, corpus VARCHAR, created VARCHAR,"
+               " folder VARCHAR, body JSON)")  # fmt: skip
+
+
 SET_NAME = "sha256(array_to_string(list_sort(list_distinct(CAST(body->'$.clusters' AS VARCHAR[]))), ' '))"
 MARKS_OF_LEDGER = (
     "SELECT \"index\", kind, coalesce(body->>'$.subject', body->>'$.model'), body->>'$.split', body->>'$.claim',"
@@ -89,7 +95,7 @@ STANDING_OF_VERDICTS = (
     " FROM verdicts GROUP BY claim"
 )
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
-    m001_claims, m002_evidence, m003_index, m004_features, m005_mapped,
+    m001_claims, m002_evidence, m003_index, m004_features, m005_mapped, m006_harvests,
 )  # fmt: skip
 NEWEST = len(MIGRATIONS)
 

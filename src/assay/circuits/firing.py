@@ -3,7 +3,8 @@
 1. A feature fires where its value is above a threshold: a quantile of its own values on held-out texts, or one fixed number.
    Most latents are 0 nearly everywhere, so that their quantile is 0 and they fire wherever they are active.
 2. A unit is switched off by giving it its median wherever it fires. A latent of value a: its decoder row times (median - a) is
-   added where its dictionary writes, so that what the dictionary does not explain stays. Its median is mostly 0.
+   added where its dictionary writes (times the token's scale where inputs are normalised), so that what the dictionary does
+   not explain stays. Its median is mostly 0.
 3. One feature is computed before another if it writes before the other reads: a site as a whole does both at once; latents read
    the inputs of their dictionary and write its output, which must then be one site.
 
@@ -21,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay.errors import SiteError, TaskError, bad_argument
-from assay.features.opened import dictionary_at, is_latent, read_latents, sources_of
+from assay.features.opened import dictionary_at, is_latent, read_latents, scales, sources_of
 from assay.model.activations import Activations
 from assay.model.edits import Edit, add, patch
 from assay.model.model import Model, Sites
@@ -163,7 +164,7 @@ def switched(model: Model, acts: Activations, site: Site, unit: int, change: Flo
     values = acts.flat(target)
     if site.name == "latent":
         row = dictionary_at(str(site)).directions()[unit].detach()
-        added = (change[:, None] * row).view(-1, *(model.feature_shape(target) or row.shape))
+        added = (change[:, None] * scales(str(site), acts.flat) * row).view(-1, *(model.feature_shape(target) or row.shape))
         return add(target, padded(added.to(values), acts.lengths))
     values = values.clone()
     values[:, unit] += change.to(values)

@@ -17,6 +17,8 @@
    (up clean - up corrupted) . d (down times its slope) / d up. Down is held to first order at the clean run; every target
    costs one pass for each pair.
 5. Tokens a dictionary is not for (the first, massive ones) are error as a whole.
+6. A dictionary whose latents say more than that is refused: one with an `input_norm` (what a latent adds depends on the token),
+   a `matching_pursuit` (there is no slope of a choice made step by step), a `temporal` (latents depend on the tokens before).
 
 Effects are estimates: `exact` patches single nodes and says how far off they are.
 """
@@ -193,7 +195,8 @@ def feature_effects(
     """Effects on a task of all latents and errors of SAEs, and of the units of sites given by name. `progress` is called with
     the pairs done.
 
-    Raises UsageError for dictionaries that are no SAEs of single stream sites, TaskError for a task that shows nothing.
+    Raises UsageError for dictionaries that are no SAEs of single stream sites, or whose latents are not chosen token by token
+    from inputs as they are; TaskError for a task that shows nothing.
     """
     plan = FeaturePlan() if plan is None else plan
     plan.check()
@@ -229,6 +232,11 @@ def _latents(model: Model, dictionary: Dictionary) -> Latents:
         got = f"{dictionary.name}: {', '.join(spec.inputs) or 'no site'} to {', '.join(spec.outputs) or 'no site'}"
         raise bad_argument("features", got, f"SAEs of one site: {', '.join(name + '.L' for name in STREAMS)}",
                            "Transcoders: see assay trace.")  # fmt: skip
+    norm = dictionary.input_norm
+    if type(dictionary).select is Dictionary.select or norm != "none":
+        got = f"{dictionary.name}, a {dictionary.architecture}" + (f" with input_norm {norm!r}" if norm != "none" else "")
+        raise bad_argument("features", got, "SAEs whose latents are chosen token by token, from inputs as they are",
+                           f"Train one, or give the site {spec.inputs[0]}: its units are nodes then.")  # fmt: skip
     site = model.sites(spec.inputs[0])[0]
     if spec.d_in != model.dims.d_model:
         raise ShapeError(

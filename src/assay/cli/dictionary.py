@@ -12,6 +12,7 @@ from assay.cli.dictionary_files import export, import_, show
 from assay.errors import bad_argument
 
 LIVE_TOKENS, ANY_LAYERS = 1_000_000, 10_000
+WITHOUT_K = "relu, gated, jumprelu with --option penalty=tanh"
 
 
 @click.group()
@@ -33,12 +34,16 @@ for command in (evaluate, export, import_, show):
 @click.option("--target", "outputs", multiple=True, metavar="SITE", help="What is reconstructed. Default: what is read.")
 @click.option("--architecture", default="topk", show_default=True, help="batchtopk, matryoshka, jumprelu, relu, gated, ...")
 @click.option("--width", "widths", default="4096", show_default=True, help="Latents. Several, comma-separated, for a sweep.")
-@click.option("--k", "ks", default="32", show_default=True, help="Active latents per token. Several for a sweep.")
+@click.option("--k", "ks", default="32", show_default=True,
+              help="Active latents per token. Several for a sweep. none (relu, gated, jumprelu with penalty=tanh): as many as"
+              " --sparsity leaves.")  # fmt: skip
 @click.option("--skip", is_flag=True, help="A linear path beside the latents (transcoders).")
 @click.option("--tokens", default=0, help="To train on. Default: one pass over HARVEST; 1,000,000 of a running model.")
 @click.option("--batch", default=2048, show_default=True, help="Tokens of a step.")
 @click.option("--lr", default=3e-3, show_default=True, help="Learning rate, after the warm-up.")
-@click.option("--sparsity", default=0.05, show_default=True, help="Weight of the penalty, where it does not steer itself.")
+@click.option("--sparsity", default=0.05, show_default=True,
+              help="Weight of the penalty of relu, gated and jumprelu: fixed with --k none, else moved until k are active"
+              " (but fixed for jumprelu's own penalty).")  # fmt: skip
 @click.option("--optimiser", default="adam", show_default=True, help="adam or signum")
 @click.option("--context", type=int, help="Tokens of a text at a time, of a running model. Default: 256, or what it reads.")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Further settings of the architecture.")
@@ -157,10 +162,13 @@ def _specs_of(stream: Any, inputs: tuple[str, ...], outputs: tuple[str, ...], gi
     if architecture in ("clt", "clt_jumprelu"):
         options.setdefault("layers", len(inputs))
     found = [Spec(architecture, width, d_in, d_out, k, inputs, outputs, inputs == outputs, given["skip"], options=options)
-             for width in _numbers("--width", given["widths"]) for k in _numbers("--k", given["ks"])]  # fmt: skip
+             for width in _numbers("--width", given["widths"]) for k in _active(given["ks"])]  # fmt: skip
     for spec in found:
-        if not make_dictionary(spec).trains:  # its own errors, before any long work
+        made = make_dictionary(spec)  # its own errors, before any long work
+        if not made.trains:
             raise bad_argument("--architecture", architecture, "one that trains", "It is only read from files.")
+        if spec.k is None and not made.steered:
+            raise bad_argument("--k", "none", f"1 to {spec.width} for this {architecture}", f"Without k: {WITHOUT_K}.")
     return found
 
 
@@ -184,6 +192,11 @@ def _sites(stream: Any, given: Sequence[str]) -> tuple[str, ...]:
             raise bad_argument("--site, --target", text, ", ".join(stream.sites), "Only harvested sites can be trained on.")
         found += names
     return tuple(found)
+
+
+def _active(text: str) -> list[int | None]:
+    """What --k asks for; None for none."""
+    return [None if part.strip() == "none" else _numbers("--k", part)[0] for part in text.split(",")]
 
 
 def _numbers(option: str, text: str) -> list[int]:
@@ -210,13 +223,13 @@ def _option(text: str) -> tuple[str, Any]:
 
 def _name(spec: Any, given: str, several: bool, each: bool) -> str:
     sites = "+".join(spec.inputs) + ("" if spec.inputs == spec.outputs else "-to-" + "+".join(spec.outputs))
-    tail = f"{spec.architecture}-{spec.width}" + ("" if spec.k is None else f"-k{spec.k}")
+    sizes = f"{spec.width}" + ("" if spec.k is None else f"-k{spec.k}")
     if not given:
-        return f"{sites if len(sites) < 60 else sites[:57] + '...'}-{tail}"
+        return f"{sites if len(sites) < 60 else sites[:57] + '...'}-{spec.architecture}-{sizes}"
     if each:
         given = f"{given}-{spec.inputs[0]}"
         several = False
-    return f"{given}-{spec.width}-k{spec.k}" if several else given
+    return f"{given}-{sizes}" if several else given
 
 
 def _trained_text(rows: Sequence[dict[str, Any]]) -> str:

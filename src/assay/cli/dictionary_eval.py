@@ -83,7 +83,7 @@ def evaluate(common: Common, dictionary: str, name: str, corpus: str, **given: A
     controls = replace(_controls(common, one, host, whole.part("train", holdout), given, folder), seeds=tuple(others))
     with common.progress("evaluating", held.n_tokens) as report:
         found = ev.evaluate(one, held, host, plan, controls, report, engine, opener, folder)
-    further = _further(common, model, one, controls, texts, given["letters"]) if texts or given["letters"] else {}
+    further = _further(common, model, one, controls, texts, given["letters"], found.limits) if texts or given["letters"] else {}
     found = replace(found, further=further, notes=(*found.notes, *unsure))
     record = {**found.json(), "corpus": whole.part("heldout", holdout).record()}
     record_evaluation(Atlas(common.atlas), one.digest, record)
@@ -242,9 +242,11 @@ def _stream(one: Any, host: Any, corpus: Any, given: Mapping[str, Any], folder: 
     return Paired(dict(zip(host.models, typical_in_all(made), strict=True)))
 
 
-def _further(common: Common, model: Any, one: Any, controls: Any, texts: Mapping[str, Any], letters: bool) -> dict[str, Any]:
-    """Concept scores of the dictionary and of its controls, as plain values."""
-    from assay.features.concept_scores import concept_scores
+def _further(
+    common: Common, model: Any, one: Any, controls: Any, texts: Mapping[str, Any], letters: bool, limits: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Concept scores of the dictionary and of its controls, as plain values; on the untrained model by limits of its own."""
+    from assay.features.concept_scores import concept_scores, limits_from
     from assay.features.evaluate import FROZEN, OWN, UNTRAINED
 
     ways = {OWN: (model, one)}
@@ -255,7 +257,8 @@ def _further(common: Common, model: Any, one: Any, controls: Any, texts: Mapping
     found = {}
     with common.progress("concepts", len(ways)) as advance:
         for name, (host, each) in ways.items():
-            scores = concept_scores(host, each, texts, letters=letters)
+            own = None if name == UNTRAINED else limits_from(limits)
+            scores = concept_scores(host, each, texts, letters=letters, limits=own)
             probes = {concept: [asdict(probe) for probe in some] for concept, some in scores.probes.items()}
             found[name] = {"probes": probes,
                            "removal": None if scores.removal is None else asdict(scores.removal),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from assay.cli.common import Common, common_options
+from assay.cli.harvest import harvest_line
 from assay.errors import bad_argument
 
 if TYPE_CHECKING:
@@ -106,10 +107,10 @@ def show(common: Common, source: str, bar: float) -> None:
         raise bad_argument("--bar", bar, "between 0 and 1")
     dictionary = _source(common, source)
     found = describe(dictionary, bar)
-    evaluation = _evaluation(common, dictionary)
+    evaluation, trained_on = _evaluation(common, dictionary), _harvests(common, dictionary)
     record = {"name": dictionary.name, "format": detect(source).name if Path(source).exists() else "native",
               "digest": dictionary.digest, "spec": dictionary.spec.json(), "provenance": dictionary.provenance,
-              "formats": holders(dictionary), **asdict(found), "evaluation": evaluation}  # fmt: skip
+              "formats": holders(dictionary), **asdict(found), "evaluation": evaluation, "harvests": trained_on}  # fmt: skip
     common.emit(record, lambda: "\n".join(_shown(dictionary, record)))
 
 
@@ -177,6 +178,14 @@ def _evaluation(common: Common, dictionary: "Dictionary") -> Any:
     return found[-1] if found else None
 
 
+def _harvests(common: Common, dictionary: "Dictionary") -> list[dict[str, Any]]:
+    """What it was trained on, where this atlas knows that."""
+    from assay.atlas.features import harvests_of
+    from assay.atlas.store import Atlas
+
+    return harvests_of(Atlas(common.atlas), dictionary)
+
+
 def _kind(dictionary: "Dictionary") -> str:
     spec = dictionary.spec
     sites = f"{'+'.join(spec.inputs)}" + (f" -> {'+'.join(spec.outputs)}" if spec.transcodes else "")
@@ -197,6 +206,7 @@ def _shown(dictionary: "Dictionary", record: dict[str, Any]) -> list[str]:
         f"  norms (least, median, greatest): decoder {_numbers(record['decoder_norms'])}; encoder"
         f" {_numbers(record['encoder_norms'])}; b_dec {record['bias_norm']:.3g}",
     ]
+    lines += [f"  trained on harvest {harvest_line(row)}" for row in record["harvests"]]
     lines += [f"  {name} (least, median, greatest): {_numbers(values)}" for name, values in record["settings"].items()]
     if record["alone"]:
         rest = spec.width - sum(one["count"] for one in record["alone"])

@@ -1,7 +1,7 @@
 """`assay harvest MODEL CORPUS`."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from assay.cli.common import Common, common_options, engine_options
+from assay.cli.common import Common, check_place, common_options, engine_options
 from assay.cli.dictionary_eval import CONTEXT, readable
 from assay.errors import bad_argument
 
@@ -32,31 +32,35 @@ from assay.errors import bad_argument
 @click.option("--prepend-bos/--no-prepend-bos", default=None, help="Put BOS before texts. Default: per model.")
 @click.option("--served", metavar="URL", help="A vLLM server of MODEL that writes out hidden states; see docs/scale.md.")
 @click.option("--list", "listing", is_flag=True, help="Name the packaged corpora and end.")
+@click.option("--kept", is_flag=True, help="Name the harvests of this atlas and end.")
 @engine_options
 @common_options
 def harvest(
     common: Common, name: str | None, corpus: str | None, sites: tuple[str, ...], tokens: int | None, out: str | None,
-    listing: bool, text_key: str, documents: str | None, model_dtype: str, prepend_bos: bool | None,
+    listing: bool, kept: bool, text_key: str, documents: str | None, model_dtype: str, prepend_bos: bool | None,
     engine: str | None, workers: int | None, served: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Write what MODEL holds at some sites while it reads CORPUS, for dictionaries to be trained on.
 
     CORPUS: a packaged one (--list), a file or folder (.txt .md .jsonl .csv .parquet), or hub:NAME[:CONFIG[:SPLIT]]:COLUMN.
-    The same command goes on where a run was stopped.
+    The same command goes on where a run was stopped. What is done is noted in the atlas (--kept).
     """
-    if listing:
-        show_list(common)
+    if listing or kept:
+        (show_list if listing else show_kept)(common)
         return
     given = {"MODEL": name, "CORPUS": corpus, "--site": sites, "--tokens": tokens, "--out": out}
     for argument, value in given.items():
         if not value:
             raise bad_argument(argument, None, "one", "assay harvest MODEL CORPUS --site SITE --tokens N --out DIR")
+    from assay.atlas.features import record_harvest
+    from assay.atlas.store import Atlas
     from assay.data.corpora import open_corpus
     from assay.features import harvest as work
     from assay.features.engines import opener_at
     from assay.scale.ray_engine import engine_of
     from assay.scale.served import open_served
 
+    check_place("--atlas", common.atlas, folder=True)
     options["factor"] = options["factor"] or None
     plan = work.HarvestPlan(tokens=tokens, seed=common.seed, **{**options, "context": options["context"] or CONTEXT})
     chosen = engine_of(engine, common.device, workers, common.note)
@@ -70,7 +74,7 @@ def harvest(
     began = time.monotonic()
     with _progress(common) as report:
         found = work.harvest(model, opened, list(sites), str(out), plan, report, chosen, opener)
-    record = record_of(found, model, time.monotonic() - began)
+    record = {**record_of(found, model, time.monotonic() - began), "digest": record_harvest(Atlas(common.atlas), found)}
     if record["tokens"] < (tokens or 0):
         common.note(f"{opened.name} has only {record['tokens']} tokens for this model: all were read")
     common.emit(record, lambda: shown(record))
@@ -129,8 +133,24 @@ def shown(record: dict[str, Any]) -> Any:
     resumed = f", {record['resumed']} of them there before" if record["resumed"] else ""
     head = (f"{record['tokens']:,} tokens, {record['typical']:,} of them typical, in {record['shards']} files{resumed}:"
             f" {record['bytes'] / 1e6:,.1f} MB in {record['out']} ({record['dtype']})")  # fmt: skip
-    foot = "First and massive positions are kept but marked: dictionaries are not trained on them."
+    foot = ("First and massive positions are kept but marked: dictionaries are not trained on them."
+            f" In the atlas as harvest {record['digest'][:12]}.")  # fmt: skip
     return Group(Text(head), table, Text(foot, style="dim"))
+
+
+def show_kept(common: Common) -> None:
+    """Harvests of the atlas: which model read what, where."""
+    from assay.atlas.features import harvests
+    from assay.atlas.store import Atlas
+
+    rows = harvests(Atlas(common.atlas))
+    common.emit(rows, lambda: "\n".join(harvest_line(row) for row in rows) or f"none in {common.atlas}")
+
+
+def harvest_line(row: Mapping[str, Any]) -> str:
+    """A harvest in words."""
+    return (f"{row['digest'][:12]}  {row['model']} on {row['tokens']:,} tokens of {row['corpus']}, {', '.join(row['sites'])}:"
+            f" {row['folder']}")  # fmt: skip
 
 
 def show_list(common: Common) -> None:

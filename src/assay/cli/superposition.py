@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from assay.cli.common import Common, common_options, model_options
+from assay.cli.dictionary_eval import corpus_options, readable
 
 if TYPE_CHECKING:
     from assay.features.contexts import ContextPlan, UnitContexts, Units
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from assay.model.model import Model
 
 POOL, MOMENT_TOKENS, BATCH = 400, 8192, 16  # random contexts; tokens of layer summaries; rows read at a time
+CONTEXT = 128  # tokens of a row
 LABEL = "screening, not a claim: what a unit stands for is stated with: assay claim state --kind represents"
 
 
@@ -39,20 +41,20 @@ class _Rows:
 @click.option("--negative", is_flag=True, help="Where units are most negative, not most positive.")
 @click.option("--encoder", default="minilm", show_default=True, help="Contexts alike by: minilm (meaning) or tfidf (wording).")
 @click.option("--tokens", default=50_000, show_default=True, type=click.IntRange(2), help="Read from the corpus at most.")
-@click.option("--context", default=128, show_default=True, type=click.IntRange(2), help="Tokens of a row.")
+@click.option("--context", type=click.IntRange(2), help=f"Tokens of a row. Default: {CONTEXT}, or what the model reads.")
 @click.option("--per", default="document", show_default=True, type=click.Choice(["document", "row"]),
               help="Contexts of a unit are from so many different ones.")  # fmt: skip
 @click.option("--top", default=40, show_default=True, type=click.IntRange(8), help="Contexts of a unit.")
 @click.option("--before", default=16, show_default=True, type=click.IntRange(0), help="Tokens before the one that fires.")
 @click.option("--after", default=8, show_default=True, type=click.IntRange(0), help="Tokens after it.")
-@click.option("--documents", type=click.Choice(["file", "block", "line"]), help="What a document is in text files.")
+@corpus_options
 @click.option("--out", metavar="DIR", help="Pictures go here instead of ATLAS/figures.")
 @model_options
 @common_options
 def superposition(
     common: Common, name: str, corpus: str, site: str | None, layers: str | None, path: str | None, units: int,
-    named: tuple[int, ...], negative: bool, encoder: str, tokens: int, context: int, per: str, documents: str | None,
-    out: str | None, dtype: str, prepend_bos: bool | None, **sizes: int,
+    named: tuple[int, ...], negative: bool, encoder: str, tokens: int, context: int | None, per: str,
+    documents: str | None, text_key: str, out: str | None, dtype: str, prepend_bos: bool | None, **sizes: int,
 ) -> None:  # fmt: skip
     """How many unrelated concepts units of MODEL respond to on CORPUS, and how much is in superposition.
 
@@ -64,7 +66,7 @@ def superposition(
     from assay.features.contexts import ContextPlan, latent_units, site_units
     from assay.features.sentences import encoder_of
 
-    opened = open_corpus(corpus, documents=documents)
+    opened = open_corpus(corpus, text_key=text_key, documents=documents)
     dictionary = _dictionary(path)
     model = common.load(name, dtype, prepend_bos)
     chosen = encoder_of(encoder)
@@ -74,7 +76,7 @@ def superposition(
     sources: list[Units] = [site_units(model, looked, _drawn(site_units(model, looked).only, units, named, common.seed), sign)]
     if dictionary is not None:
         sources.append(latent_units(model, dictionary, _drawn(range(dictionary.width), units, named, common.seed)))
-    kept = packed(model, opened, context, tokens=tokens)
+    kept = packed(model, opened, context or min(CONTEXT, readable(model)), tokens=tokens)
     rows = _Rows(kept, per)
     found = [_contexts(common, source, rows, plan) for source in sources]
     record: dict[str, Any] = {

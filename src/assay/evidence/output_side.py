@@ -24,7 +24,7 @@ from assay.errors import bad_argument
 from assay.evidence.effects import control_rows, per_pool, record_of, spread_over
 from assay.evidence.features import Feature
 from assay.evidence.hosts import Host, ModelHost
-from assay.features.opened import dictionary_at, is_latent
+from assay.features.opened import dictionary_at, is_latent, scales
 from assay.model.model import Model
 from assay.probe.variants import Place, place_of, pushed, random_subspaces, run_variants
 from assay.records import digest
@@ -99,6 +99,8 @@ def output_side(
     acts = host.read(site, tune)
     member = torch.tensor(list(labels)).bool()
     score = host.read(feature.site, tune)
+    if is_latent(feature.site):
+        score = score * scales(feature.site, lambda source: host.read(source, tune))
     score = score @ feature.direction(score.shape[1])
     size = float(score[member].mean() - score[~member].mean()) if 0 < int(member.sum()) < len(member) else 0.0
     drawn = random_subspaces(acts - acts.mean(0), (towards / towards.norm())[None], per_pool(draws), seed)

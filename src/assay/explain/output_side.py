@@ -139,13 +139,15 @@ class Written:
     """Some features that write to the same sites. `vectors`: what 1 of each adds there, by site.
 
     `stream`: what each adds to the residual stream; None: that is no one direction. `now`: their values at the last token of
-    contexts, (context, feature); None: they are moved, not set.
+    contexts, (context, feature); None: they are moved, not set. `scale`: times `vectors` is what 1 of each adds, by
+    context, where a dictionary normalises its inputs; None: 1.
     """
 
     names: tuple[str, ...]
     vectors: Mapping[str, Float[Tensor, "feature ..."]]
     stream: Float[Tensor, "feature d_model"] | None
     now: Callable[[Sequence[Sequence[int]]], Float[Tensor, "context feature"]] | None
+    scale: Callable[[Sequence[Sequence[int]]], Float[Tensor, "context 1"]] | None = None
 
 
 def written(model: Model, units: UnitSource, samples: Iterable[Sample] = ()) -> list[Written]:
@@ -173,7 +175,7 @@ def _some(group: Written, rows: list[int]) -> Written:
     now = group.now
     return Written(tuple(group.names[row] for row in rows), {site: each[rows] for site, each in group.vectors.items()},
                    None if group.stream is None else group.stream[rows],
-                   None if now is None else lambda tokens: now(tokens)[:, rows])  # fmt: skip
+                   None if now is None else lambda tokens: now(tokens)[:, rows], group.scale)  # fmt: skip
 
 
 def _latents(model: Model, units: Latents) -> Written:
@@ -190,12 +192,17 @@ def _latents(model: Model, units: Latents) -> Written:
     vectors = {str(site): part.unflatten(1, shape) for site, part, shape in zip(sites, parts, shapes, strict=True)}
     stream = torch.stack(parts).sum(0) if all(site.name in STREAM for site in sites) else None
 
-    def now(tokens: Sequence[Sequence[int]]) -> Tensor:
+    def read(tokens: Sequence[Sequence[int]]) -> Tensor:
         acts = model.capture([list(ids) for ids in tokens], list(units.sites), positions="last")
-        x = torch.cat([acts[site].flatten(1).float() for site in model.sites(list(units.sites))], 1)
-        return dictionary.encode(x)[:, list(units.only)].float().cpu()
+        return torch.cat([acts[site].flatten(1).float() for site in model.sites(list(units.sites))], 1)
 
-    return Written(units.names, vectors, stream, now)
+    def now(tokens: Sequence[Sequence[int]]) -> Tensor:
+        return dictionary.encode(read(tokens))[:, list(units.only)].float().cpu()
+
+    def scale(tokens: Sequence[Sequence[int]]) -> Tensor:
+        return torch.as_tensor(dictionary.normed(read(tokens))[1]).float().cpu()
+
+    return Written(units.names, vectors, stream, now, None if dictionary.input_norm == "none" else scale)
 
 
 def _columns(model: Model, units: Columns) -> Iterator[Written]:
@@ -364,7 +371,7 @@ class _Clamp:
         self.checkpoint = model.checkpoint([list(ids) for ids in contexts.tokens], [first]) if first else None
 
     def moves(self, targets: Mapping[str, float]) -> Float[Tensor, "context feature"]:
-        """How far each feature is moved in each context."""
+        """How far each feature is moved in each context, in units of its vectors."""
         missing = [name for name in self.group.names if name not in targets]
         if missing:
             raise bad_argument("targets", f"none for {missing[0]}", "a value for every feature")
@@ -372,7 +379,8 @@ class _Clamp:
         if not bool(wanted.isfinite().all()):
             raise bad_argument("targets", "a value that is not finite", "finite values")
         now = 0.0 if self.group.now is None else self.group.now(self.contexts.tokens)
-        return (wanted - now).expand(len(self.contexts.tokens), -1)
+        scale = 1.0 if self.group.scale is None else self.group.scale(self.contexts.tokens)
+        return ((wanted - now) * scale).expand(len(self.contexts.tokens), -1)
 
     def __call__(self, some: range, moves: Float[Tensor, "context feature"]) -> tuple[list[Output], np.ndarray]:
         """Outputs of some features, and the changes of kept tokens (feature, context, token)."""

@@ -78,7 +78,7 @@ def absorption(
     aligned[list(main)] = False
     silent = (held.codes[:, list(main)] == 0).all(1)
     projection = (acts - acts_fit.mean(0)) @ probe
-    carried = held.codes[:, aligned] @ along[aligned]
+    carried = held.written[:, aligned] @ along[aligned]
     absorbed = silent & (projection > 0) & (carried >= CARRIED * projection)
     return Absorption(label, float(absorbed[right].float().mean()), float(silent[right].float().mean()), len(main), main,
                       accuracy, int(right.sum()))  # fmt: skip

@@ -4,13 +4,16 @@
    code that knows the rates and nothing else.
 2. Their values, in steps so fine that rounding adds a hundredth to the squared error: with squared norms |d_j|^2 of
    decoder rows, step^2 / 12 x (mean over active of |d|^2) x L0 = error / 100, and the entropy of the rounded values.
+   Where inputs are normalised token by token one step does not suit all: values are then words of `WEIGHT_BITS`, and so is
+   what undoes the norm (the size of a token, for "layer" its mean, too). That is an upper bound.
 3. The weights, `WEIGHT_BITS` each, spread over a corpus of `corpus_tokens`: a wide dictionary for few tokens is no
    short description.
 
-A sum of costs with an error beside it: of two dictionaries only one with less of both is shorter without doubt. Bits
-say nothing about meaning.
+A sum of costs with an error beside it: of two dictionaries only one with less of both is shorter without doubt. What a
+`temporal` predicts from the tokens before is taken as given. Bits say nothing about meaning.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -45,13 +48,22 @@ def cost(
     rates: Float[Tensor, " latent"], sizes: Float[Tensor, " active"], error: float, n_weights: int, corpus_tokens: int
 ) -> Cost:
     """From firing rates, a sample of active values times the norms of their directions, squared error per token, and sizes."""
-    p = rates.double().clamp(0, 1)
-    entropy = -(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)) / torch.log(torch.tensor(2.0, dtype=torch.double))
-    l0 = float(p.sum())
-    weights = WEIGHT_BITS * n_weights / max(corpus_tokens, 1)
+    l0, which, weights = float(rates.double().sum()), _which(rates), WEIGHT_BITS * n_weights / max(corpus_tokens, 1)
     if not len(sizes) or l0 == 0:
-        return Cost(float(entropy.sum()), 0.0, weights, 0.0)
+        return Cost(which, 0.0, weights, 0.0)
     step = float((12 * SHARE * max(error, 1e-12) / l0) ** 0.5)
     counts = (sizes.double() / step).round().long().unique(return_counts=True)[1].double()
     shares = counts / counts.sum()
-    return Cost(float(entropy.sum()), l0 * float(-(shares * shares.log2()).sum()), weights, step)
+    return Cost(which, l0 * float(-(shares * shares.log2()).sum()), weights, step)
+
+
+def cost_in_words(rates: Float[Tensor, " latent"], further: int, n_weights: int, corpus_tokens: int) -> Cost:
+    """The same where no step suits all tokens: values, and `further` numbers of each token, are words of `WEIGHT_BITS`."""
+    values = WEIGHT_BITS * (float(rates.double().sum()) + further)
+    return Cost(_which(rates), values, WEIGHT_BITS * n_weights / max(corpus_tokens, 1), 0.0)
+
+
+def _which(rates: Float[Tensor, " latent"]) -> float:
+    """Binary entropies in bits, summed."""
+    p = rates.double().clamp(0, 1)
+    return float(-(torch.xlogy(p, p) + torch.xlogy(1 - p, 1 - p)).sum()) / math.log(2)

@@ -346,12 +346,12 @@ class Dictionary(nn.Module):
     def massive_above(self) -> dict[str, float]:
         """Site -> norm above which training left a token out, where `typical` cannot tell it from the input: the residual
         stream in front of a norm, and each of several sites. Empty where that is not known."""
-        stream = self.provenance.get("stream")
+        stream = self.provenance.get("stream") or {}
         found: dict[str, float] = {}
         for sites in (self.spec.inputs, self.spec.outputs):
-            for site in sites if isinstance(stream, Mapping) else ():
+            for site in sites:
                 name, _, own = site.rpartition(":")
-                limits = (stream.get(name) if name else stream).get("limits") or {}
+                limits = (stream.get(name, {}) if name else stream).get("limits") or {}
                 guard = limits.get("guards", {}).get(own) or {"site": own, "limit": limits.get("norm_limits", {}).get(own)}
                 if guard["limit"] is not None and (guard["site"] != own or len(sites) > 1):
                     found[f"{name}:{guard['site']}" if name else guard["site"]] = float(guard["limit"])

@@ -23,13 +23,20 @@ from assay.model.model import Model
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Rows of texts. `labels`: by name of a property, one bool per text; `clusters`: what texts of one frame share."""
+    """Rows of texts. `labels`: by name of a property, one bool per text; `clusters`: what texts of one frame share; `scaled`:
+    codes times the size of each token, for a dictionary that normalises its inputs."""
 
     x: Float[Tensor, "text d_in"]
     y: Float[Tensor, "text d_out"]
     codes: Float[Tensor, "text latent"]
     labels: Mapping[str, np.ndarray]
     clusters: Sequence[str]
+    scaled: Float[Tensor, "text latent"] | None = None
+
+    @property
+    def written(self) -> Float[Tensor, "text latent"]:
+        """What latents add to targets, in decoder rows."""
+        return self.codes if self.scaled is None else self.scaled
 
     def __post_init__(self) -> None:
         counts = {len(self.x), len(self.y), len(self.codes), len(self.clusters), *map(len, self.labels.values())}
@@ -53,17 +60,21 @@ def labelled(
     """
     limits = limits or Limits(dictionary.spec.skip_first, dictionary.spec.norm_limit, dictionary.spec.target_limit)
     held, names = HeldOut(tuple(map(tuple, rows)), tuple(map(str, range(len(rows))))), list(map(str, range(len(rows))))
-    parts: list[list[Tensor]] = [[], [], []]
+    parts: list[list[Tensor]] = [[], [], [], []]
     for some in held.batches(batch):
         tokens = read_tokens(model, dictionary, some, limits, names)
         numbers = [int(name) for name in some.documents]
         weights = _means(tokens.documents, tokens.typical, numbers) if at is None else _picks(
             tokens.documents, positions_of(some), numbers, at)  # fmt: skip
-        latents: Any = weights @ dictionary.codes(tokens.x, tokens.positions).scipy()  # sparse until they are one row a text
-        for kept, made in zip(parts, (weights @ tokens.x.numpy(), weights @ tokens.y.numpy(), latents.toarray()), strict=True):
-            kept.append(torch.as_tensor(made).float())
-    x, y, codes = (torch.cat(kept) for kept in parts)
-    return Labelled(x, y, codes, {name: np.asarray(each).astype(bool) for name, each in labels.items()}, list(clusters))
+        codes: Any = dictionary.codes(tokens.x, tokens.positions).scipy()  # sparse until they are one row a text
+        made = [weights @ tokens.x.numpy(), weights @ tokens.y.numpy(), (weights @ codes).toarray()]
+        if dictionary.input_norm != "none":
+            made.append((weights @ codes.multiply(torch.as_tensor(dictionary.normed(tokens.x)[1]).numpy())).toarray())
+        for kept, part in zip(parts, made, strict=False):
+            kept.append(torch.as_tensor(part).float())
+    x, y, found, *scaled = (torch.cat(kept) for kept in parts if kept)
+    told = {name: np.asarray(each).astype(bool) for name, each in labels.items()}
+    return Labelled(x, y, found, told, list(clusters), *scaled)
 
 
 def of_concept(

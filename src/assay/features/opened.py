@@ -74,7 +74,14 @@ def read_latents(site: str, read: Read, positions: Int[Tensor, " example"] | Non
 def before_selection(site: str, read: Read) -> Float[Tensor, "example latent"]:
     """Pre-activations of all latents, with gradients to what was read: defined where a latent is silent, too."""
     dictionary, acts = dictionary_at(site), joined(site, read)
-    return dictionary.pre(acts.to(dictionary.b_dec))
+    return dictionary.pre(dictionary.normed(acts.to(dictionary.b_dec))[0])
+
+
+def scales(site: str, read: Read) -> Float[Tensor, "example 1"] | float:
+    """What a latent of a whole site `latent.NAME` adds when it is 1, in decoder rows: 1, or how large each example is where
+    inputs are normalised."""
+    dictionary, acts = dictionary_at(site), joined(site, read)
+    return dictionary.normed(acts.to(dictionary.b_dec))[1]
 
 
 def joined(site: str, read: Read) -> Float[Tensor, "example d"]:

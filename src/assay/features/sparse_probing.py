@@ -164,7 +164,7 @@ def spurious_removal(
 def used_latents(fit: Labelled, directions: Float[Tensor, "latent d"], probe: Direction, label: str) -> list[int]:
     """Latents by (mean of members - mean of others) x (direction . probe), largest first; those below 0 are left out."""
     rows = torch.as_tensor(fit.label(label))
-    gap = fit.codes[rows].mean(0) - fit.codes[~rows].mean(0)
+    gap = fit.written[rows].mean(0) - fit.written[~rows].mean(0)
     effect = gap.double() * (directions.double() @ torch.as_tensor(probe[0]))
     order = effect.argsort(descending=True)
     return order[effect[order] > 0].tolist()
@@ -173,15 +173,15 @@ def used_latents(fit: Labelled, directions: Float[Tensor, "latent d"], probe: Di
 def without(
     part: Labelled, directions: Float[Tensor, "latent d"], latents: Sequence[int], to: Float[Tensor, " latent"]
 ) -> Float[Tensor, "text d"]:
-    """Targets with some latents set to other values; the reconstruction's error stays."""
+    """Targets with what some latents add set to other values; the reconstruction's error stays."""
     chosen = list(latents)
-    return part.y - (part.codes[:, chosen] - to[chosen]) @ directions[chosen]
+    return part.y - (part.written[:, chosen] - to[chosen]) @ directions[chosen]
 
 
 def _set_to(fit: Labelled, ablation: Ablation) -> Float[Tensor, " latent"]:
     if ablation not in ("zero", "mean"):
         raise bad_argument("ablation", ablation, "zero, mean")
-    mean = fit.codes.mean(0)
+    mean = fit.written.mean(0)
     return mean if ablation == "mean" else torch.zeros_like(mean)
 
 

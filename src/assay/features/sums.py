@@ -18,7 +18,7 @@ from torch import Tensor
 
 from assay.errors import StoreError, UsageError, bad_argument
 from assay.features.codes import Codes
-from assay.features.cost import Cost, cost
+from assay.features.cost import Cost, cost, cost_in_words
 from assay.features.dictionary import Dictionary
 from assay.features.ratios import Measure, complement, ratio
 from assay.features.spliced import Losses
@@ -26,6 +26,7 @@ from assay.files import write_file
 
 VALUES, EVERY = 1_000_000, 2.0  # of latents, kept as a sample; seconds between two writes
 DECADES = tuple(-6 + step / 2 for step in range(13))  # of firing rates, log10, lower edges of bins
+FURTHER = {"layer": 2, "root": 1}  # numbers of a token that undo an input_norm
 NOTHING = "held-out text: no token is typical for this dictionary. Check its site and norm limits."
 
 
@@ -151,6 +152,8 @@ class Firing:
     def cost(self, dictionary: Dictionary, mse: float, corpus_tokens: int) -> Cost:
         """Bits per token."""
         weights = sum(parameter.numel() for parameter in dictionary.parameters())
+        if dictionary.input_norm != "none":
+            return cost_in_words(self.rates.float(), FURTHER[dictionary.input_norm], weights, corpus_tokens)
         sizes = torch.cat(self.values) if self.values else torch.zeros(0)
         return cost(self.rates.float(), sizes, mse, weights, corpus_tokens)
 

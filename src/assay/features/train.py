@@ -52,7 +52,8 @@ DIVIDED = ("topk", "batchtopk", "relu", "jumprelu")  # whose latents may be divi
 class TrainPlan:
     """How to train. `tokens`: in all, in batches of `batch`. `warmup`, `decay`, `k_anneal`: shares of the steps.
 
-    `sparsity`: weight of the penalty (of relu, jumprelu, gated), where it is not steered; it rises from 0 over the warm-up.
+    `sparsity`: weight of the penalty (of relu, jumprelu, gated); it rises from 0 over the warm-up, and is steered from there
+    where a relu, a gated or a jumprelu with `penalty: "tanh"` has a k.
     `k_start`: active latents at the first step, falling to k over `k_anneal`. `dead_after`: tokens; default: a hundredth
     of the run, ten batches at least. `optimiser`: adam or signum (signs of momentum). `frozen`: parameters that stay as
     they start (W_dec: the control whose directions were never fitted).
@@ -197,10 +198,9 @@ class Training:
     def words(self) -> str:
         """Where it is, in a few words."""
         last = [member.history[-1] for member in self.members]
-        shares = sorted(line.fvu for line in last)
-        fvus = f"{shares[0]:.3f}" if len(last) == 1 else f"{shares[0]:.3f} to {shares[-1]:.3f}"
+        losses, fvus = (_range([getattr(line, name) for line in last]) for name in ("loss", "fvu"))
         l0 = sum(line.l0 for line in last) / len(last)
-        return f"FVU {fvus}, L0 {l0:.0f}, dead {max(line.dead for line in last):.0%}"
+        return f"loss {losses}, FVU {fvus}, L0 {l0:.0f}, dead {max(line.dead for line in last):.0%}"
 
     def keep(self, path: Path) -> None:
         """Write all state, to go on from: the same file, however many processes train."""
@@ -217,6 +217,12 @@ class Training:
         """Thresholds set, scales folded, provenance written: what is kept. Of divided latents process 0 gets all, to be used
         after the processes have parted."""
         return [_finish(member, self._first, self.stream, self.plan) for member in self.members]
+
+
+def _range(values: Sequence[float]) -> str:
+    """Of several members the least and the greatest."""
+    low, high = min(values), max(values)
+    return f"{low:.3f}" if len(values) == 1 else f"{low:.3f} to {high:.3f}"
 
 
 def refit(dictionary: Dictionary, acts: Float[Tensor, "token d"]) -> Dictionary:

@@ -8,8 +8,8 @@
 4. Any reader of safetensors gets the vector; any other vector file is read by `assay.steer.directions.from_file`, which asks
    for the site. Nothing in a file is executed; the size is limited; files are written beside and renamed.
 
-The hash shows that a file is whole. It does not show who wrote it; a signature (`assay.signing`) is checked on loading, that of a
-plain vector file too.
+The hash shows that a file is whole. It does not show who wrote it; a signature (`assay.signing`) is checked on loading, that
+of a plain vector file too.
 """
 
 import json

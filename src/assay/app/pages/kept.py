@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from assay.app.blocks import LinkItem, href, links, text
-from assay.app.disclosed import notes
 from assay.app.documents import Made
 from assay.app.forms import form_of
 from assay.app.results import kept_result, results
@@ -27,9 +26,14 @@ def kept_page(
         return Made([*([] if items else [text("empty", empty)]), *asked, *listed], empty=not items)
     found = kept_result(workspace.atlas, arguments["result"])
     claim = found["record"].get("claim") if isinstance(found["record"], dict) else None
-    told = notes(found["head"].get("disclosure"))
-    marked = [text("disclosure", *told)] if told else []
-    return Made([*marked, *found["blocks"], *_state(claim), *asked, *listed], title=found["head"]["title"])
+    told = _disclosed(found["head"].get("disclosure"))
+    return Made([*told, *found["blocks"], *_state(claim), *asked, *listed], title=found["head"]["title"])
+
+
+def _disclosed(told: Any) -> list[Any]:
+    """What the verb did to the model. How a model was changed before (`models`) is in the blocks of the result already."""
+    note = told.get("note") if isinstance(told, dict) and "models" not in told else None
+    return [text("disclosure", note)] if isinstance(note, str) else []
 
 
 def item_of(head: Mapping[str, Any], address: str) -> LinkItem:

@@ -1,7 +1,7 @@
 """Monitors and audits that are kept: list them, show one, and let a monitor read a text. All of it only reads.
 
-Watching reads a text that is given: nothing is generated, and nothing is blocked or steered. A monitor that is not calibrated for
-the model still gives scores; its state says why its thresholds promise nothing, and it raises no alert.
+Watching reads a text that is given: nothing is generated, and nothing is blocked or steered. A monitor that is not calibrated
+for the model still gives scores; its state says why its thresholds promise nothing, and it raises no alert.
 """
 
 import math
@@ -154,7 +154,7 @@ def _short(value: Any) -> str:
 
 
 def _units(found: "Monitor", units: Any, armed: bool) -> list[dict[str, Any]]:
-    """The highest score of every unit, its threshold, and whether it alerts: only where there is one, and it counts (`armed`)."""
+    """The highest score of every unit, its threshold, and whether it alerts: with one, and where the monitor is `armed`."""
     rows = []
     for unit, scores in units.items():
         if not len(scores):

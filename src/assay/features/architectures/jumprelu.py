@@ -4,7 +4,8 @@
    `bandwidth` around them, d value / d threshold = -threshold / bandwidth, d L0 / d threshold = -1 / bandwidth.
 2. Penalty: 6 (L0 / k - 1)^2 (the quadratic that aims at k), or with `penalty: "tanh"` tanh(4 x value x norm / scale).
 3. Thresholds are raw numbers kept at 0 or more (under Adam the logarithm hardly moves), and start where each latent
-   would be active for k / width of a first batch; the bandwidth starts from the spread of pre-activations there.
+   would be active for k / width of a first batch (half of it without a k, which `tanh` does not need); the bandwidth
+   starts from the spread of pre-activations there.
 
 Only pairs above threshold - bandwidth / 2 take part in a step: all others have value and gradients zero.
 """
@@ -56,8 +57,8 @@ class JumpReLU(Dictionary):
         return above(pre, (self.threshold - self.bandwidth / 2).clamp_min(0))
 
     def objective(self, x: Tensor, y: Tensor, stage: Stage) -> Objective:
-        if self.spec.k is None:
-            raise bad_argument("k", None, f"1 to {self.width}", "Training aims at so many active latents.")
+        if self.spec.k is None and not self.steered:
+            raise bad_argument("k", None, f"1 to {self.width}", "Its penalty aims at so many active latents.")
         with torch.no_grad():
             pre = self.scores(x)
             pairs = self.choose(pre, stage)
@@ -81,7 +82,8 @@ class JumpReLU(Dictionary):
     def start(self, x: Tensor, y: Tensor, generator: torch.Generator) -> None:
         super().start(x, y, generator)
         pre = self.pre(x)
-        rank = max(1, round(len(x) * (self.spec.k or 1) / (self.width * world().slices)))
+        width = self.width * world().slices
+        rank = max(1, round(len(x) * (self.spec.k or width / 2) / width))
         self.threshold.copy_(pre.topk(min(rank + 1, len(x)), dim=0).values[-2:].mean(0).clamp_min(0))  # between two of them
         if not float(self.bandwidth):
             self.bandwidth.copy_(WIDTH_IN_SPREADS * deviation(pre))

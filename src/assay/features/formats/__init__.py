@@ -19,9 +19,11 @@ from assay.features.formats import (
     sparsify,
 )
 from assay.features.formats.base import FORMATS, Format
+from assay.features.formats.gain import folded
 
-__all__ = ["FORMATS", "Format", "Written", "circuit_tracer", "detect", "dictionary_learning", "gemma_scope", "gemma_scope_2",
-           "holders", "llama_scope", "load_dictionary", "native", "saelens", "sparsify", "write_dictionary"]  # fmt: skip
+__all__ = ["FORMATS", "Format", "Written", "circuit_tracer", "detect", "dictionary_learning", "folded", "gemma_scope",
+           "gemma_scope_2", "holders", "llama_scope", "load_dictionary", "native", "saelens", "sparsify",
+           "write_dictionary"]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from assay.errors import SiteError, bad_argument
 from assay.features.dictionary import Dictionary, Spec, make_dictionary
 from assay.features.kept import probe_inputs
 from assay.registry import Registry
-from assay.sites import Site, parse_site
+from assay.sites import Site, before_gain, parse_site
 
 OWN = "assay"  # the key of what only Assay knows, in other tools' configs
+BEFORE_GAIN = "before_gain"  # the key, in what is kept of an import, of the sites it has once a norm's gain is folded in
 PROBE_TOLERANCE = 1e-3
 MORE_ALIKE, ONE_NORM = 5.0, 0.01  # spreads of norms: what counts as evidence of how a square matrix lies
 TIED, CHANCE, FEWEST = 0.2, 8.0, 8  # cosines, too: of random rows of d numbers they differ by up to CHANCE / d
@@ -46,7 +47,11 @@ FORMATS: Registry[Format] = Registry("format")
 
 @dataclass(eq=False)
 class Found:
-    """What was read, before it is a dictionary. `assumed`: what the file does not say and was decided here."""
+    """What was read, before it is a dictionary. `assumed`: what the file does not say and was decided here.
+
+    `before_gain`: it reads what a norm gives without its gain, which is no site: the dictionary gets none, and those in
+    `spec` are kept for `folded`.
+    """
 
     spec: Spec
     numbers: dict[str, Tensor]
@@ -54,16 +59,22 @@ class Found:
     assumed: list[str] = field(default_factory=list)
     name: str = ""
     own: Mapping[str, Any] = field(default_factory=dict)
+    before_gain: bool = False
 
     def dictionary(self) -> Dictionary:
         """The dictionary. Raises UsageError where it does not do what the file's own probe says."""
         spec, name, before, assumed = _restored(self.spec, self.own), self.name, {}, list(self.assumed)
+        waits = {"inputs": list(spec.inputs), "outputs": list(spec.outputs)} if self.before_gain and spec.inputs else None
         if self.own:
             name, before = str(self.own.get("name") or name), dict(_object(self.own, "provenance"))
+            waits = _object(before, "imported").get(BEFORE_GAIN)
         elif not spec.inputs:
             assumed.append("sites: the file names none that is known here")
         if not self.own:
             assumed.append(f"skip_first {spec.skip_first}: the file does not say which positions it is for")
+        if waits:
+            spec = replace(spec, inputs=(), outputs=())
+            assumed.append(without_gain(waits))
         assumed += check_order(self.numbers["W_enc"], self.numbers["W_dec"]) if "W_dec" in self.numbers else []
         dictionary = make_dictionary(spec, name)
         with torch.no_grad():
@@ -73,7 +84,8 @@ class Found:
         dictionary.requires_grad_(False)
         if self.own:
             check_probe(dictionary, self.own.get("probe"))
-        dictionary.provenance = {**before, "imported": {**self.source, "assumed": assumed}}
+        kept = {BEFORE_GAIN: waits} if waits else {}
+        dictionary.provenance = {**before, "imported": {**self.source, **kept, "assumed": assumed}}
         return dictionary
 
 
@@ -179,6 +191,31 @@ def known_site(text: Any) -> str:
         return ""
 
 
+def known_hook(text: Any) -> tuple[str, bool]:
+    """The canonical form of another tool's address, and whether the address is that site before the gain of a norm."""
+    gained = before_gain(str(text))
+    return (str(gained), True) if gained else (known_site(text), False)
+
+
+def without_gain(waits: Any) -> str:
+    """What is to be said of a dictionary that has no sites until a gain is folded in."""
+    sites = ", ".join(map(str, _listed(waits, "inputs")))
+    return f"no site: it reads {sites} before the gain of the norm (fold it in: assay.features.formats.folded)"
+
+
+def waiting(dictionary: Dictionary) -> tuple[list[str], list[str]]:
+    """Inputs and outputs it has once the gain of a norm is folded in; none where it does not wait for that."""
+    waits = _object(dictionary.provenance, "imported").get(BEFORE_GAIN)
+    return (_listed(waits, "inputs"), _listed(waits, "outputs")) if waits and not dictionary.spec.inputs else ([], [])
+
+
+def _listed(waits: Any, key: str) -> list[str]:
+    found = waits.get(key) if isinstance(waits, Mapping) else None
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise bad_argument(f"{OWN}: imported: {BEFORE_GAIN}: {key}", found, "a list of sites")
+    return found
+
+
 LAYERS = {
     "resid_pre": "hook_resid_pre",
     "resid_mid": "hook_resid_mid",
@@ -190,9 +227,8 @@ LAYERS = {
     "q": "attn.hook_q",
     "k": "attn.hook_k",
     "v": "attn.hook_v",
-    "mlp_in": "ln2.hook_normalized",
-    "attn_in": "ln1.hook_normalized",
 }
+NORMALIZED = {"mlp_in": "ln2.hook_normalized", "attn_in": "ln1.hook_normalized", "final_norm": "ln_final.hook_normalized"}
 
 
 def hook_name(site: str) -> str:
@@ -204,6 +240,22 @@ def hook_name(site: str) -> str:
     if found.name in LAYERS and found.layer is not None and found.layer >= 0:
         return f"blocks.{found.layer}.{LAYERS[found.name]}"
     return "hook_embed" if found.name == "embed" else site
+
+
+def hook_names(dictionary: Dictionary) -> tuple[str | None, str | None]:
+    """How TransformerLens calls what a dictionary reads and what it reconstructs; None where that is not known."""
+    before, after = waiting(dictionary)
+    inputs, outputs = before or dictionary.spec.inputs, after or dictionary.spec.outputs
+    name = _normalized if before else hook_name
+    return (name(inputs[0]) if inputs else None, name(outputs[0]) if outputs else None)
+
+
+def _normalized(site: str) -> str:
+    """The hook before the gain, of a site after it; as `hook_name` for others."""
+    found = parse_site(site)
+    if found.name not in NORMALIZED:
+        return hook_name(site)
+    return NORMALIZED[found.name] if found.layer is None else f"blocks.{found.layer}.{NORMALIZED[found.name]}"
 
 
 def layer_of(site: str) -> int | None:

@@ -4,7 +4,9 @@
    b_dec, W_skip (d_out, d_in), and thresholds where it is a JumpReLU (activation_function.threshold). ReLU otherwise.
 2. Cross-layer: W_enc_L.safetensors has W_enc_L (latents, d), b_enc_L, b_dec_L and threshold_L; W_dec_L.safetensors has
    W_dec_L (latents, layers - L, d).
-3. `config.yaml` beside them: model_name, feature_input_hook, feature_output_hook, the same for every layer.
+3. `config.yaml` beside them: model_name, feature_input_hook, feature_output_hook, the same for every layer. `mlp.hook_in`
+   and `mlp.hook_out` are circuit-tracer's own, around the MLP; others are TransformerLens' (no weights folded): hook_mlp_in
+   is the residual stream before the norm, ln2.hook_normalized is without the norm's gain (`before_gain`).
 """
 
 import re
@@ -17,7 +19,7 @@ from torch import Tensor
 from assay.errors import bad_argument
 from assay.features.dictionary import Dictionary, Spec
 from assay.features.formats import cross_layer
-from assay.features.formats.base import FORMATS, Format, Found, known_site, layer_of
+from assay.features.formats.base import FORMATS, NORMALIZED, Format, Found, layer_of, waiting
 from assay.features.formats.plain import plain, unplain, write_safetensors
 from assay.features.formats.reading import LARGEST_TEXT, Numbers, content_of, read_safetensors, tensor_names
 from assay.files import write_file
@@ -25,9 +27,12 @@ from assay.files import write_file
 CONFIG = "config.yaml"
 OTHERS = ("sae_weights.safetensors", "sae.safetensors", "params.safetensors")
 KNOWN = ("model_name", "model_kind", "feature_input_hook", "feature_output_hook", "scan", "transcoders", "repo_id", "subfolder")
-HOOKS = {"mlp.hook_in": "mlp_in", "hook_mlp_in": "mlp_in", "ln2.hook_normalized": "mlp_in", "mlp.hook_out": "mlp_out",
-         "hook_mlp_out": "mlp_out", "hook_resid_mid": "resid_mid", "hook_resid_pre": "resid_pre"}  # fmt: skip
+GAIN, AFTER_MLP = NORMALIZED["mlp_in"], "mlp.hook_out"
+HOOKS = {"mlp.hook_in": "mlp_in", GAIN: "mlp_in", "hook_mlp_out": "mlp_out", AFTER_MLP: "mlp_out",
+         "hook_resid_mid": "resid_mid", "hook_mlp_in": "resid_mid", "hook_resid_pre": "resid_pre"}  # fmt: skip
+NO_NORM = f"site mlp_out: {AFTER_MLP} is that where no norm follows the MLP"
 THRESHOLD = "activation_function.threshold"
+KEYS = ("feature_input_hook", "feature_output_hook")
 
 
 def recognises(path: Path) -> bool:
@@ -67,10 +72,8 @@ def read(path: Path) -> Dictionary:
         state["threshold"] = numbers.take(name, *([width] if numbers.tensors[name].dim() else [])).expand(width)
     _check(state.get("threshold"), file)
     numbers.done()
-    layer = re.search(r"(\d+)$", file.stem)
-    sites = [(f"{HOOKS[hook]}.{layer[1]}",) if layer and (hook := config.get(key, "")) in HOOKS else () for key in
-             ("feature_input_hook", "feature_output_hook")]  # fmt: skip
-    inputs, outputs = sites if all(sites) else ((), ())
+    layer, (before, after) = re.search(r"(\d+)$", file.stem), _ends(config)
+    inputs, outputs = ((f"{before}.{layer[1]}",), (f"{after}.{layer[1]}",)) if layer and before and after else ((), ())
     spec = Spec(
         "jumprelu" if "threshold" in state else "relu",
         width,
@@ -81,8 +84,8 @@ def read(path: Path) -> Dictionary:
         centred=False,
         skip=skip,
     )
-    source = {"format": "circuit_tracer", "from": file.name, "settings": config}
-    return Found(spec, state, source, [], f"{config.get('model_name', 'transcoder')}-{file.stem}").dictionary()
+    source, name = {"format": "circuit_tracer", "from": file.name, "settings": config}, config.get("model_name", "transcoder")
+    return Found(spec, state, source, _assumed(config), f"{name}-{file.stem}", before_gain=_early(config)).dictionary()
 
 
 def _check(threshold: Tensor | None, file: Path) -> None:
@@ -110,6 +113,21 @@ def _config(folder: Path) -> dict[str, str]:
     return {key: value.strip("\"'") for key, value in found.items() if value and key != "transcoders"}
 
 
+def _ends(config: dict[str, str]) -> tuple[str, str]:
+    """Names of inputs and outputs, without the layer; empty where not known."""
+    before, after = (HOOKS.get(config.get(key, ""), "") for key in KEYS)
+    return before, after
+
+
+def _early(config: dict[str, str]) -> bool:
+    """Whether one of them is taken before the gain of the norm."""
+    return GAIN in (config.get(key) for key in KEYS)
+
+
+def _assumed(config: dict[str, str]) -> list[str]:
+    return [NO_NORM] if AFTER_MLP in (config.get(key) for key in KEYS) else []
+
+
 def _cross_layer(folder: Path) -> Dictionary:
     config, layers = _config(folder), []
     count = len(list(folder.glob("W_enc_*.safetensors")))
@@ -125,9 +143,8 @@ def _cross_layer(folder: Path) -> Dictionary:
         _check(layers[-1].threshold, folder / numbers.where)
         numbers.done()
         decoder.done()
-    ends = (HOOKS.get(config.get("feature_input_hook", ""), ""), HOOKS.get(config.get("feature_output_hook", ""), ""))
-    source = {"format": "circuit_tracer", "from": folder.name, "settings": config}
-    return cross_layer.together(layers, ends, source, [], f"{config.get('model_name', folder.name)}-clt")
+    source, name = {"format": "circuit_tracer", "from": folder.name, "settings": config}, config.get("model_name", folder.name)
+    return cross_layer.together(layers, _ends(config), source, _assumed(config), f"{name}-clt", _early(config))
 
 
 # writing -----------------------------------------------------------------------------------------
@@ -147,7 +164,8 @@ def lacks(dictionary: Dictionary) -> str:
 def write(dictionary: Dictionary, folder: Path) -> Sequence[str]:
     """Write a folder; what differs there."""
     spec, clt = dictionary.spec, dictionary.architecture in ("clt", "clt_jumprelu")
-    notes = ["positions and norm limits have no place there"]
+    notes, waits = ["positions and norm limits have no place there"], waiting(dictionary)
+    ends = waits if waits[0] else (spec.inputs, spec.outputs)
     if clt:
         for number, layer in enumerate(cross_layer.apart(dictionary)):
             write_safetensors(folder / f"W_enc_{number}.safetensors", {
@@ -160,19 +178,24 @@ def write(dictionary: Dictionary, folder: Path) -> Sequence[str]:
         made = made.shifted(False)
         tensors = {"W_enc": made.W_enc, "W_dec": made.W_dec, "b_enc": made.b_enc, "b_dec": made.b_dec, "W_skip": made.W_skip,
                    THRESHOLD: made.threshold}  # fmt: skip
-        layer = layer_of(spec.inputs[0]) if spec.inputs else None
+        layer = layer_of(ends[0][0]) if ends[0] else None
         write_safetensors(
             folder / f"layer_{layer or 0}.safetensors", {key: value for key, value in tensors.items() if value is not None}
         )
     if dictionary.architecture in ("batchtopk", "matryoshka", "clt"):
         notes.append(f"{dictionary.architecture} has thresholds per latent there: the same latents in use")
-    ends = [next((hook for hook, name in HOOKS.items() if sites and sites[0].startswith(f"{name}.")), "") for sites in
-            (spec.inputs, spec.outputs)]  # fmt: skip
+    hooks = [_hook(sites, bool(waits[0])) for sites in ends]
     lines = {"model_name": dictionary.provenance.get("model") or "unknown",
              "model_kind": "cross_layer_transcoder" if clt else "transcoder_set",
-             "feature_input_hook": ends[0], "feature_output_hook": ends[1]}  # fmt: skip
+             **dict(zip(KEYS, hooks, strict=True))}  # fmt: skip
     write_file(folder / CONFIG, "".join(f'{key}: "{value}"\n' for key, value in lines.items()).encode())
-    return notes if known_site(spec.inputs[0] if spec.inputs else "") else [*notes, "the file names no sites"]
+    return notes if all(hooks) else [*notes, "the file names no sites"]
+
+
+def _hook(sites: Sequence[str], waits: bool) -> str:
+    """How the format calls what a layer reads or writes, empty where it has no name for it."""
+    name = sites[0].partition(".")[0] if sites else ""
+    return GAIN if waits and name == "mlp_in" else next((hook for hook, one in HOOKS.items() if one == name), "")
 
 
 FORMATS.add(

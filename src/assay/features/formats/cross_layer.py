@@ -29,7 +29,12 @@ class Layer:
 
 
 def together(
-    layers: Sequence[Layer], sites: tuple[str, str], source: dict[str, Any], assumed: list[str], name: str
+    layers: Sequence[Layer],
+    sites: tuple[str, str],
+    source: dict[str, Any],
+    assumed: list[str],
+    name: str,
+    before_gain: bool = False,
 ) -> Dictionary:
     """One dictionary of all layers. `sites`: names of inputs and outputs, without the layer; empty where not known."""
     count, (group, d) = len(layers), layers[0].W_enc.shape
@@ -49,7 +54,7 @@ def together(
     inputs, outputs = (tuple(f"{site}.{number}" for number in range(count)) for site in sites) if all(sites) else ((), ())
     spec = Spec("clt_jumprelu", group * count, d * count, d * count, inputs=inputs, outputs=outputs, centred=False,
                 options={"layers": count})  # fmt: skip
-    return Found(spec, numbers, source, assumed, name).dictionary()
+    return Found(spec, numbers, source, assumed, name, before_gain=before_gain).dictionary()
 
 
 def lacks(dictionary: Dictionary) -> str:

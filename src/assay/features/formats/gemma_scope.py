@@ -3,7 +3,8 @@
 W_enc (d_in, latents), W_dec (latents, d_out), b_enc, b_dec, threshold; some files write w_enc. JumpReLU, nothing taken off
 inputs, no scaling. What it is for is said by the names of the folders around it only: `-res`, `-mlp`, `-att` (heads
 concatenated), `transcoders`, `embedding`. Embeddings were read before the model multiplies them by sqrt(d): inputs and
-outputs are brought to the multiplied ones, W_enc / sqrt(d), W_dec sqrt(d), b_dec sqrt(d).
+outputs are brought to the multiplied ones, W_enc / sqrt(d), W_dec sqrt(d), b_dec sqrt(d). Transcoders read what the norm
+before the MLP gives without its gain, which their authors had folded into the MLP: `before_gain`.
 """
 
 import re
@@ -44,20 +45,20 @@ def read(path: Path) -> Dictionary:
              "W_dec": numbers.take("W_dec", width, d_out), "b_dec": numbers.take("b_dec", d_out),
              "threshold": numbers.take("threshold", width)}  # fmt: skip
     numbers.done()
-    inputs, outputs, assumed = _sites(file)
+    place = file.parent.resolve()  # of the folder: in the cache of Hugging Face a file is a link to a place without names
+    inputs, outputs, assumed = _sites(place.as_posix())
     if inputs == ("embed",):
         root = d_in**0.5
         state |= {"W_enc": state["W_enc"] / root, "W_dec": state["W_dec"] * root, "b_dec": state["b_dec"] * root}
         assumed.append("an embedding, by its folder: read from and written to embeddings times sqrt(d)")
     spec = Spec("jumprelu", width, d_in, d_out, inputs=inputs, outputs=outputs, centred=False)
-    parts = [part for part in file.resolve().parent.parts[-3:] if re.match(r"(layer|width|average|embedding)", part)]
-    return Found(
-        spec, state, {"format": "gemma_scope", "from": "/".join(parts) or file.name}, assumed, "-".join(parts)
-    ).dictionary()
+    parts = [part for part in place.parts[-3:] if re.match(r"(layer|width|average|embedding)", part)]
+    source = {"format": "gemma_scope", "from": "/".join(parts) or file.name}
+    return Found(spec, state, source, assumed, "-".join(parts), before_gain=inputs != outputs).dictionary()
 
 
-def _sites(file: Path) -> tuple[tuple[str, ...], tuple[str, ...], list[str]]:
-    place = str(file.resolve().parent)
+def _sites(place: str) -> tuple[tuple[str, ...], tuple[str, ...], list[str]]:
+    """Inputs and outputs by the name of a folder; those of a transcoder once the gain is folded in."""
     if re.search(r"/embedding(/|$)", place):
         return ("embed",), ("embed",), []
     layer = re.search(r"layer_(\d+)", place)

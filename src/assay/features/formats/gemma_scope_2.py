@@ -2,12 +2,14 @@
 
 w_enc (d_in, latents), w_dec (latents, d_out), b_enc, b_dec, threshold; with `affine_connection` also affine_skip_connection
 (d_in, d_out), which is turned here. JumpReLU, nothing taken off inputs. In files of a cross-layer transcoder w_dec is
-(latents, layers, d); rows for layers before its own are not used.
+(latents, layers, d); rows for layers before its own are not used. Its config names hooks of `model.layers.{all}`. Crosscoders
+are kept the same way and are refused.
 """
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from assay.errors import bad_argument
 from assay.features.dictionary import Dictionary, Spec
@@ -23,6 +25,9 @@ HARMLESS = words("""
 PLACES = {"output": "resid_post", "self_attn.o_proj.input": "z", "post_feedforward_layernorm.output": "mlp_out",
           "pre_feedforward_layernorm.output": "mlp_in", "post_attention_layernorm.output": "attn_out"}  # fmt: skip
 HOOKS = {site: hook for hook, site in PLACES.items()}
+NO_SKIP = "A skip connection of a cross-layer transcoder has no counterpart here."
+EVERY = "model.layers.{all}."  # how hooks of a cross-layer transcoder begin
+KEYS = ("hf_hook_point_in", "hf_hook_point_out")
 
 
 def recognises(path: Path) -> bool:
@@ -50,7 +55,7 @@ def read(path: Path) -> Dictionary:
     config = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else Config(CONFIG, {})
     config.choice("architecture", ("jump_relu",), "jump_relu")
     affine = config.get("affine_connection", bool, None)
-    hooks = [config.get(key, str, None) for key in ("hf_hook_point_in", "hf_hook_point_out")]
+    hooks = [config.get(key, str, None) for key in KEYS]
     own = config.get(OWN, dict, {})
     left = config.done(HARMLESS)
     numbers = read_safetensors(file)
@@ -80,17 +85,34 @@ def _site(hook: str | None) -> str:
     return f"{PLACES[match[2]]}.{match[1]}" if match and match[2] in PLACES else ""
 
 
+def _cross_config(folder: Path) -> tuple[tuple[str, str], dict[str, Any], list[str]]:
+    """(names of inputs and outputs without a layer, what else the config says, what is assumed). Raises UsageError."""
+    config = read_config(folder / CONFIG) if (folder / CONFIG).is_file() else Config(CONFIG, {})
+    config.choice("architecture", ("jump_relu",), "jump_relu")
+    config.choice("type", ("clt",), "clt", "What is split into layers is read as a cross-layer transcoder only.")
+    config.choice("affine_connection", (False,), False, NO_SKIP)
+    hooks = [config.get(key, str, None) for key in KEYS]
+    said = {"settings": config.done(HARMLESS), "hooks": [hook for hook in hooks if hook]}
+    for key, hook in zip(KEYS, hooks, strict=True):
+        if hook and not hook.startswith(EVERY):
+            raise bad_argument(f"{CONFIG}: {key}", hook, f"{EVERY}{' or '.join(PLACES)}", "It reads and writes every layer.")
+    if not any(hooks):
+        return ("mlp_in", "mlp_out"), said, ["sites mlp_in, mlp_out: what such files are for; none is named in them"]
+    before, after = (PLACES.get((hook or "").removeprefix(EVERY), "") for hook in hooks)
+    return (before, after), said, []
+
+
 def _cross_layer(folder: Path) -> Dictionary:
+    sites, said, assumed = _cross_config(folder)
     files = _layers(folder)
     if sorted(files) != list(range(len(files))):
         raise bad_argument(str(folder), f"layers {sorted(files)}", "a file for every layer from 0 on")
-    layers, assumed = [], []
+    layers = []
     for number, file in sorted(files.items()):
         numbers = read_safetensors(file)
         d, width = numbers.shape("w_enc")
         if "affine_skip_connection" in numbers:
-            raise bad_argument(f"{file.name}: affine_skip_connection", "a skip connection", "none in a cross-layer transcoder",
-                               "It has no counterpart here.")  # fmt: skip
+            raise bad_argument(f"{file.name}: affine_skip_connection", "a skip connection", "none", NO_SKIP)
         decoder = numbers.take("w_dec", width, len(files), d)
         if bool(decoder[:, :number].any()):
             assumed.append(f"layer {number}: decoder rows for layers before it are not zero, and are not used")
@@ -104,8 +126,8 @@ def _cross_layer(folder: Path) -> Dictionary:
             )
         )
         numbers.done()
-    source = {"format": "gemma_scope_2", "from": folder.name}
-    return cross_layer.together(layers, ("mlp_in", "mlp_out"), source, assumed, f"gemma-scope-2-{folder.name}")
+    source, name = {"format": "gemma_scope_2", "from": folder.name, **said}, said["settings"].get("model_name", "gemma-scope-2")
+    return cross_layer.together(layers, sites, source, assumed, f"{name}-{folder.name}")
 
 
 def lacks(dictionary: Dictionary) -> str:

@@ -18,7 +18,7 @@ import torch
 
 from assay.errors import bad_argument
 from assay.features.dictionary import Dictionary, Spec
-from assay.features.formats.base import FORMATS, OWN, Format, Found, hook_name, known_site, own_part
+from assay.features.formats.base import FORMATS, OWN, Format, Found, hook_names, known_hook, own_part
 from assay.features.formats.plain import SCALED, again, free_rows, plain, unplain, write_json, write_safetensors
 from assay.features.formats.reading import read_config, read_safetensors, words
 
@@ -85,11 +85,11 @@ def read(path: Path) -> Dictionary:
     rule = "jumprelu" if act == "topk" and threshold > 0 else act
     if rule == "jumprelu":
         state["threshold"] = torch.full((width,), threshold)
-    before, after = known_site(hooks[0]), known_site(hooks[1] or hooks[0])
+    (before, early), (after, late) = known_hook(hooks[0]), known_hook(hooks[1] or hooks[0])
     sites = ((before,), (after,)) if before and after else ((), ())
     spec = Spec(rule, width, d, d, (k or 50) if rule == "topk" else None, sites[0], sites[1], centred)
     source = {"format": "llama_scope", "from": folder.name, "settings": left, "hooks": [hook for hook in hooks if hook]}
-    return Found(spec, state, source, [], folder.name, own).dictionary()
+    return Found(spec, state, source, [], folder.name, own, before_gain=early or late).dictionary()
 
 
 def _mean(means, key: str) -> float:
@@ -117,7 +117,7 @@ def lacks(dictionary: Dictionary) -> str:
 
 def write(dictionary: Dictionary, folder: Path) -> Sequence[str]:
     """Write a folder; what differs there."""
-    made, spec, notes = plain(dictionary), dictionary.spec, []
+    made, spec, notes, hooks = plain(dictionary), dictionary.spec, [], hook_names(dictionary)
     assert made is not None
     if made.rule == "topk" and free_rows(dictionary):
         made = made.unit()
@@ -133,7 +133,7 @@ def write(dictionary: Dictionary, folder: Path) -> Sequence[str]:
         "apply_decoder_bias_to_pre_encoder": made.centred,
         "sparsity_include_decoder_norm": False,
         "use_glu_encoder": False,
-        **({"hook_point_in": hook_name(spec.inputs[0]), "hook_point_out": hook_name(spec.outputs[0])} if spec.inputs else {}),
+        **({"hook_point_in": hooks[0], "hook_point_out": hooks[1]} if all(hooks) else {}),
         OWN: own_part(dictionary, again(dictionary, made)),
     }
     write_safetensors(

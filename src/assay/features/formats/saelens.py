@@ -27,7 +27,7 @@ from torch import Tensor
 from assay.errors import bad_argument
 from assay.features.architectures.temporal import EPS
 from assay.features.dictionary import Dictionary, Spec
-from assay.features.formats.base import FORMATS, OWN, Format, Found, hook_name, known_site, own_part
+from assay.features.formats.base import FORMATS, OWN, Format, Found, hook_names, known_hook, known_site, own_part
 from assay.features.formats.plain import SCALED, Plain, again, free_rows, plain, unplain, write_json, write_safetensors
 from assay.features.formats.reading import Config, Numbers, read_config, read_safetensors, tensor_names, words
 
@@ -39,6 +39,7 @@ SINGLE = ("standard", "gated", "topk", "abstopk", "jumprelu", "batchtopk", "matr
 SITES, BLOCK = {"q": "q_target", "k": "k_ctx", "v": "v_ctx", "o": "c_proj"}, "attn_layers.{}.{}.{}"  # of a temporal
 SIGNED = "its latents have signs: latent j is here where it is positive, {width} + j where it is negative"
 NORMS, RESCALE = {"layer_norm": "layer", "constant_norm_rescale": "root"}, "constant_scalar_rescale"
+OTHER_HOOK = "no site: hook_name is before the gain of the norm, hf_hook_name ({}) is another tensor"
 RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn",
            "hook_point_layer": "hook_layer"}  # fmt: skip
 HARMLESS = words("""
@@ -158,7 +159,7 @@ def _read(folder: Path, config: Config, about: Config, architecture: str, number
         state, more = _scaled(state, more, _factor(folder), rescaled)
     if rescaled:
         state = _unit(state)
-    inputs, outputs, hooks = _sites(config, about, transcoder)
+    inputs, outputs, hooks, early = _sites(config, about, transcoder)
     options.update(more)
     spec = Spec(rule, len(state["W_dec"]), d_in, d_out, k, inputs, outputs, centred, "skip" in architecture, options=options)
     source: dict[str, Any] = {"hooks": hooks}
@@ -167,7 +168,9 @@ def _read(folder: Path, config: Config, about: Config, architecture: str, number
         assumed.append(SIGNED.format(width=width))
     if reshape == "hook_z":
         assumed.append("heads are concatenated, head after head")
-    return Found(spec, state, source, assumed, _name(about, config, width))
+    if early and hooks.get("hf_hook_name"):
+        assumed.append(OTHER_HOOK.format(hooks["hf_hook_name"]))
+    return Found(spec, state, source, assumed, _name(about, config, width), before_gain=early)
 
 
 def _numbers(
@@ -275,18 +278,21 @@ def _unit(state: dict[str, Tensor]) -> dict[str, Tensor]:
             "W_dec": state["W_dec"] / norms.clamp_min(1e-12)[:, None]}  # fmt: skip
 
 
-def _sites(config: Config, about: Config, transcoder: bool) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any]]:
-    """Inputs and outputs as sites where they are known ones, and how the file calls them."""
+def _sites(config: Config, about: Config, transcoder: bool) -> tuple[tuple[str, ...], tuple[str, ...], dict[str, Any], bool]:
+    """Inputs and outputs as sites where they are known ones, how the file calls them, whether they are before a norm's gain.
+
+    Before the gain there is no module, so a name of one (`hf_hook_name`) beside it is of another tensor: no site then.
+    """
     keys = ("hook_name", "hook_name_out", "hf_hook_name", "hf_hook_name_out", "hook_head_index", "hook_head_index_out")
     said = {key: about.values[key] if key in about.values else config.get(key, object, None) for key in keys}
-    ends = []
+    ends, early = [], False
     for name, head in (("hook_name", "hook_head_index"), ("hook_name_out", "hook_head_index_out")):
-        site = known_site(said[name])
-        index = said[head]
+        site, before = known_hook(said[name])
+        index, early = said[head], early or before
         ends.append(known_site(f"{site}.{index}") if site and isinstance(index, int) and not isinstance(index, bool) else site)
-    inputs = (ends[0],) if ends[0] else ()
+    inputs = (ends[0],) if ends[0] and not (early and said["hf_hook_name"]) else ()
     outputs = ((ends[1],) if ends[1] else ()) if transcoder or said["hook_name_out"] else inputs
-    return (inputs, outputs if inputs else (), {key: value for key, value in said.items() if value is not None})
+    return (inputs, outputs if inputs else (), {key: value for key, value in said.items() if value is not None}, early)
 
 
 def _name(about: Config, config: Config, width: int) -> str:
@@ -333,7 +339,8 @@ def write(dictionary: Dictionary, folder: Path) -> Sequence[str]:
     made, notes = plain(dictionary), []
     assert made is not None
     spec = dictionary.spec
-    transcoder = spec.skip or spec.d_in != spec.d_out or (spec.transcodes and made.rule in ("relu", "jumprelu"))
+    reads, writes = hook_names(dictionary)
+    transcoder = spec.skip or spec.d_in != spec.d_out or (reads != writes and made.rule in ("relu", "jumprelu"))
     transcoder = transcoder and dictionary.input_norm == "none"
     made = made.shifted(False) if transcoder else made
     if made.rule == "topk" and free_rows(dictionary):
@@ -341,7 +348,7 @@ def write(dictionary: Dictionary, folder: Path) -> Sequence[str]:
         notes.append(SCALED)
     if dictionary.architecture in ("batchtopk", "matryoshka"):
         notes.append(f"{dictionary.architecture} is jumprelu there, as SAELens keeps it: the same latents in use")
-    if spec.transcodes and not transcoder:
+    if reads != writes and not transcoder:
         notes.append("it is an SAE of one site there; the output's name is in the metadata")
     architecture = _architecture(made, transcoder)
     config = {
@@ -418,11 +425,11 @@ def _tensors(made: Plain) -> dict[str, Tensor]:
 
 
 def _metadata(dictionary: Dictionary) -> dict[str, Any]:
-    spec, said = dictionary.spec, dictionary.provenance
-    found: dict[str, Any] = {"sae_lens_version": VERSION, "sae_lens_training_version": None, "model_name": said.get("model"),
-                             "hook_name": hook_name(spec.inputs[0]) if spec.inputs else None}  # fmt: skip
-    if spec.transcodes and spec.outputs:
-        found["hook_name_out"] = hook_name(spec.outputs[0])
+    reads, writes = hook_names(dictionary)
+    found: dict[str, Any] = {"sae_lens_version": VERSION, "sae_lens_training_version": None, "hook_name": reads,
+                             "model_name": dictionary.provenance.get("model")}  # fmt: skip
+    if reads != writes:
+        found["hook_name_out"] = writes
     return {key: value for key, value in found.items() if value is not None or key == "sae_lens_training_version"}
 
 
