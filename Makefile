@@ -24,7 +24,8 @@ models: $(STAMP)
 demo: setup
 	$(BIN)/assay demo
 
-test: setup browser
+test:
+	$(MAKE) --no-print-directory -j2 setup browser
 	$(LINT)
 	$(BIN)/pyright
 	$(BIN)/python src/assay/app/web/build.py --check
