@@ -4,7 +4,7 @@
 2. A model that was loaded with changed weights (`Model.modified`) says so in the answer of every verb that used it. `noted`
    stands around a verb, and the workspace tells `use` of each model that it hands out inside.
 3. Where both hold, the second is in the first, under `also`.
-4. What the second says to programs is the first block that people see of a kept result, on every page.
+4. What the second says to programs is also the first block of a kept result, for people.
 """
 
 from collections.abc import Iterator, Sequence
