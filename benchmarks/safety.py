@@ -15,7 +15,9 @@
 3. An audit compares the organism with its base model, and beside it talks to the organism alone; the registry grades both.
 
 Rows are kept in benchmarks/rows by name of organism, each with the hash of organism, exam, base and code that measures. A row
-of another hash is measured again, so what was interrupted, here or on another machine, goes on.
+of another hash is measured again, so what was interrupted, here or on another machine, goes on. Rows without `cpu_seconds` are
+from tables that the same code had written before rows were kept: they hold what the tables say. Delete a row to have it
+measured anew.
 """
 
 import argparse

@@ -41,12 +41,7 @@ def record_harvest(atlas: Atlas, found: Harvested) -> str:
 
 def harvests(atlas: Atlas) -> list[dict[str, Any]]:
     """Every harvest of the atlas, oldest first: digest, model, corpus, folder, sites, tokens."""
-    if not (atlas.path / "atlas.duckdb").is_file():
-        return []
-    with atlas.reading() as db:
-        rows = db.execute("SELECT digest, model, corpus, created, folder, body FROM harvests ORDER BY created").fetchall()
-    names = ("digest", "model", "corpus", "created", "folder")
-    return [{**dict(zip(names, row, strict=False)), **json.loads(row[5])} for row in rows]
+    return _oldest_first(atlas, "harvests", ("digest", "model", "corpus", "created", "folder"))
 
 
 def harvests_of(atlas: Atlas, dictionary: Dictionary) -> list[dict[str, Any]]:
@@ -126,12 +121,16 @@ def record_graph(atlas: Atlas, graph: str, model: str, prompt: str, file: Path, 
 
 def graphs(atlas: Atlas) -> list[dict[str, Any]]:
     """Every attribution graph of the atlas, oldest first."""
+    return _oldest_first(atlas, "graphs", ("id", "model", "prompt", "created", "file"))
+
+
+def _oldest_first(atlas: Atlas, table: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """All rows of a table: these columns, and what is in the body."""
     if not (atlas.path / "atlas.duckdb").is_file():
         return []
     with atlas.reading() as db:
-        rows = db.execute("SELECT id, model, prompt, created, file, body FROM graphs ORDER BY created").fetchall()
-    names = ("id", "model", "prompt", "created", "file")
-    return [{**dict(zip(names, row, strict=False)), **json.loads(row[5])} for row in rows]
+        rows = db.execute(f"SELECT {', '.join(names)}, body FROM {table} ORDER BY created").fetchall()
+    return [{**dict(zip(names, row, strict=False)), **json.loads(row[-1])} for row in rows]
 
 
 def safe_name(name: str) -> str:
