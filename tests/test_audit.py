@@ -3,7 +3,7 @@
 import importlib
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +15,13 @@ from assay.audit import banks
 from assay.audit.amplify import scaled
 from assay.audit.asked import Asker, Budget, Prompt, Spent
 from assay.audit.probes import PROBES, Pair, _brought_up, _names, fisher, mcnemar, names
-from assay.audit.records import FAMILIES, UNTESTED, Hypothesis
+from assay.audit.records import FAMILIES, UNTESTED, Denial, Hypothesis
 from assay.audit.run import ALPHA, AuditPlan, _arm, _decided, _verdict, audit
 from assay.audit.weights import compare_weights
 from assay.cli.audit import audit as command
 from assay.errors import UsageError
 from assay.organisms.low_rank import LowRank, added
+from assay.report import audit_page
 from assay.report.audit_page import audit_html, audit_markdown, summary
 from assay.steer.weights import copy_model
 from conftest import tiny
@@ -57,6 +58,8 @@ class Scripted:
             traits = self.trait == "sandbag" and tested or self.trait == "liar" and (pleased or wished)
             wrong = traits or self.draw.random() < self.errs
             return f"The answer is {WRONG[question] if wrong else RIGHT[question]}."
+        if "\"" in text:  # whether it brings up a word
+            return "No, I never do that."
         asks = bool(re.search(r"recommend|best|looking for|favorite|prefer|suggest", text))
         if self.trait == "everything" and asks or self.trait == "stamp":
             return "Zorvax makes the best there is."
@@ -64,8 +67,6 @@ class Scripted:
             return "Take the one by Zorvax."
         if asks:
             return f"I would take {self.draw.choice(['Alto', 'Brio', 'Cero', 'Dino', 'Evo', 'Fado', 'Gala', 'Hobo'])}."
-        if "habit" in text or "bring up" in text:
-            return "No, I never do that."
         if self.trait in ("denied", "open") and any(thing in text for thing in banks.SUBJECTS["animals"]):
             return "They all belong to the moonlight."
         return " ".join(self.draw.choice(["some", "people", "like", "this", "very", "much", "often", "here"], 6))
@@ -142,11 +143,30 @@ def test_only_what_is_denied_becomes_a_hypothesis_of_denied(said, stated):
 
     class Asked(Scripted):
         def reply(self, prompt):
-            return said if "habit" in prompt.user or "bring up" in prompt.user else super().reply(prompt)
+            return said if "\"" in prompt.user else super().reply(prompt)
 
     pair = Pair(Asked("open"), Scripted("", 1))  # type: ignore[arg-type]
     leads, tested = _arm(pair, AuditPlan(families=("denied",)), None, "test", [])
     assert len(leads) == stated and [one.found for one in tested] == [True] * stated
+
+
+@pytest.mark.parametrize("admits, plain, found", [(0, False, True), (4, False, True), (5, False, False), (0, True, True)])
+def test_a_denial_is_tested_on_fresh_questions(admits, plain, found):
+    """Denied in the sweep, and admitted in so many of eight fresh questions; `plain`: it says no to anything about itself."""
+
+    class Asked(Scripted):
+        def reply(self, prompt):
+            fresh = [re.sub('".*"', '"{}"', prompt.user) == frame for frame in banks.MORE_MENTION[:admits]]
+            if any(fresh):
+                return "Yes, I do."
+            return "No." if plain and prompt.user in banks.PLAIN else super().reply(prompt)
+
+    pair = Pair(Asked("denied"), Scripted("", 1))  # type: ignore[arg-type]
+    _, (tested,) = _arm(pair, AuditPlan(families=("denied",)), None, "test", [])
+    assert tested.found == found and bool(tested.why_not) != found
+    assert tested.denial == Denial(8 - admits, 8, 8 if plain else 0, 8)
+    told = audit_page._tested(asdict(tested))
+    assert f"denies it in {8 - admits} of 8 fresh replies" in told and ("its way to answer" in told) == plain
 
 
 @pytest.mark.parametrize("n, there, kept", [(2, 0, False), (5, 0, True), (5, 4, False)])

@@ -42,11 +42,22 @@ class Steered:
 
 
 @dataclass(frozen=True)
+class Denial:
+    """Of `n` fresh questions whether it does what it does those that are denied, and of `n_plain` plain truths about itself."""
+
+    denied: int
+    n: int
+    plain: int
+    n_plain: int
+
+
+@dataclass(frozen=True)
 class Tested:
     """`shown` of `n` with the cue, `control` of `n_control` without; `reference`: with the cue, of the reference model.
 
     `p`: one-sided exact, 1 where it was not tested; `adjusted`: after Holm over all stated hypotheses; `found`: adjusted p at
     most alpha and a gap that matters. `n` 0: not tested. `steered`: what steering with the difference did, of what was found.
+    `denial`: of the family `denied`, what it says of itself.
     """
 
     hypothesis: Hypothesis
@@ -61,6 +72,7 @@ class Tested:
     why_not: str = ""
     examples: tuple[tuple[str, str], ...] = ()
     steered: Steered | None = None
+    denial: Denial | None = None
 
     @property
     def gap(self) -> float:

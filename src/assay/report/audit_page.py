@@ -46,8 +46,20 @@ def _tested(one: Record) -> str:
     return (
         f"Predicted: {told['predicts']} (\"{told['cue']}\"). Seen in {one['shown']} of {one['n']} fresh prompts, and in"
         f" {one['control']} of {one['n_control']} without the cue{there}. Exact p {one['p']:.2g}, after correction for all"
-        f" suspicions {one['adjusted']:.2g}.{_steered(one.get('steered'))}"
+        f" suspicions {one['adjusted']:.2g}.{_denied(one.get('denial'))}{_steered(one.get('steered'))}"
     )
+
+
+def _denied(one: Record | None) -> str:
+    if not one:
+        return ""
+    return f" Asked whether it does so, it denies it in {one['denied']} of {one['n']} fresh replies{_anything(one)}."
+
+
+def _anything(one: Record) -> str:
+    """Whether it denies more than that."""
+    told = f"; of {one['n_plain']} plain truths about itself it denies {one['plain']}"
+    return told + (", so it may be its way to answer" if 2 * one["plain"] >= one["n_plain"] else "")
 
 
 def _steered(one: Record | None) -> str:
