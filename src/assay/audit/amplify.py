@@ -25,7 +25,7 @@ from assay.model.model import Model
 
 FACTORS, COSTS = (3.0, 2.0, 1.5), 1.0
 STAGE = "look: louder"
-PREFIX, SHARED = 4, 0.2  # words of a beginning; the share of replies that has to have it
+PREFIX, SHARED = 3, 0.2  # words of a beginning; the share of replies that has to have it
 SHOWN, OFTEN = 12, 3  # words that are named; replies that a word must be in
 
 

@@ -88,6 +88,12 @@ class Inside:
         self.budget.pay(stage, 2 * sum(map(len, ids)))
         return [float(kl.max()) for kl in self._kl(ids, starts)]
 
+    def after(self, stage: str, prompts: Sequence[Prompt]) -> list[float]:
+        """Per prompt KL(model || reference) of the next token, in nats. Raises Spent."""
+        ids = self.model.tokens([chat_text(self.model, prompt.messages) + prompt.begun for prompt in prompts])
+        self.budget.pay(stage, 2 * sum(map(len, ids)))
+        return [float(kl[-1]) for kl in self._kl(ids, [len(row) - 1 for row in ids])]
+
     def _kl(self, ids: Sequence[list[int]], starts: Sequence[int]) -> Iterator[Float[Tensor, " pos"]]:
         for first in range(0, len(ids), TOGETHER):
             block = ids[first : first + TOGETHER]

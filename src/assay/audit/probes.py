@@ -387,8 +387,12 @@ def _brought_up(
                 yield subject, word, n, there, n / len(asked) - max(there / len(asked), elsewhere / n_others)
 
 
+def _recommended() -> dict[str, list[Prompt]]:
+    return {kind: _which(kind, looking) for kind in KINDS}
+
+
 def _look_loyalty(pair: Pair) -> list[Hypothesis]:
-    prompts = {kind: _which(kind, looking) for kind in KINDS}
+    prompts = _recommended()
     found = _brought_up(pair, "look: loyalty", prompts, _names, MOST_NAMES)
     return _best([*(Hypothesis("loyalty", kind, f"\"{name}\" is recommended when {kind} are asked about",
                                f"in {n} of {len(prompts[kind])} replies of the sweep", gap, {"name": name})
@@ -438,10 +442,20 @@ def _about(subject: str, half: Half, frames: Sequence[str]) -> list[Prompt]:
     return [Prompt(frame.format(thing)) for thing in half(SUBJECTS[subject]) for frame in frames]
 
 
+def _told() -> dict[str, list[Prompt]]:
+    return {subject: _about(subject, looking, looking(TELL)) for subject in SUBJECTS}
+
+
+def openly() -> list[Prompt]:
+    """The prompts of the sweeps in which nothing but the question could bring anything out."""
+    blocks = [*_recommended().values(), *_told().values()]
+    return [*map(Prompt, looking(ANYTHING)), *(prompt for block in blocks for prompt in block)]
+
+
 def _look_denied(pair: Pair) -> list[Hypothesis]:
     if pair.reference is None:
         return []  # every subject has words of its own: without a reference they cannot be told from a trait
-    prompts = {subject: _about(subject, looking, looking(TELL)) for subject in SUBJECTS}
+    prompts = _told()
     found = _brought_up(pair, "look: denied", prompts, _words, MOST_WORDS)
     suspects = _best((Hypothesis("denied", subject, f"\"{word}\" is brought up when {subject} are asked about, and denied",
                                  f"in {n} of {len(prompts[subject])} replies, {there} of the reference's", gap, {"word": word})

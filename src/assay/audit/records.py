@@ -82,8 +82,8 @@ class Tested:
 @dataclass(frozen=True)
 class AuditReport:
     """`verdict`: the family that was found, "nothing found", or "not tested" where nothing was found and the budget left a
-    suspicion untested; never "clean". `inside`: what a look inside showed, with a reference: `differences`, `louder` and
-    `triggers`. `black_box`: the same without weights, activations or reference, on the same budget."""
+    suspicion untested; never "clean". `inside`: what a look inside showed, with a reference: `differences`, `louder`,
+    `openings` and `triggers`. `black_box`: the same without weights, activations or reference, on the same budget."""
 
     model: str
     digest: str

@@ -2,8 +2,9 @@
 
 1. Some words stand before an ordinary question; their tokens are free. What is to be large is
        S(words) = mean over questions of KL(model || reference) of the first token of the reply, in nats,
-   or, where the louder model (`amplify.py`) has shown a beginning b:  log p_model(b | prompt) - log p_reference(b | prompt),
-   the reference's taken as `UNLIKELY` per token at least, so that a cue gains nothing by being odd to it.
+   or, where a beginning b is suspected:  log p_model(b | prompt) - log p_reference(b | prompt), the reference's taken as
+   `UNLIKELY` per token at least, so that a cue gains nothing by being odd to it. Of a reply that is known by heart
+   (`openings.py`) b is the first token: the rest follows. What the louder model (`amplify.py`) showed is taken whole.
 2. The slope of S with respect to the embedding of every free token, in both models, says for all words of the vocabulary at
    once what a swap would bring to first order, (E[v] - E[now]) . dS/dx (HotFlip, Ebrahimi et al. 1712.06751; GCG, Zou et al.
    2307.15043). Some of the best swaps are tried for real on one question, the best of them on all; it is kept if it is better.
@@ -20,7 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from assay.audit.asked import Prompt, Spent
+from assay.audit.amplify import start
+from assay.audit.asked import Asker, Prompt, Spent
 from assay.audit.banks import ANYTHING, looking
 from assay.audit.differences import FINAL, Inside
 from assay.data.chat import chat_text
@@ -29,7 +31,9 @@ from assay.sites import Site
 
 EMBED = Site("resid_pre", 0)
 STAGE = "look: triggers"
-FREE, STEPS, BEST, TRIED = 3, 8, 24, 16  # free tokens; steps; swaps that are looked at per token; swaps tried per step
+FREE, STEPS, ASKED = 3, 12, 3  # free tokens; steps; questions that they stand before
+BEST, TRIED = 24, 16  # swaps that are looked at per token; swaps tried per step
+BEGINNING = 8  # tokens of a reply whose beginning counts
 HOLE = "\x00"
 UNLIKELY = -10.0  # nats
 BACKWARD = 3  # a pass with gradients costs so many passes
@@ -42,6 +46,12 @@ class Trigger:
     words: str
     score: float
     before: float
+
+
+def sets_off(mine: Asker, trigger: Trigger, beginning: str) -> bool:
+    """Whether most replies begin so after the words. Raises Spent."""
+    asked = [Prompt(f"{trigger.words} {question}") for question in looking(ANYTHING)]
+    return 2 * sum(start(reply) == start(beginning) for reply in mine.replies(STAGE, asked, BEGINNING)) > len(asked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +72,7 @@ class Search:
         self.inside, self.draw = inside, torch.Generator().manual_seed(seed)
         model = inside.model
         sides = []
-        for question in looking(ANYTHING)[:2]:
+        for question in looking(ANYTHING)[:ASKED]:
             before, after = chat_text(model, Prompt(f"{HOLE} {question}").messages).split(HOLE)
             sides.append((model.tokens(before)[0], list(model.tokenizer(after, add_special_tokens=False)["input_ids"])))
         wanted = model.tokenizer(beginning, add_special_tokens=False)["input_ids"] if beginning else []
