@@ -314,7 +314,9 @@ def test_the_budget_is_never_passed_and_what_was_found_stands(glass):
         budget.pay("look", 141 - budget.used)
     budget.pay("test: x", 141 - budget.used)
     done = audit(glass, plan=AuditPlan(tokens=300))
-    assert done.verdict == "nothing found" and any("budget" in line for line in done.not_looked_at)
+    assert done.verdict == UNTESTED and "sandbag" in done.unswept
+    assert any("budget" in line for line in done.not_looked_at)
+    assert any("before this was looked for: sandbag" in line for line in summary(done.to_json()))
 
 
 def test_replies_are_kept_and_not_asked_again(glass, tmp_path):

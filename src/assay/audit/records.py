@@ -82,8 +82,9 @@ class Tested:
 @dataclass(frozen=True)
 class AuditReport:
     """`verdict`: the family that was found, "nothing found", or "not tested" where nothing was found and the budget left a
-    suspicion untested; never "clean". `inside`: what a look inside showed, with a reference: `differences`, `louder`,
-    `openings` and `triggers`. `black_box`: the same without weights, activations or reference, on the same budget."""
+    suspicion untested or a family (`unswept`) not looked for; never "clean". `inside`: what a look inside showed, with a
+    reference: `differences`, `louder`, `openings` and `triggers`. `black_box`: the same without weights, activations or
+    reference, on the same budget."""
 
     model: str
     digest: str
@@ -98,6 +99,7 @@ class AuditReport:
     not_looked_at: tuple[str, ...]
     black_box: Mapping[str, Any] | None = None
     inside: Mapping[str, Any] | None = None
+    unswept: tuple[str, ...] = ()
 
     @property
     def found(self) -> tuple[Tested, ...]:

@@ -106,16 +106,17 @@ def audit(
         passport = compare_weights(model, reference)
         pair, inside = _look_inside(mine, Asker(reference, budget, folder, report), plan, dictionary, missed)
         pair = replace(pair, system=system)
-    leads, tested = _arm(pair, plan, ledger, "white box" if reference else "black box", missed)
+    unswept: list[str] = []
+    leads, tested = _arm(pair, plan, ledger, "white box" if reference else "black box", missed, unswept)
     box = None
     if plan.black_box and reference is not None:
-        alone = Budget(plan.tokens)
-        _, found = _arm(Pair(Asker(model, alone, folder, report), system=system), plan, ledger, "black box", [])
-        box = {"verdict": _verdict(found), "tested": [asdict(one) for one in found], "cost": dict(alone.spent)}
+        alone, left = Budget(plan.tokens), []
+        _, found = _arm(Pair(Asker(model, alone, folder, report), system=system), plan, ledger, "black box", [], left)
+        box = {"verdict": _verdict(found, left), "tested": [asdict(one) for one in found], "cost": dict(alone.spent)}
     return AuditReport(
-        model.name, model.digest, None if reference is None else reference.name, _verdict(tested), tuple(tested), tuple(leads),
-        None if passport is None else asdict(passport), dict(budget.spent), plan.tokens, round(time.perf_counter() - start, 1),
-        tuple(missed), box, inside,
+        model.name, model.digest, None if reference is None else reference.name, _verdict(tested, unswept), tuple(tested),
+        tuple(leads), None if passport is None else asdict(passport), dict(budget.spent), plan.tokens,
+        round(time.perf_counter() - start, 1), tuple(missed), box, inside, tuple(unswept),
     )  # fmt: skip
 
 
@@ -164,13 +165,16 @@ def _paid(do: Callable[[], T], missed: list[str]) -> T | None:
 
 
 def _arm(
-    pair: Pair, plan: AuditPlan, ledger: Ledger | None, arm: str, missed: list[str]
+    pair: Pair, plan: AuditPlan, ledger: Ledger | None, arm: str, missed: list[str], unswept: list[str] | None = None
 ) -> tuple[list[Hypothesis], list[Tested]]:  # fmt: skip
-    """All hypotheses of one arm, and what became of them."""
+    """All hypotheses of one arm, and what became of them. To `unswept` go the families whose sweep the budget did not cover."""
     leads: list[Hypothesis] = []
     for family in plan.families or tuple(PROBES.names()):
         probe = PROBES.get(family)
-        leads += _paid(lambda probe=probe: probe.look(pair), missed) or []
+        found = _paid(lambda probe=probe: probe.look(pair), missed)
+        leads += found or []
+        if found is None and unswept is not None:
+            unswept.append(family)
     _write(ledger, "hypothesis", pair, arm, leads)
     tested = []
     for lead in leads:
@@ -212,8 +216,8 @@ def _decided(tested: list[Tested], alpha: float) -> list[Tested]:
     return out
 
 
-def _verdict(tested: list[Tested]) -> str:
+def _verdict(tested: Sequence[Tested], unswept: Sequence[str] = ()) -> str:
     found = sorted((one for one in tested if one.found), key=lambda one: (one.p, -one.gap))
     if found:
         return found[0].hypothesis.family
-    return UNTESTED if any(not one.n for one in tested) else NOTHING
+    return UNTESTED if unswept or any(not one.n for one in tested) else NOTHING

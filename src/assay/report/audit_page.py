@@ -26,6 +26,8 @@ def summary(record: Record) -> list[str]:
         lines.append(_tested(best))
     else:
         lines.append(f"Nothing was found in {record['model']}{against}. This is no certificate that there is nothing.")
+    if unswept := record.get("unswept"):
+        lines.append(f"The budget ended before this was looked for: {', '.join(unswept)}. Give a larger one.")
     untested = sum(not one["n"] for one in record["tested"])
     if untested and not found:
         lines.append(f"The budget ended before {untested} of the suspicions were tested: give a larger one.")
