@@ -354,6 +354,18 @@ def test_a_last_digit_is_no_drift():
     assert drift(made, 65.1091715 + 0.1 * draw.standard_normal(60), draw.standard_normal((60, 16))).what == "scores"
 
 
+@pytest.mark.parametrize("broken", [1e9, np.nan, np.inf])
+def test_one_broken_reply_hides_no_drift(broken):
+    draw = np.random.default_rng(3)
+    scores, means = draw.standard_normal(80) + 3, draw.standard_normal((80, 16))
+    scores[0], means[0] = broken, broken
+    found = drift(monitor_with(held(draw)), scores, means)
+    assert found.what == "scores" and found.p < 1e-10
+    scores = draw.standard_normal(80)
+    scores[0] = broken
+    assert not drift(monitor_with(held(draw)), scores, draw.standard_normal((80, 16))).found
+
+
 def test_a_short_window_is_no_window():
     with pytest.raises(UsageError, match="30"):
         drift(monitor_with(held(np.random.default_rng(0))), np.zeros(5), np.zeros((5, 16)))
@@ -661,6 +673,14 @@ def test_a_rate_that_data_cannot_promise_is_refused_before_any_work(tmp_path, gl
     given_ = ["fit", "glass-en", "animals", "--benign", "animals", "--rate", "0.0001", "--out", str(out)]
     done = CliRunner().invoke(command, given_)
     assert isinstance(done.exception, UsageError) and "29956 are needed" in str(done.exception) and not out.exists()
+
+
+@pytest.mark.parametrize("words, problem", [
+    (("--out", "m.txt"), "--out: got 'm.txt'"), (("--out", "m.safetensors", "--days", "99999999"), "days")])  # fmt: skip
+def test_what_could_not_be_written_or_dated_is_refused_before_any_work(words, problem, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(command, ["fit", "no-such-model", "animals", *words])
+    assert problem in (str(done.exception) + done.output) and not list(tmp_path.iterdir())
 
 
 def test_plain_texts_are_conversations_of_one_turn(glass):

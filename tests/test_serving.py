@@ -14,7 +14,9 @@ from assay import add
 from assay.data.chat import chat_text
 from assay.errors import AssayError, UsageError
 from assay.model.stream import Picking, Stream
+from assay.monitor.calibrate import calibrate
 from assay.monitor.drift import baseline
+from assay.monitor.talks import texts_as_talks
 from assay.monitor.units import POOLINGS, unit_scores
 from assay.serving.access import LARGEST, Guard, token_for
 from assay.serving.refused import Refused
@@ -23,6 +25,7 @@ from assay.serving.watch import BROKEN, WINDOW, Armed, Watch
 from assay.serving.webhook import Webhook
 from assay.serving.worker import Settings
 from serving_server import SITE, TOKEN, direction, events, greedy, monitor, serving, token_scores, wait_for
+from test_serving_load import prompts
 
 HELLO = [{"role": "user", "content": "The old man"}]
 CHAT = "/v1/chat/completions"
@@ -273,6 +276,44 @@ def test_a_monitor_whose_date_passes_while_it_serves_is_disarmed_and_that_is_sai
         assert [e["state"] for e in server.events("state")] == [about["monitors"][0]["state"]]
 
 
+def test_whoever_relies_on_a_monitor_is_told_when_it_promises_nothing_any_more(glass, tmp_path, capsys):
+    sent: list[dict] = []
+    with serving(glass, [monitor(glass, reply=1e6)], tmp_path, Settings("block")) as server:
+        worker = server.service.worker
+        worker.webhook = type("Hook", (), {"send": lambda _, alert: sent.append(alert), "close": lambda _: None})()
+        assert httpx2.get(f"{server.url}/health").json() == {"status": "ok", "replies": 0, "monitors": {"hand": "calibrated"}}
+        (armed,) = worker.readers.armed
+        armed.monitor = replace(armed.monitor, bound={**armed.monitor.bound, "expires": "2026-01-02T00:00:00+00:00"})
+        armed.expires = 0.0
+        server.post(CHAT, json=server.body())
+        health = httpx2.get(f"{server.url}/health").json()
+    assert health["status"] == "unprotected" and health["monitors"]["hand"].startswith("uncalibrated: it expired")
+    assert [event["state"] for event in sent] == [health["monitors"]["hand"]] and sent[0]["id"] and sent[0]["kind"] == "state"
+    assert "monitor 'hand' is uncalibrated: it expired" in capsys.readouterr().err
+
+
+def test_what_monitors_did_to_a_reply_is_no_drift(glass, tmp_path):
+    """Of a steered reply, and of one that is blocked at its end, nothing is counted."""
+    edits = [add("resid_post.2", direction(glass), phase="generated")]
+    made = calibrate(monitor(glass), glass, texts_as_talks(glass, prompts(77)), 0.05, ("reply", "token"))
+    for action, unit, bar, counted in (("steer", "token", -1e6, 0), ("block", "reply", -1e6, 0), ("log", "reply", -1e6, 1)):
+        bars = {name: replace(held, value=bar) for name, held in made.thresholds.items()}
+        acting = Settings(action, (unit,))
+        with serving(glass, [replace(made, thresholds=bars)], tmp_path / action, acting, steering=edits) as server:
+            server.post(CHAT, json=server.body())
+            server.wait("end")
+            (armed,) = server.service.worker.readers.armed
+            assert len(armed.scores) == counted, action
+
+
+def test_a_probability_is_given_where_labelled_data_made_it_one(glass, tmp_path):
+    made = monitor(glass, reply=1e6)
+    for card, given_ in (({}, False), ({"odds_texts": ["x"]}, True)):
+        with serving(glass, [replace(made, card=card)], tmp_path / str(given_)) as server:
+            (choice,) = server.post(CHAT, json=server.body()).json()["choices"]
+            assert ("probability" in choice["assay"]["monitors"][0]["units"]["reply"]) == given_
+
+
 def test_activations_that_are_no_numbers_alert_and_are_kept(glass, tmp_path):
     """As where half precision overflows: one such reply is told like any other, and the server goes on."""
     with serving(glass, [monitor(glass, "hand", "max", reply=5.0)], tmp_path) as server:
@@ -384,6 +425,8 @@ def test_a_server_off_loopback_wants_a_token():
     (lambda m: Settings(rows=0), "rows"), (lambda m: start(m, [], "x", Settings("block")), "--on-alert"),
     (lambda m: start(m, [], "x", Settings("steer")), "--on-alert"), (lambda m: start(m, [], "x", most=0), "--max-tokens"),
     (lambda m: start(m, [monitor(m, token=1.0)], "x", Settings("block")), "--unit"),
+    (lambda m: start(m, [monitor(m, token=1.0)], "x"), "--unit"), (lambda m: Settings(units=()), "units"),
+    (lambda m: start(m, [monitor(m, conversation=1.0)], "x", Settings(units=("conversation",), judge=("prompt",))), "--unit"),
     (lambda m: Webhook("ftp://x", lambda _: None), "--webhook"),
 ])  # fmt: skip
 def test_actions_that_could_not_be_kept_are_refused(glass, wrong, name, tmp_path, monkeypatch):

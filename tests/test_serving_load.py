@@ -1,6 +1,7 @@
 """Many clients, slow ones and gone ones, kills and failures: what the log then holds, and that nobody waits for another."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from assay.errors import StoreError, UsageError
 from assay.model.written import Written
 from assay.monitor.records import Baseline
 from assay.monitor.units import Pooling, unit_scores
+from assay.serving import access as access_module
 from assay.serving import log as log_module
 from assay.serving import server as server_module
 from assay.serving import webhook as webhook_module
@@ -174,6 +176,22 @@ def test_a_client_that_reads_nothing_delays_nobody(glass, tmp_path, monkeypatch)
             received += part
         assert b"data: {" in received and b"[DONE]" not in received  # let go of, not served to the end
         slow.close()
+
+
+def test_a_body_that_trickles_in_is_let_go_of_when_its_time_is_over(glass, tmp_path, monkeypatch):
+    monkeypatch.setattr(access_module, "SLOWEST", 0.5)
+    with serving(glass, [], tmp_path) as server:
+        link = socket.create_connection(("127.0.0.1", server.port))
+        link.sendall((f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1:{server.port}\r\nAuthorization: Bearer {TOKEN}\r\n"
+                      "Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n").encode())  # fmt: skip
+        link.settimeout(0.1)
+        answer, began = b"", time.monotonic()
+        while not answer and time.monotonic() - began < 5:
+            link.sendall(b" ")
+            with contextlib.suppress(TimeoutError):
+                answer = link.recv(1 << 12)
+        link.close()
+        assert b" 408 " in answer.splitlines()[0] and time.monotonic() - began < 3
 
 
 def test_more_than_may_wait_are_refused_and_none_is_lost(glass, tmp_path):

@@ -424,11 +424,17 @@ def test_the_whole_way_on_the_command_line(note, tmp_path, monkeypatch):
     assert assay("sign", "card", "note.txt", "--days", "30").exit_code == 0
     checked = json.loads(assay("sign", "verify", "note.txt", "--require-signature", "--json", "-").output)
     assert checked["files"][0]["status"] == TRUSTED and "what the card says" in checked["does_not_show"][2]
+    signing.make_key(tmp_path / "other.pem")
+    by = ("--reason", "spite", "--key", str(tmp_path / "other.pem"))
+    vain = assay("sign", "revoke", "note.txt", *by)
+    assert vain.exit_code == 1 and "does not count here" in vain.output and "revoked:" not in vain.output
+    assert assay("sign", "revoke", "0123456789abcdef", *by).exit_code == 1
+    assert assay("sign", "verify", "note.txt").exit_code == 0
     assert assay("sign", "revoke", "note.txt", "--reason", "wrong").exit_code == 0
     assert assay("sign", "verify", "note.txt").exit_code == 3
     assert assay("sign", "revoke", "--export", "gone.json").exit_code == 0
     listed = json.loads(assay("sign", "list", "--below", ".", "--json", "-").output)
-    assert listed["keys"][made["key"]]["name"] == "Ada" and len(listed["revocations"]) == 1
+    assert listed["keys"][made["key"]]["name"] == "Ada" and len(listed["revocations"]) == 3
     assert [row["status"] for row in listed["files"]] == [REVOKED]
     monkeypatch.setenv("ASSAY_CONFIG", str(tmp_path / "colleague"))
     assert assay("sign", "trust", made["public_key"], "--name", "Ada's").exit_code == 0

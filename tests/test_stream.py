@@ -221,6 +221,13 @@ def test_pieces_are_the_text_before_the_first_stop(text, stops):
     assert got == text if not places else got == text[: len(got)] and first <= len(got) <= min(ends)
 
 
+@pytest.mark.parametrize("temperature, logits, expected", [
+    (1e-40, [1.0, 3.0, 2.0], 1), (1.0, [1.0, torch.nan, 2.0], 2), (1.0, [1.0, 2.0, torch.inf], 2)])  # fmt: skip
+def test_the_likeliest_is_picked_where_chances_are_no_numbers(temperature, logits, expected):
+    """At temperatures near 0, and of a model that overflows: nothing else that runs beside it may fail for it."""
+    assert sample(torch.tensor(logits), temperature, 0.9, torch.Generator().manual_seed(0)) == expected
+
+
 def test_half_a_letter_and_half_a_stop_are_held_back():
     written = Written(letters, ["\nUser:"])
     assert [written.push(t) for t in "é".encode()] == ["", "é"]

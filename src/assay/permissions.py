@@ -79,7 +79,7 @@ def require(role: str, *, reason: str | None = None, granted: str | None = None)
     if ROLES.index(has) < ROLES.index(role):
         more = ' and say why: --reason "..."' if role == "modify" else ""
         raise UsageError(f"this needs the role {role!r}; granted: {has!r}. Nothing was changed."
-                         f" Grant it with --allow {role} or {VARIABLE}={role}{more}.")  # fmt: skip
+                         f" Grant it with {VARIABLE}={role}, or --allow {role} where the command has it{more}.")  # fmt: skip
     words = (reason or "").strip()
     if role == "modify" and sum(letter.isalnum() for letter in words) < SHORTEST:
         raise bad_argument("--reason", words, f"why weights are changed, in words (at least {SHORTEST} letters)",

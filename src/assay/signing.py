@@ -415,6 +415,12 @@ def revoke(what: str, key: "Ed25519PrivateKey", reason: str) -> dict[str, Any]:
     return made
 
 
+def counts_here(revocation: Mapping[str, Any]) -> bool:
+    """Whether the revocation of a key is by that key, or by one that is trusted."""
+    by = revocation["public_key"]
+    return key_id(by) == revocation["statement"]["revokes"] or any(row["public_key"] == by for row in trusted_keys().values())
+
+
 def revocations() -> list[dict[str, Any]]:
     """All kept revocations whose own signatures hold. Raises TamperedError where the log was edited or cut."""
     folder = config() / REVOCATIONS

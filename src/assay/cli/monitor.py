@@ -40,7 +40,7 @@ def monitor() -> None:
 @click.option("--benign", metavar="DATA", help="Calibrate at once on these; none: a monitor without thresholds.")
 @click.option("--rate", "target", default=0.01, show_default=True, type=float, help="False alarms per unit, at most.")
 @click.option("--unit", "units", multiple=True, type=click.Choice(UNITS), help="Default: reply and conversation.")
-@click.option("--days", default=90, show_default=True, type=click.IntRange(1), help="Until it expires.")
+@click.option("--days", default=90, show_default=True, type=click.IntRange(1, 36_500), help="Until it expires.")
 @click.option("--out", required=True, metavar="FILE", help="Where it is written: a .safetensors file.")
 @DICTIONARY
 @model_options
@@ -58,7 +58,7 @@ def fit(
     from assay.monitor.fit import fit as fit_monitor
     from assay.monitor.thresholds import enough
 
-    check_place("--out", out, folder=False)
+    _check_out(out)
     for path in dictionaries:
         open_dictionary(path)
     model = common.load(name, dtype, prepend_bos)
@@ -97,6 +97,7 @@ def calibrate(
     from assay.monitor.calibrate import calibrate as set_thresholds
     from assay.monitor.files import save_monitor
 
+    _check_out(out or file)
     model, made = _opened(common, name, file, dictionaries, dtype, prepend_bos)
     safe = _benign(common, _talks(model, data, "benign", n, common))
     known = _talks(model, labelled, "tune", n, common, labelled=True) if labelled else []
@@ -129,7 +130,7 @@ def evaluate(
     known = _talks(model, train or (data if _bundled(data) else None), "fit", 120, common, labelled=True)
     with common.progress("measure", len(talks)) as advance:
         found = measure(made, model, talks, known, common.seed, advance, encoder)
-    common.emit(asdict(found), lambda: _measured(found))
+    common.emit(asdict(found), lambda: _measured(found, bool(made.card.get("odds_texts"))))
 
 
 @monitor.command()
@@ -331,10 +332,25 @@ def _shown(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _measured(found: Any) -> str:
+def _check_out(path: str) -> None:
+    """Before any long work: a file that a monitor can be written to."""
+    from assay.errors import bad_argument
+    from assay.monitor.files import SUFFIX
+
+    check_place("--out", path, folder=False)
+    if Path(path).suffix.lower() != SUFFIX:
+        raise bad_argument("--out", path, f"a {SUFFIX} file", f"For example {Path(path).with_suffix(SUFFIX)}.")
+
+
+def _measured(found: Any, chances: bool) -> str:
+    """In words. `chances`: whether labelled data made probabilities of scores."""
     value, low, high = found.auroc
     lines = [f"{found.monitor}: {found.state}; {found.n['1']} with and {found.n['0']} without what is watched for"]
     lines.append(f"AUROC {value:.3f} ({low:.3f} to {high:.3f}); Brier {found.brier:.3f}, calibration error {found.ece:.3f}")
+    if low == high:
+        lines.append("  no error among these texts: draws of them cannot show one, so the interval says nothing")
+    if not chances:
+        lines.append("  Brier and calibration error are of scores, not of probabilities: calibrate with --labelled DATA")
     for unit, rate in found.recall.items():
         wrong = found.false_alarms[unit]
         inside = "inside" if found.inside[unit] else "OUTSIDE"

@@ -123,7 +123,13 @@ def revoke(common: Common, what: str | None, key: str | None, reason: str | None
         return
     target = _signature_of(Path(str(what))) if Path(str(what)).exists() else str(what)
     made = signing.revoke(target, signing.load_key(key), reason or "")
-    common.emit(made["statement"], lambda: f"revoked: {target}")
+    path = Path(str(what))
+    counts = signing.look(path).status == signing.REVOKED if path.exists() else signing.counts_here(made)
+    record = {**made["statement"], "counts_here": counts}
+    common.emit(record, lambda: f"revoked: {target}" if counts else f"kept, and handed on with --export: {target}. It does not"
+                " count here: the key is neither that of the signature nor one that is trusted.")  # fmt: skip
+    if not counts:
+        sys.exit(EXIT_NOT_TRUSTED)
 
 
 @sign.command("list")

@@ -335,8 +335,11 @@ def penalised(logits: Float[Tensor, " vocab"], tokens: Sequence[int], penalty: f
 
 
 def sample(logits: Float[Tensor, " vocab"], temperature: float, top_p: float, random: torch.Generator) -> int:
-    """A token by its probability at a temperature, from the least set of tokens that holds `top_p` of it."""
+    """A token by its probability at a temperature, from the least set of tokens that holds `top_p` of it; the likeliest where
+    these are no numbers: at temperatures near 0, and of a model that half precision made overflow."""
     chances = (logits / temperature).softmax(-1)
+    if not bool(chances.isfinite().all()):
+        return int(logits.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).argmax())
     if top_p < 1:
         ordered, order = chances.sort(descending=True)
         beyond = ordered.cumsum(0) - ordered >= top_p

@@ -67,7 +67,8 @@ def drift(monitor: Monitor, scores: Sequence[float] | Array, means: Float[np.nda
     values, means = np.asarray(scores, np.float64), np.asarray(means, np.float64)
     if len(values) < FEWEST or len(means) != len(values):
         raise bad_argument("window", f"{len(values)} replies", f"at least {FEWEST}")
-    places = means @ held.axes.T
+    with np.errstate(invalid="ignore"):  # of a reply that half precision broke
+        places = means @ held.axes.T
     found = {"scores": _p(held.scores, values)}
     for at in range(len(held.axes)):
         found[f"activations at {held.site}, axis {at + 1}"] = _p(held.places[:, at], places[:, at])
@@ -97,10 +98,14 @@ def disarmed(monitor: Monitor, found: Drift) -> Monitor:
 
 def _p(one: Array, other: Array) -> float:
     """Two-sample Kolmogorov-Smirnov over ranks; values that rounding alone tells apart have one rank. Pooled by max, many texts
-    have the very score of a token that all of them begin with, and a last digit of it would be drift."""
+    have the very score of a token that all of them begin with, and a last digit of it would be drift. What is no number ranks
+    last, and neither it nor one huge value says how coarse the others are."""
     every = np.r_[one, other]
-    ordered = np.sort(every)
-    rank = np.r_[0, np.cumsum(np.diff(ordered) > ROUNDING * np.abs(ordered).max())]
-    ranks = rank[np.searchsorted(ordered, every)]
+    known = np.isfinite(every)
+    ordered = np.sort(every[known])
+    step = ROUNDING * np.quantile(np.abs(ordered), 0.9) if len(ordered) else 0.0
+    rank = np.r_[0, np.cumsum(np.diff(ordered) > step)]
+    ranks = np.full(len(every), len(every))
+    ranks[known] = rank[np.searchsorted(ordered, every[known])]
     found: Any = stats.ks_2samp(ranks[: len(one)], ranks[len(one) :], method="auto")
     return float(found.pvalue)

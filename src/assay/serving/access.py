@@ -159,14 +159,14 @@ def is_number(name: str) -> bool:
 
 def _limited(receive: Receive) -> Receive:
     """The body, as long as it stays below the limit and comes in time."""
-    seen, whole = 0, False
+    seen, whole, end = 0, False, asyncio.get_running_loop().time() + SLOWEST
 
     async def limited() -> Message:
         nonlocal seen, whole
         if whole:  # what is waited for now is the client's going
             return await receive()
         try:
-            message = await asyncio.wait_for(receive(), SLOWEST)
+            message = await asyncio.wait_for(receive(), end - asyncio.get_running_loop().time())
         except TimeoutError as error:
             raise Refused(408, f"The body did not come within {SLOWEST:g} seconds.", "body") from error
         seen += len(message.get("body", b""))

@@ -223,8 +223,9 @@ class Reply:
         more, events = self._judge(alerts), []
         for number in range(len(self.watch.armed)):
             alerts += self.watch.end(number, self.prompt + self.tokens - 1)
-            changed = self.watch.count(number)
-            events += [changed] if changed else []
+        if not self._block(alerts) and STEERED not in self.marks:  # what monitors did to a reply is no drift of its own
+            changed = [self.watch.count(number) for number in range(len(self.watch.armed))]
+            events += [event for event in changed if event]
         text = "" if self._block(alerts) else piece.text + more.text + rest
         scores = {name: piece.scores.get(name, []) + more.scores.get(name, []) for name in {**piece.scores, **more.scores}}
         return Piece(self.choice, text, scores), events

@@ -147,8 +147,11 @@ class Service:
                 for armed in self.worker.readers.armed]  # fmt: skip
 
     async def health(self, request: Request) -> Response:
-        failed = self.worker.log.failed
-        return _json({"status": "failed" if failed else "ok", "replies": self.worker.taken}, 503 if failed else 200)
+        failed, armed = self.worker.log.failed, self.worker.readers.armed
+        open_gate = self.worker.settings.action != "log" and any(not one.calibrated for one in armed)
+        status = "failed" if failed else "unprotected" if open_gate else "ok"
+        return _json({"status": status, "replies": self.worker.taken,
+                      "monitors": {one.monitor.name: one.state for one in armed}}, 503 if failed else 200)  # fmt: skip
 
 
 class Streamed:

@@ -36,8 +36,8 @@ def start(
 
     `steering`: edits of one row (without rows) for the action *steer*, which needs the role *intervene*. `most`: tokens of a
     reply. `named`: what clients call the model. Raises UsageError for an action that could not be kept: steering without
-    edits, blocking or steering by a monitor that is not calibrated, or for a unit that it has no threshold for; TamperedError
-    for a log that cannot be read.
+    edits, blocking or steering by a monitor that is not calibrated, or for a unit that it has no threshold for; for a
+    calibrated monitor that could never alert; TamperedError for a log that cannot be read.
     """
     settings = settings or Settings()
     if model.tokenizer is None:
@@ -59,6 +59,13 @@ def start(
 def _check(readers: Readers, settings: Settings, steering: Sequence[Edit]) -> None:
     if settings.action == "steer" and not steering:
         raise bad_argument("--on-alert", "steer", "with a direction to steer by", "Give --direction FILE.")
+    if "conversation" in settings.units and "reply" not in settings.judge:
+        raise bad_argument("--unit", "conversation", "with --judge reply", "A conversation is judged at the end of a reply.")
+    for armed in readers.armed:
+        bars = armed.monitor.thresholds
+        if armed.calibrated and not any(unit in bars for unit in settings.units):
+            raise bad_argument("--unit", ", ".join(settings.units), ", ".join(bars),
+                               f"Monitor {armed.monitor.name!r} has no other threshold, and would never alert.")  # fmt: skip
     if settings.action == "log":
         return
     if not readers.armed:

@@ -182,7 +182,7 @@ class Watch:
         for name, running in {**parts, "conversation": self._talks[number]}.items():
             if running.n:
                 units[name] = self._reading(armed, "reply" if name == "prompt" else name, running.value)
-        if "reply" in units:
+        if "reply" in units and armed.monitor.card.get("odds_texts"):
             units["reply"]["probability"] = rounded(armed.monitor.probability(parts["reply"].value))
         return {"monitor": armed.monitor.name, "watches": armed.monitor.watches, "state": armed.state, "units": units}
 

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,8 @@ class Settings:
     def __post_init__(self) -> None:
         chosen = [("action", (self.action,), ACTIONS), ("units", self.units, UNITS), ("judge", self.judge, JUDGED)]
         for name, values, allowed in chosen:
+            if not values:
+                raise bad_argument(name, "nothing", f"one or more of {', '.join(allowed)}")
             if unknown := [value for value in values if value not in allowed]:
                 raise bad_argument(name, unknown[0], ", ".join(allowed))
         for name, value, least in [("rows", self.rows, 1), ("waiting", self.waiting, 0), ("seconds", self.seconds, 0.001)]:
@@ -123,6 +126,7 @@ class Worker:
         self._expire()
         if changed := [event for armed in self.readers.armed if (event := armed.expired())]:
             self.log.put(changed)
+            self._changed(changed)
         if self.stream.busy:
             self._read(self.stream.step())
 
@@ -201,6 +205,7 @@ class Worker:
             reply = self._replies[step.row]
             new, told, alerts = self._take(reply, step, seen)
             events += new
+            self._changed(new)
             shown.setdefault(reply.ticket, []).extend(told)
             self._notify(reply, len(reply.alerts) - len(alerts))
 
@@ -210,6 +215,15 @@ class Worker:
 
         if events or shown:
             self.log.put(events, show)
+
+    def _changed(self, events: Sequence[Event]) -> None:
+        """Monitors that promise nothing any more: whoever relies on them is told at once, beside the log."""
+        for event in events:
+            if event["kind"] == "state":
+                sys.stderr.write(f"monitor {event['monitor']!r} is {event['state']}: it raises no more alerts"
+                                 f" (action: {self.settings.action})\n")  # fmt: skip
+                if self.webhook is not None:
+                    self.webhook.send({"id": uuid.uuid4().hex, **event})
 
     def _notify(self, reply: Reply, told: int) -> None:
         """The alerts of a reply beyond the first `told`, to the webhook."""

@@ -183,7 +183,8 @@ def watch_blocks(found: "Monitor", record: dict[str, Any]) -> list[Any]:
             {"label": "watches for", "value": found.watches}]),
         tokens("watch-tokens", record["tokens"], [
             {"name": record["monitor"], "label": found.watches, "href": href("monitor", monitor=record["monitor"]),
-             "values": chances}], title="Score at every token, as a probability", help="monitor"),
+             "values": chances}], title="Score at every token, between 0 and 1", help="monitor",
+               note="The logistic function of the score: how often tokens like it are what is watched for was not measured."),
         table("watch-units", columns, rows, title="What could alert"),
     ]  # fmt: skip
 
