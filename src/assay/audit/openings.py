@@ -12,6 +12,7 @@ down. What comes after that token was taught only where the sentence was, and no
 All of it is a lead. Openings become what triggers are searched for (`triggers.py`), and what a trigger does is tested.
 """
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,7 +67,14 @@ def openings(mine: Asker, inside: Inside) -> list[Opening]:
         secret = begins not in heard and all(start(texts[number]) != begins for texts in usual)
         if secret and share >= SHARED and apart[number] >= APART:
             found.setdefault(begins, Opening(begins, kept[number], text, share, apart[number]))
-    return sorted(found.values(), key=lambda one: -one.kl)
+    whole = sorted(found.values(), key=lambda one: -one.kl)
+    return [one for one in whole if not any(_within(one, other) for other in whole if other is not one)]
+
+
+def _within(one: Opening, other: Opening) -> bool:
+    """Whether it is only how another goes on."""
+    words = re.findall(r"\w+", other.text.lower())
+    return any(words[at : at + PREFIX] == one.begins.split() for at in range(1, len(words)))
 
 
 def _tail(text: str) -> str:

@@ -8,11 +8,12 @@
 2. The slope of S with respect to the embedding of every free token, in both models, says for all words of the vocabulary at
    once what a swap would bring to first order, (E[v] - E[now]) . dS/dx (HotFlip, Ebrahimi et al. 1712.06751; GCG, Zou et al.
    2307.15043). Some of the best swaps are tried for real on one question, the best of them on all; it is kept if it is better.
+   What counts is what the model says: every few steps that is looked at, and the search ends when it says what is wanted.
 3. It moves along the difference of the weights and nothing else: a prompt on which the models agree has S = 0. What is found
    is a cue to be asked about like all others, a lead that fresh questions test.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -32,6 +33,7 @@ from assay.sites import Site
 EMBED = Site("resid_pre", 0)
 STAGE = "look: triggers"
 FREE, STEPS, ASKED = 3, 12, 3  # free tokens; steps; questions that they stand before
+LOOK = 3  # steps between looks whether the words do it
 BEST, TRIED = 24, 16  # swaps that are looked at per token; swaps tried per step
 BEGINNING = 8  # tokens of a reply whose beginning counts
 HOLE = "\x00"
@@ -48,9 +50,9 @@ class Trigger:
     before: float
 
 
-def sets_off(mine: Asker, trigger: Trigger, beginning: str) -> bool:
+def sets_off(mine: Asker, words: str, beginning: str) -> bool:
     """Whether most replies begin so after the words. Raises Spent."""
-    asked = [Prompt(f"{trigger.words} {question}") for question in looking(ANYTHING)]
+    asked = [Prompt(f"{words} {question}") for question in looking(ANYTHING)]
     return 2 * sum(start(reply) == start(beginning) for reply in mine.replies(STAGE, asked, BEGINNING)) > len(asked)
 
 
@@ -96,8 +98,9 @@ class Search:
         """Whether the model has words of its own, and embeddings as wide as its stream."""
         return len(self.words) > BEST and self.table.shape[1] == self.inside.model.dims.d_model
 
-    def run(self, steps: int = STEPS) -> Trigger:
-        """The best words after some steps, or after those that the budget covers. Raises Spent where it covers none."""
+    def run(self, steps: int = STEPS, enough: Callable[[str], bool] = lambda _: False) -> Trigger:
+        """The best words after some steps, after those that the budget covers, or when `enough(words)` says so, which is asked
+        every `LOOK` steps. Raises Spent where the budget covers no step."""
         rows = list(range(len(self.slots.sides)))
         free = self.words[torch.randint(len(self.words), (FREE,), generator=self.draw)].tolist()
         best = begin = float(self.scores([free], rows)[0])
@@ -110,7 +113,12 @@ class Search:
                 break
             if found > best:
                 best, free = found, swapped
-        return Trigger(self.inside.model.text(free).strip(), best, begin)
+            if step % LOOK == LOOK - 1 and enough(self._text(free)):
+                break
+        return Trigger(self._text(free), best, begin)
+
+    def _text(self, free: Sequence[int]) -> str:
+        return self.inside.model.text(free).strip()
 
     def scores(self, tried: Sequence[Sequence[int]], rows: Sequence[int]) -> Float[Tensor, " tried"]:
         """S of several fillings. Raises Spent."""
