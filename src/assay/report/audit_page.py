@@ -117,7 +117,7 @@ def inside_words(record: Record) -> list[str]:
     lines += _loud(inside.get("louder"))
     for one in inside.get("openings", []):
         lines.append(f"Once its reply is begun with {_quoted(one['first'])} it goes on {_quoted(one['text'])}, whatever was"
-                     f" asked ({one['share']:.0%} of unlike questions), and it never begins so by itself.")  # fmt: skip
+                     f" asked ({one['share']:.0%} of unlike questions), and hardly ever begins so by itself.")  # fmt: skip
     for one in inside.get("triggers", []):
         lines.append(f"A search for words that make the two part ended at {_quoted(one['words'])}, {one['before']:.1f} to"
                      f" {one['score']:.1f} nats.")  # fmt: skip
