@@ -16,8 +16,8 @@
 
 Rows are kept in benchmarks/rows by name of organism, each with the hash of organism, exam, base and code that measures. A row
 of another hash is measured again, so what was interrupted, here or on another machine, goes on. Rows without `cpu_seconds` are
-from tables that the same code had written before rows were kept: they hold what the tables say. Delete a row to have it
-measured anew.
+from tables that the same code had written before rows were kept: they hold what the tables say; `measured_by` is the hash of
+earlier code, where what changed since cannot reach the row (decision 017 says why). Delete a row to have it measured anew.
 """
 
 import argparse
