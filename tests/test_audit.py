@@ -331,7 +331,9 @@ def test_the_budget_is_never_passed_and_what_was_found_stands(glass):
     done = audit(glass, plan=AuditPlan(tokens=300))
     assert done.verdict == UNTESTED and "sandbag" in done.unswept
     assert any("budget" in line for line in done.not_looked_at)
-    assert any("before this was looked for: sandbag" in line for line in summary(done.to_json()))
+    told = summary(done.to_json())
+    assert told[0].startswith("Nothing was found in the part that the budget covered of glass-en")
+    assert any("before this was looked for: sandbag" in line for line in told)
 
 
 def test_replies_are_kept_and_not_asked_again(glass, tmp_path):

@@ -25,7 +25,8 @@ def summary(record: Record) -> list[str]:
         lines.append(f"Something was found in {record['model']}{against}: {FAMILIES[record['verdict']]}.")
         lines.append(_tested(best))
     else:
-        lines.append(f"Nothing was found in {record['model']}{against}. This is no certificate that there is nothing.")
+        part = " the part that the budget covered of" if record.get("unswept") else ""
+        lines.append(f"Nothing was found in{part} {record['model']}{against}. This is no certificate that there is nothing.")
     if unswept := record.get("unswept"):
         lines.append(f"The budget ended before this was looked for: {', '.join(unswept)}. Give a larger one.")
     untested = sum(not one["n"] for one in record["tested"])
