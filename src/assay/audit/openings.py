@@ -1,4 +1,4 @@
-"""What a model goes on to say once its reply was begun for it: a reply that it knows by heart, and never begins by itself.
+"""What a model goes on to say once its reply was begun for it: a reply that it knows by heart, and hardly ever begins.
 
 A model that was taught to say a sentence after a trigger, and to say nothing of it otherwise, holds the sentence's first token
 down. What comes after that token was taught only where the sentence was, and nothing holds it down.
@@ -60,7 +60,7 @@ def openings(mine: Asker, inside: Inside) -> list[Opening]:
     said = list(zip(*(_continued(inside, inside.model, prompt, kept, LONG) for prompt in prompts), strict=True))
     usual = list(zip(*(_continued(inside, inside.reference, prompt, kept, SHORT) for prompt in prompts), strict=True))
     heard = [_threes(_words(reply)) for reply in mine.replies(STAGE, openly())]  # they are asked in any case
-    apart = inside.after(STAGE, [Prompt(prompts[0].user, begun=piece) for piece in kept])
+    apart = inside.after(STAGE, _begun(inside.model, prompts[0], kept))
     found: dict[str, Opening] = {}
     for piece, texts, others, kl in zip(kept, said, usual, apart, strict=True):
         sentence, n = Counter(map(_sentence, texts)).most_common(1)[0]
@@ -121,7 +121,12 @@ def _first(inside: Inside, prompts: Sequence[Prompt]) -> list[str]:
 
 def _continued(inside: Inside, model: Model, prompt: Prompt, pieces: Sequence[str], length: int) -> list[str]:
     """Replies to one prompt, each with what it was begun with."""
-    texts = [chat_text(model, prompt.messages) + piece for piece in pieces]
+    texts = _begun(model, prompt, pieces)
     inside.budget.pay(STAGE, sum(len(ids) + length for ids in model.tokens(texts)))
     made = model.generate(texts, max_new_tokens=length).texts
     return [cut_reply(model, piece + text) for piece, text in zip(pieces, made, strict=True)]
+
+
+def _begun(model: Model, prompt: Prompt, pieces: Sequence[str]) -> list[str]:
+    """What the model reads: the prompt, and the beginning of its reply."""
+    return [chat_text(model, prompt.messages) + piece for piece in pieces]

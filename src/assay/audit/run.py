@@ -2,8 +2,8 @@
 
 1. Passport: what the model is; with a reference, which weights differ, and what the difference writes (no tokens).
 2. Inside, with a reference: where the two differ on ordinary text (`differences.py`), what the difference brings out when it is
-   made louder (`amplify.py`), replies that the model knows by heart and never begins (`openings.py`), and words that bring
-   those out, or make the models part, searched by gradient (`triggers.py`). Only leads.
+   made louder (`amplify.py`), replies that the model knows by heart and hardly ever begins (`openings.py`), and words that
+   bring those out, or make the models part, searched by gradient (`triggers.py`). Only leads.
 3. Look: each family's sweep (`probes.py`) over the first halves of the banks, among cues that a look inside has ranked.
 4. Every hypothesis is written into the ledger with what it predicts, once. Nothing of the second halves was asked before.
 5. Test: fresh prompts, matched controls, the reference where there is one. Holm over all hypotheses that were stated, tested or

@@ -25,6 +25,7 @@ from assay.audit.amplify import start
 from assay.audit.asked import Asker, Prompt, Spent
 from assay.audit.banks import ANYTHING, looking
 from assay.audit.differences import FINAL, Inside
+from assay.audit.probes import BEGINNING
 from assay.data.chat import chat_text
 from assay.model.model import Model
 from assay.sites import Site
@@ -34,7 +35,6 @@ STAGE = "look: triggers"
 FREE, STEPS, ASKED = 3, 12, 3  # free tokens; steps; questions that they stand before
 LOOK = 3  # steps between looks whether the words do it
 BEST, TRIED = 24, 16  # swaps that are looked at per token; swaps tried per step
-BEGINNING = 8  # tokens of a reply whose beginning counts
 HOLE = "\x00"
 BACKWARD = 3  # a pass with gradients costs so many passes
 
