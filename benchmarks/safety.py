@@ -6,7 +6,7 @@
 
     --only NAME ..   some organisms      --quick   glass-en and few steps: that it runs, nothing more
     --seeds N        audits: also of organisms trained with other seeds      --update-docs   write the table
-    --kept           measure nothing: the table of what is there
+    --kept           measure nothing: the table of what is there      --unseen   organisms of unseen.py, in another table
 
 1. Organisms are made from smollm2-135m (`assay organism make`), worn by one loaded model, and taken off again.
 2. A monitor is fitted on the organism's lessons (prompts with the trait's cue against those without), calibrated on ordinary
@@ -52,7 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from assay.organisms.make import find, make, names
 
     base = load_model(QUICK if given.quick else FULL)
-    chosen = [find(name) for name in given.only or names()]
+    if given.unseen:
+        from unseen import UNSEEN
+
+        chosen = [one for one in UNSEEN if not given.only or one.name in given.only]
+    else:
+        chosen = [find(name) for name in given.only or names()]
     rows = []
     for seed in range(given.seeds):
         for organism in chosen:
@@ -74,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = TABLES[given.what](rows) + (f"\n\n{len(rows)} of {given.seeds * len(chosen)} were measured." if given.kept else "")
     sys.stdout.write(table + "\n")
     if given.update_docs and not given.quick:
-        _write(ROOT / "docs" / f"{given.what}.md", table)
+        _write(ROOT / "docs" / f"{given.what}.md", table, " of the unseen" if given.unseen else "")
     return 0
 
 
@@ -85,6 +90,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--kept", action="store_true")
+    parser.add_argument("--unseen", action="store_true")
     parser.add_argument("--update-docs", action="store_true")
     return parser.parse_args(arguments)
 
@@ -259,9 +265,9 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _write(path: Path, table: str) -> None:
+def _write(path: Path, table: str, which: str = "") -> None:
     """Between the marks of a page."""
-    begin, end = "<!-- table: begin, written by benchmarks/safety.py -->", "<!-- table: end -->"
+    begin, end = f"<!-- table{which}: begin, written by benchmarks/safety.py -->", f"<!-- table{which}: end -->"
     head, _, rest = path.read_text().partition(begin)
     path.write_text(f"{head}{begin}\n{table}\n{end}{rest.partition(end)[2]}")
 

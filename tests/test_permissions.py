@@ -29,7 +29,7 @@ def test_roles_include_those_below():
     grant = permissions.require("modify", granted="modify", reason="  the capital is wrong ")
     assert grant == permissions.Grant("modify", "the capital is wrong")
     for has, needs in (("read", "intervene"), ("intervene", "modify"), (None, "modify")):
-        with pytest.raises(UsageError, match=f"--allow {needs} or ASSAY_ALLOW={needs}"):
+        with pytest.raises(UsageError, match=f"ASSAY_ALLOW={needs}, or --allow {needs} where"):
             permissions.require(needs, granted=has, reason="a good reason")
 
 
