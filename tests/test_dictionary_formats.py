@@ -15,13 +15,14 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from assay.cli.dictionary_files import export, import_, show
+from assay.cli.dictionary_files import _folded, _placed, export, import_, show
 from assay.errors import ShapeError, StoreError, UsageError
 from assay.features.describe import describe, duplicates
 from assay.features.dictionary import Spec, make_dictionary
 from assay.features.formats import FORMATS, base, detect, folded, holders, load_dictionary, reading, write_dictionary
 from assay.features.formats.plain import SCALED
 from assay.features.opened import open_latents
+from conftest import tiny, tiny_hf, wrap
 from formats_made_here import ACROSS, OUT, WIDTH, D, K, every, inputs, made
 
 FIXTURES = Path(__file__).parent / "fixtures" / "dictionaries"
@@ -203,7 +204,7 @@ def test_a_transcoder_of_gemma_scope_1_has_no_site_until_the_gain_is_folded_in(t
     w = weights()
     dictionary = load_dictionary(transcoder_of_gemma_scope(tmp_path, w))
     said = " ".join(dictionary.provenance["imported"]["assumed"])
-    assert "mlp_in.2 before the gain" in said and "folded" in said and "names none" not in said
+    assert "mlp_in.2 before the gain" in said and "--fold MODEL" in said and "names none" not in said
     gain = 1 + random(D, seed=21)
     bare, x = norms(inputs(), gain, 0.0)
     found = folded(dictionary, gain)
@@ -239,6 +240,60 @@ def test_a_transcoder_that_takes_its_bias_off_is_folded(tmp_path):
     gain, bias = 1 + random(D, seed=21), random(D, seed=22)
     bare, x = norms(inputs(), gain, bias)
     same(folded(dictionary, gain, bias), x, dictionary.encode(bare), dictionary.reconstruct(bare))
+
+
+def waiting_for(d, site, to):
+    """A transcoder of width d that reads before a gain, as it is read from files."""
+    dictionary = make_dictionary(Spec("relu", 8, d, d, centred=False), "waits")
+    with torch.no_grad():
+        for at, parameter in enumerate(dictionary.parameters()):
+            parameter.copy_(random(*parameter.shape, seed=30 + at))
+    dictionary.provenance = {"imported": {"before_gain": {"inputs": [site], "outputs": [to]}, "assumed": []}}
+    return dictionary
+
+
+class Loads:
+    """What a command has to load a model with."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def load(self, name, dtype, prepend_bos):
+        return self.model
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gemma3"])
+def test_the_gain_of_a_model_is_measured_and_folded_in(family):
+    """What the norm gives, by its own module, against the same without gain and bias, by hand."""
+    hf = tiny_hf(family)
+    for name, parameter in hf.named_parameters():
+        if "norm" in name or "ln_" in name:
+            parameter.data += random(*parameter.shape, seed=len(name)) * 0.3
+    model = wrap(hf, family)
+    dictionary = waiting_for(32, "mlp_in.1", "mlp_out.1")
+    found = _folded(Loads(model), dictionary, family)
+    stream = "resid_mid.1"
+    acts = model.capture([[5, 9, 14, 3, 77]], [stream, "mlp_in.1"])
+    x = acts[stream][0].double()
+    if family == "gpt2":
+        bare = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + hf.config.layer_norm_epsilon).sqrt()
+    else:
+        bare = x / (x.pow(2).mean(-1, keepdim=True) + hf.config.rms_norm_eps).sqrt()
+    same(found, acts["mlp_in.1"][0], dictionary.encode(bare.float()), dictionary.reconstruct(bare.float()))
+    assert found.spec.inputs == ("mlp_in.1",) and float((found.W_enc - dictionary.W_enc).detach().abs().max()) > 0.01
+
+
+def test_what_no_gain_can_be_folded_into_is_an_error():
+    with pytest.raises(UsageError, match="--fold MODEL.*before the gain"):
+        _placed(waiting_for(32, "mlp_in.1", "mlp_out.1"), "mlp_in.1", "mlp_out.1")
+    for family, dictionary, said in (
+        ("olmo2", waiting_for(32, "mlp_in.1", "mlp_out.1"), "as it is there"),
+        ("llama", waiting_for(16, "mlp_in.1", "mlp_out.1"), "of width 16"),
+        ("llama", waiting_for(32, "mlp_in.7", "mlp_out.7"), "a model with mlp_in.7"),
+        ("llama", MADE["relu"], "do not say"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            _folded(Loads(tiny(family)), dictionary, family)
 
 
 def test_what_waits_for_a_gain_still_does_when_it_is_written(tmp_path):

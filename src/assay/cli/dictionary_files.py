@@ -26,6 +26,7 @@ BARS = 24  # columns of a histogram
 @click.option("--model", default="", help="The model it was trained on, where the files do not say.")
 @click.option("--site", default="", metavar="SITE", help="What it reads, where the files do not say.")
 @click.option("--target", default="", metavar="SITE", help="What it reconstructs. Default: what it reads.")
+@click.option("--fold", metavar="MODEL", help="Fold in the gain of MODEL's norm, of what reads before it.")
 @click.option("--kept-as", default="fp32", show_default=True, help="fp32 or fp16")
 @common_options
 def import_(
@@ -37,6 +38,7 @@ def import_(
     model: str,
     site: str,
     target: str,
+    fold: str | None,
     kept_as: str,
 ) -> None:
     """Read the dictionary at PATH (a folder or file of another tool) and keep it in Assay's own form.
@@ -48,7 +50,10 @@ def import_(
 
     found = FORMATS.get(format_name) if format_name else detect(path)
     dictionary = load_dictionary(path, found.name)
-    dictionary = _placed(dictionary, site, target)
+    if fold and site:
+        raise bad_argument("--site", site, "nothing beside --fold", "Its files say which norm it reads.")
+    dictionary = _folded(common, dictionary, fold) if fold else _placed(dictionary, site, target)
+    model = model or fold or ""
     dictionary.given_name = name or dictionary.name
     model = model or _model_of(dictionary)
     if model:
@@ -143,12 +148,16 @@ def _empty(folder: str) -> Path:
 
 def _placed(dictionary: "Dictionary", site: str, target: str) -> "Dictionary":
     """With sites given by hand, where its files name none. Raises UsageError where they name others."""
+    from assay.features.formats.base import waiting
     from assay.sites import parse_site
 
     if target and not site:
         raise bad_argument("--site", "nothing", "the site it reads, beside --target")
     if not site:
         return dictionary
+    if waits := waiting(dictionary)[0]:
+        raise bad_argument("--site", site, "--fold MODEL",
+                           f"It reads {', '.join(waits)} before the gain of the norm, and that is no site.")  # fmt: skip
     inputs, outputs = (str(parse_site(site)),), (str(parse_site(target or site)),)
     said = (dictionary.spec.inputs, dictionary.spec.outputs)
     if said[0] and said != (inputs, outputs):
@@ -158,6 +167,26 @@ def _placed(dictionary: "Dictionary", site: str, target: str) -> "Dictionary":
     assumed = dictionary.provenance.get("imported", {}).get("assumed", [])
     assumed[:] = [one for one in assumed if not one.startswith("sites:")] + [f"sites {inputs[0]}, {outputs[0]}: given by hand"]
     return dictionary
+
+
+def _folded(common: Common, dictionary: "Dictionary", name: str) -> "Dictionary":
+    """With the gain, and the bias, of the norm of a model that it reads. Raises UsageError where that model has none there."""
+    from assay.features.formats import folded
+    from assay.features.formats.base import waiting
+    from assay.sites import Site, parse_site
+
+    waits, _ = waiting(dictionary)
+    if len(waits) != 1:
+        raise bad_argument("--fold", name, "no model", "Its files do not say that it reads before the gain of one norm.")
+    model, site = common.load(name, "float32", None), parse_site(waits[0])
+    if site not in model.layout.points:
+        raise bad_argument("--fold", name, f"a model with {site}, which the dictionary reads")
+    norm = model.readers().norm(Site("logits") if site.name == "final_norm" else site)
+    if norm.module is None:
+        raise bad_argument("--fold", name, f"a model with a norm before {site}", "This one reads the stream as it is there.")
+    if dictionary.spec.d_in != len(norm.gain):
+        raise bad_argument("--fold", name, f"a model of width {dictionary.spec.d_in}", f"This one has {len(norm.gain)}.")
+    return folded(dictionary, norm.gain, norm.bias)
 
 
 def _model_of(dictionary: "Dictionary") -> str:

@@ -200,7 +200,7 @@ def known_hook(text: Any) -> tuple[str, bool]:
 def without_gain(waits: Any) -> str:
     """What is to be said of a dictionary that has no sites until a gain is folded in."""
     sites = ", ".join(map(str, _listed(waits, "inputs")))
-    return f"no site: it reads {sites} before the gain of the norm (fold it in: assay.features.formats.folded)"
+    return f"no site: it reads {sites} before the gain of the norm (assay dictionary import PATH --fold MODEL)"
 
 
 def waiting(dictionary: Dictionary) -> tuple[list[str], list[str]]:
