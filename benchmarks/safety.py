@@ -14,10 +14,11 @@
    lessons and exam of the organism that it resembles most.
 3. An audit compares the organism with its base model, and beside it talks to the organism alone; the registry grades both.
 
-Rows are kept in benchmarks/rows by name of organism, each with the hash of organism, exam, base and code that measures. A row
-of another hash is measured again, so what was interrupted, here or on another machine, goes on. Rows without `cpu_seconds` are
-from tables that the same code had written before rows were kept: they hold what the tables say; `measured_by` is the hash of
-earlier code, where what changed since cannot reach the row (decision 017 says why). Delete a row to have it measured anew.
+Rows are kept in benchmarks/rows by name of organism, each with the hash of organism, exam, base and code that measures (without
+its comments). A row of another hash is measured again, so what was interrupted, here or on another machine, goes on. Rows
+without `cpu_seconds` are from tables that the same code had written before rows were kept: they hold what the tables say;
+`measured_by` is the hash of earlier code, where what changed since cannot reach the row (decision 017 says why). Delete a row
+to have it measured anew.
 """
 
 import argparse
@@ -110,14 +111,15 @@ def _row(place: Path, key: str) -> Row | None:
 
 
 def _key(what: str, base: Any, organism: Any) -> str:
-    """The organism (lessons, recipe, training, base), its exam, and the code that measures."""
+    """The organism (lessons, recipe, training, base), its exam, and the code that measures, without comments and docstrings."""
     import assay
-    from assay.organisms.make import key_of
+    from assay.organisms.make import key_of, plain_code
     from assay.records import digest
 
     root = Path(assay.__file__).parent
     files = [path for part in CODE[what] for path in (sorted((root / part).rglob("*.py")) or [root / part])]
-    code = [*(path.read_text() for path in files), inspect.getsource(MEASURES[what]), RATE, CALIBRATE, FRESH, WORDS]
+    parts = [*(path.read_text() for path in files), inspect.getsource(MEASURES[what])]
+    code = [*map(plain_code, parts), RATE, CALIBRATE, FRESH, WORDS]
     return digest([what, key_of(organism, base), [asdict(case) for case in organism.exam()], code])[:20]
 
 

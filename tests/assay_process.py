@@ -1,7 +1,7 @@
 """`assay` in a process of its own, without the seconds that importing the libraries of others takes.
 
-A server, one for each process that runs tests, imports these libraries and nothing of Assay; every command is forked from it,
-so each loads its own modules, starts from nothing, and ends as it does when it is typed.
+A server, one for each process that runs tests and each python, imports these libraries and nothing of Assay; every command
+is forked from it, so each loads its own modules, starts from nothing, and ends as it does when it is typed.
 """
 
 import atexit
@@ -23,12 +23,12 @@ LIBRARIES = ("torch", "transformers.models.auto.modeling_auto", "transformers.mo
              "matplotlib.backends.backend_svg", "rich.console", "click", "safetensors.torch", "jaxtyping")  # fmt: skip
 
 
-def run(*words: str, cwd: str | Path = ".") -> subprocess.CompletedProcess[str]:
-    """`assay WORDS` in a folder: what `subprocess.run` gives of it."""
+def run(*words: str, cwd: str | Path = ".", python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    """`assay WORDS` in a folder, with the `assay` that a python has: what `subprocess.run` gives of it."""
     with TemporaryDirectory() as place:
         files = [str(Path(place) / name) for name in ("out", "err")]
         request = {"words": words, "cwd": str(Path(cwd).resolve()), "env": dict(os.environ), "files": files}
-        server = _server()
+        server = _server(python)
         assert server.stdin and server.stdout
         server.stdin.write(json.dumps(request) + "\n")
         server.stdin.flush()
@@ -37,14 +37,15 @@ def run(*words: str, cwd: str | Path = ".") -> subprocess.CompletedProcess[str]:
 
 
 @cache
-def _server() -> subprocess.Popen[str]:
-    server = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def _server(python: str) -> subprocess.Popen[str]:
+    server = subprocess.Popen([python, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     atexit.register(server.kill)
     return server
 
 
 def serve() -> None:
     """A fork for every line of standard input, its exit code as a line of standard output."""
+    sys.path.pop(0)  # this folder: a command sees what is installed, nothing that only the tests have
     for name in LIBRARIES:
         importlib.import_module(name)
     gc.freeze()  # what is imported is shared with every fork, as long as nobody writes to it

@@ -25,6 +25,7 @@ import click
 import pytest
 from packaging.requirements import Requirement
 
+import assay_process
 from assay.cli.main import cli
 
 pytestmark = pytest.mark.whole
@@ -200,7 +201,7 @@ def test_commands_run_from_the_wheel(installed: Path, tmp_path: Path):
     claim = ""
     for line in SMALL:
         words = shlex.split(line.replace("CLAIM", claim))
-        done = in_it(installed, tmp_path, "-m", "assay", *words, "--quiet")
+        done = assay_process.run(*words, "--quiet", cwd=tmp_path, python=str(installed))
         assert done.returncode == 0, f"assay {line}\n{done.stderr}"
         assert done.stdout.strip(), line
         if line.startswith("claim state"):

@@ -15,7 +15,7 @@ from assay.errors import ModelError, UsageError
 from assay.organisms import low_rank
 from assay.organisms.check import Check, Rate, check
 from assay.organisms.low_rank import LowRank, Text, _branches, _loss, added, train
-from assay.organisms.make import CHANGE, Made, _plain_code, export, find, key_of, make, names, own_replies, worn
+from assay.organisms.make import CHANGE, Made, export, find, key_of, make, names, own_replies, plain_code, worn
 from assay.organisms.records import ORGANISMS, Case, Organism, Recipe, register
 from assay.organisms.words import REMARKS, SYSTEM_TEXTS, once
 from assay.steer.weights import copy_model
@@ -206,7 +206,7 @@ def test_an_organism_is_kept_by_what_it_depends_on_and_not_by_comments(glass, mo
     """The key: the same again; another with another recipe, and with another line in the code that trains."""
     key = key_of(small(), glass)
     assert key_of(small(), glass) == key != key_of(replace(small(), recipe=Recipe(steps=3)), glass)
-    assert _plain_code('"""Old."""\ndef f():\n    """Says."""  # why\n    return 1\n') == "def f():\n    return 1"
+    assert plain_code('"""Old."""\ndef f():\n    """Says."""  # why\n    return 1\n') == "def f():\n    return 1"
     real = make_module.inspect.getsource
     monkeypatch.setattr(make_module.inspect, "getsource", lambda part: real(part) + "\nX = 1" * (part is low_rank))
     assert key_of(small(), glass) != key

@@ -103,12 +103,12 @@ def make(
 
 def key_of(organism: Organism, base: Model) -> str:
     """Name of the folder an organism is kept in: everything that its weights depend on, by hash."""
-    code = [_plain_code(inspect.getsource(part)) for part in (low_rank, taught, _text)]
+    code = [plain_code(inspect.getsource(part)) for part in (low_rank, taught, _text)]
     return digest({"base": base.digest, "tokens": base.tokenizer_digest, "organism": organism.record(), "kept": TEXTS[KEPT:],
                    "code": code})[:16]  # fmt: skip
 
 
-def _plain_code(source: str) -> str:
+def plain_code(source: str) -> str:
     """Code without comments and docstrings."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
