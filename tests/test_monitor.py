@@ -12,6 +12,7 @@ import transformers as T
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from scipy import stats
 from sklearn.metrics import roc_curve
 
@@ -28,7 +29,7 @@ from assay.monitor.records import Head, Monitor, bindings
 from assay.monitor.selftest import selftest, with_evasion
 from assay.monitor.suffix import score_slope
 from assay.monitor.talks import Talk, messages_as_talk, read_talks, texts_as_talks
-from assay.monitor.thresholds import enough, needed, rate, rule_of_three, threshold
+from assay.monitor.thresholds import enough, mean_rate, needed, rate, rule_of_three, threshold
 from assay.monitor.units import POOLINGS, Pooling, Running, pooled, segments, unit_scores
 from assay.monitor.watch import watch
 from assay.organisms.low_rank import LowRank
@@ -606,7 +607,8 @@ def test_fine_tuning_that_evades_is_counted_as_by_hand_and_taken_off_again(glass
     a, b = (torch.tensor(draw.standard_normal(shape), dtype=torch.float32) for shape in shapes)
     site = f"resid_post.{glass.n_layers - 1}"
     texts = texts_as_talks(glass, ["There it was", "A cat sat down", "He had a red hat", "My dog ran home", "Go away"], label=1)
-    plain = Monitor("m", "w", (Head(site, draw.standard_normal(glass.dims.d_model), 0.0),), Pooling("mean"), bindings(glass))
+    bound = {**bindings(glass), "expires": "2999-01-01T00:00:00+00:00"}
+    plain = Monitor("m", "w", (Head(site, draw.standard_normal(glass.dims.d_model), 0.0),), Pooling("mean"), bound)
     before = reply_scores(score(glass, plain, texts))
     bar = threshold("reply", np.zeros(60), 0.05)
     made = replace(plain, thresholds={"reply": replace(bar, value=float(before.min()) - 1e-3)})
@@ -692,3 +694,76 @@ def test_rates_of_other_data_are_exact():
     found = rate([0.1, 0.5, 0.9, 0.2], 0.4)
     assert (found.hits, found.n) == (2, 4)
     assert (found.low, found.high) == pytest.approx(tuple(stats.binomtest(2, 4).proportion_ci(method="exact")))
+
+
+def test_a_rate_of_tokens_is_a_mean_and_not_a_count_of_conversations():
+    units = [np.r_[1.0, np.zeros(99)] if at < 40 else np.zeros(100) for at in range(100)]
+    found = mean_rate(units, 0.5, 0)
+    assert found.share == pytest.approx(0.004) and found.n == 100 and found.hits <= 5
+    assert found.low < 0.004 < found.high < stats.beta.ppf(0.975, 2, 99) + 1e-9
+    every = mean_rate([np.ones(3)] * 20, 0.5, 0)
+    assert (every.share, every.hits, every.high) == (1.0, 20, 1.0)
+    draw = np.random.default_rng(0)  # the interval holds the true mean rate: half of the units of a tenth of conversations
+    inside = 0
+    for _ in range(400):
+        bad = draw.random(60) < 0.1
+        one = mean_rate([(draw.random(10) < 0.5 * each).astype(float) for each in bad], 0.5, 0)
+        inside += one.low <= 0.05 <= one.high
+    assert inside >= 380
+
+
+def test_scores_that_are_no_numbers_are_counted_as_alarms(model, armed, monkeypatch):
+    import assay.monitor.reading as module
+
+    real = module.vectors
+
+    def broken(site, acts, tokens):
+        found = real(site, acts, tokens).copy()
+        found[-1] = np.nan
+        return found
+
+    monkeypatch.setattr(module, "vectors", broken)
+    found = evaluate(armed, model, planted(31, 60))
+    assert found.false_alarms["reply"].share == 1 and found.recall["reply"].share == 1
+
+
+def test_a_window_of_another_model_is_refused(armed):
+    with pytest.raises(UsageError, match="another model"):
+        window(armed, tiny("llama", seed=77), planted(32, 60))
+
+
+def test_an_attack_is_of_the_reply_that_was_rewritten(glass):
+    said = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "The cat sat in the garden."},
+            {"role": "user", "content": "And?"}, {"role": "assistant", "content": "Then there was a bear."}]  # fmt: skip
+    one, asked = messages_as_talk(glass, said, label=1), messages_as_talk(glass, said[:3], label=1)
+    made = worded(glass, " was", bar=0.5)
+    units = score(glass, made, [one])[0].units
+    made = replace(made, thresholds={"reply": replace(made.thresholds["reply"], value=float(units["reply"][-1]) - 1e-3)})
+    found = {each.attack: each for each in selftest(made, glass, [one, asked])}
+    assert found["leetspeak"].rate.n == 1  # the last reply counts; what ends with a question has no reply to rewrite
+
+
+def test_an_attack_on_another_model_or_an_expired_monitor_is_refused(glass):
+    talk = texts_as_talks(glass, ["It was cold"], label=1)
+    old = worded(glass, " was")
+    old = replace(old, bound={**old.bound, "expires": "2020-01-01T00:00:00+00:00"})
+    with pytest.raises(UsageError, match="expired"):
+        selftest(old, glass, talk)
+    with pytest.raises(UsageError, match="another"):
+        selftest(replace(old, bound={**old.bound, "model": "other"}), glass, talk)
+
+
+def test_a_text_is_read_as_far_as_the_model_goes(glass):
+    talk = texts_as_talks(glass, ["the cat and the dog " * 200])[0]
+    assert len(talk.ids) == 128 == talk.turns[0][1]
+    said = [{"role": "user", "content": "the cat and the dog " * 200}, {"role": "assistant", "content": "Yes"}]
+    with pytest.raises(UsageError, match="first 128 tokens"):
+        messages_as_talk(glass, said)
+
+
+@pytest.mark.parametrize("card", ['{"format": 1, "watches": "\\ud800"}', '{"format": 1, "value": NaN}', "[" * 3000 + "]" * 3000])
+def test_cards_that_have_no_hash_are_refused_in_words(tmp_path, card):
+    path = tmp_path / "m.safetensors"
+    save_file({"weight.0": torch.zeros(3)}, path, metadata={"assay.monitor": card})
+    with pytest.raises(StoreError):
+        load_monitor(path)

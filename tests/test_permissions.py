@@ -161,3 +161,27 @@ def test_many_writers_at_once(tmp_path):
     assert len(kept) == 32 and permissions.verify(tmp_path) == []
     for number in range(4):
         assert [one["body"]["number"] for one in kept if one["body"]["by"] == str(number)] == list(range(8))
+
+
+SHORT = """
+import resource, sys
+from pathlib import Path
+from assay import permissions
+from assay.errors import StoreError
+folder = Path(sys.argv[1])
+for number in range(3):
+    permissions.record(folder, "x", {"n": number})
+size = (folder / "audit.jsonl").stat().st_size + 100
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+try:
+    permissions.record(folder, "x", {"n": "must be on the disk" * 9})
+except StoreError:
+    print(permissions.verify(folder))
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(permissions.record(folder, "x", {})["index"], permissions.verify(folder))
+"""
+
+
+def test_a_disk_that_takes_a_part_of_an_entry_has_none_of_it(tmp_path):
+    done = subprocess.run([sys.executable, "-c", SHORT, str(tmp_path)], capture_output=True, text=True)
+    assert done.stdout.split("\n")[:2] == ["[]", "3 []"], done.stderr

@@ -16,12 +16,13 @@ from assay.errors import AssayError, UsageError
 from assay.model.stream import Picking, Stream
 from assay.monitor.calibrate import calibrate
 from assay.monitor.drift import baseline
+from assay.monitor.reading import BROKEN
 from assay.monitor.talks import texts_as_talks
 from assay.monitor.units import POOLINGS, unit_scores
 from assay.serving.access import LARGEST, Guard, token_for
 from assay.serving.refused import Refused
 from assay.serving.start import start
-from assay.serving.watch import BROKEN, WINDOW, Armed, Watch
+from assay.serving.watch import WINDOW, Armed, Watch
 from assay.serving.webhook import Webhook
 from assay.serving.worker import Settings
 from serving_server import SITE, TOKEN, direction, events, greedy, monitor, serving, token_scores, wait_for

@@ -475,3 +475,39 @@ def test_a_key_is_trusted_by_its_whole_public_part_not_by_its_id(mine, note, tmp
         row["public_key"] = signing.public_of(Ed25519PrivateKey.generate())
     place.write_text(json.dumps(rows))
     assert signing.look(note).status == UNKNOWN
+
+
+def test_links_to_folders_are_not_signed_and_no_way_around_a_signature(tmp_path, mine):
+    folder, real = tmp_path / "m", tmp_path / "real"
+    folder.mkdir()
+    real.mkdir()
+    (folder / "repair.json").write_text("{}")
+    (real / "w.bin").write_text("1")
+    signing.sign(folder, mine)
+    assert signing.look(folder).status == TRUSTED
+    (folder / "sub").symlink_to(real)
+    assert signing.look(folder).status == ALTERED
+    with pytest.raises(StoreError, match="link to a folder"):
+        signing.sign(folder, mine)
+
+
+def test_a_key_that_revoked_itself_revokes_nobody_else(tmp_path, note, mine):
+    signing.sign(note, mine)
+    bob = signing.load_key(signing.make_key(tmp_path / "bob.pem"))
+    signing.trust(signing.public_of(bob), "Bob")
+    own = signing.revoke(signing.key_id(signing.public_of(bob)), bob, "stolen")
+    assert signing.counts_here(own)
+    other = signing.revoke(signing.key_id(signing.public_of(mine)), bob, "says the thief")
+    assert signing.look(note).status == TRUSTED and not signing.counts_here(other)
+    carol = signing.load_key(signing.make_key(tmp_path / "carol.pem"))
+    signing.trust(signing.public_of(carol), "Carol")
+    signing.revoke(signing.key_id(signing.public_of(mine)), carol, "she may")
+    assert signing.look(note).status == REVOKED
+
+
+def test_a_statement_that_is_no_text_is_no_signature(note, mine):
+    place = signing.sign(note, mine)
+    found = json.loads(place.read_text())
+    found["statement"]["kind"] = "\ud800"
+    place.write_text(json.dumps(found))
+    assert signing.look(note).status == ALTERED

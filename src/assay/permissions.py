@@ -18,6 +18,7 @@ import getpass
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -212,10 +213,17 @@ def _who() -> str:
 
 
 def _append(path: Path, entry: Entry) -> Entry:
-    """One line, in one write, on the disk; then the head."""
+    """One line, whole and on the disk, or nothing of it; then the head."""
     with open(path, "ab", buffering=0) as file:
-        file.write(canonical(entry).encode() + b"\n")
-        os.fsync(file.fileno())
+        before, left = file.seek(0, os.SEEK_END), memoryview(canonical(entry).encode() + b"\n")
+        try:
+            while left:  # a disk that fills up takes a part, and says so at the next try
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):  # a line that stays half is dropped by the next writer
+                file.truncate(before)
+            raise
     write_file(path.parent / HEAD, canonical({"count": entry["index"] + 1, "hash": entry["hash"]}).encode())
     return entry
 

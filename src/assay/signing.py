@@ -7,7 +7,8 @@
 2. Keys lie in the user's configuration folder (environment: ASSAY_CONFIG): `key.pem`, readable by its owner alone, and
    `trusted.json`, the public keys one takes signatures of. A key's id is the start of the SHA-256 of its public part.
 3. Revocations are statements of the same form, signed by the key they revoke, by the key whose signature they revoke, or
-   by a trusted key. They are kept in an append-only log like the audit log's, and can be handed on as a file.
+   by a trusted key that has not revoked itself (whoever stole it cannot revoke others). They are kept in an append-only log
+   like the audit log's, and can be handed on as a file.
 4. Status: altered (bytes, card or statement) > revoked > expired > signed by a trusted key | signed by an unknown key;
    without a signature: unsigned. Altered and revoked are refused on load; all else but trusted is said, and refused where
    signatures are required (--require-signature, or ASSAY_REQUIRE_SIGNATURE=1).
@@ -23,7 +24,7 @@ import json
 import logging
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -194,7 +195,10 @@ def _files(path: Path) -> dict[str, str]:
     try:
         if not path.is_dir():
             return {".": _file_hash(path)}
-        found = sorted(each for each in path.rglob("*") if each.is_file() and not _aside(each.relative_to(path)))
+        every = list(path.rglob("*"))
+        if links := [each for each in every if each.is_symlink() and each.is_dir()]:
+            raise StoreError(f"{links[0]}: a link to a folder. What it holds would not be signed: put the files there.")
+        found = sorted(each for each in every if each.is_file() and not _aside(each.relative_to(path)))
         if len(found) > MOST:
             raise StoreError(f"{path}: {len(found)} files; at most {MOST} are signed together.")
         return {each.relative_to(path).as_posix(): _file_hash(each) for each in found}
@@ -228,8 +232,10 @@ def _status(path: Path, kind: str, signature: Mapping[str, Any]) -> Checked:
 
     if why := _altered(path, kind, signature):
         return made(ALTERED, why)
-    for each in revocations():
-        if _counts(each, facts, public, trusted):
+    known_revocations = revocations()
+    gone = _gone(known_revocations)
+    for each in known_revocations:
+        if _counts(each, facts, public, trusted, gone):
             return made(REVOKED, each["statement"]["reason"])
     if statement["expires"] and datetime.fromisoformat(statement["expires"]) <= datetime.now(UTC):
         return made(EXPIRED, f"at {statement['expires']}")
@@ -273,6 +279,7 @@ def _opened(found: Any) -> dict[str, Any]:
             raise ValueError(f"{time} has no time zone")
     if key_id(str(found.get("public_key"))) != statement["key"]:
         raise ValueError("the key is not the one its statement names")
+    digest(statement)  # half of a surrogate pair has no hash: ValueError
     return found
 
 
@@ -416,9 +423,10 @@ def revoke(what: str, key: "Ed25519PrivateKey", reason: str) -> dict[str, Any]:
 
 
 def counts_here(revocation: Mapping[str, Any]) -> bool:
-    """Whether the revocation of a key is by that key, or by one that is trusted."""
+    """Whether the revocation of a key is by that key, or by one that is trusted and has not revoked itself."""
     by = revocation["public_key"]
-    return key_id(by) == revocation["statement"]["revokes"] or any(row["public_key"] == by for row in trusted_keys().values())
+    trusted = any(row["public_key"] == by for row in trusted_keys().values()) and by not in _gone(revocations())
+    return key_id(by) == revocation["statement"]["revokes"] or trusted
 
 
 def revocations() -> list[dict[str, Any]]:
@@ -453,10 +461,17 @@ def _is_revocation(row: Any) -> bool:
     return fits and _holds(row, "revocation")
 
 
-def _counts(row: Mapping[str, Any], facts: Mapping[str, Any], public: str, trusted: Mapping[str, Mapping[str, str]]) -> bool:
+def _gone(rows: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Public keys that revoked themselves: stolen, perhaps, and nothing that they revoke of others counts."""
+    return {row["public_key"] for row in rows if key_id(row["public_key"]) == row["statement"]["revokes"]}
+
+
+def _counts(
+    row: Mapping[str, Any], facts: Mapping[str, Any], public: str, trusted: Mapping[str, Mapping[str, str]], gone: set[str]
+) -> bool:  # fmt: skip
     """Whether a revocation is of this signature or its key, and by somebody who may."""
     by = row["public_key"]
-    may = by == public or any(key["public_key"] == by for key in trusted.values())
+    may = by == public or (by not in gone and any(key["public_key"] == by for key in trusted.values()))
     return may and row["statement"]["revokes"] in (facts["key"], facts["digest"])
 
 

@@ -27,6 +27,11 @@ class Written:
         """Whether text is held back that may turn out to be a stop text."""
         return bool(self._held)
 
+    @property
+    def length(self) -> int:
+        """Characters that were given out or are held back."""
+        return len(self.text) + len(self._held)
+
     def push(self, token: int) -> str:
         """The text that may be shown now: "" while it is held back."""
         if self.stopped:

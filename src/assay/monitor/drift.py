@@ -22,7 +22,7 @@ from scipy import stats
 from assay.errors import bad_argument
 from assay.model.model import Model
 from assay.monitor.reading import read
-from assay.monitor.records import Baseline, Monitor
+from assay.monitor.records import Baseline, Monitor, bindings
 from assay.monitor.talks import Talk
 from assay.monitor.units import pooled
 
@@ -80,6 +80,9 @@ def window(monitor: Monitor, model: Model, talks: Sequence[Talk], report: Callab
     """Compare conversations of now, read by the model, with those of calibration. Raises UsageError as `drift` does."""
     if monitor.baseline is None:
         raise bad_argument("monitor", f"{monitor.name!r} without a baseline", "a calibrated monitor")
+    if wrong := [name for name, value in bindings(model).items() if monitor.bound.get(name) != value]:
+        raise bad_argument("model", f"another {wrong[0]} than {monitor.name!r} was calibrated with", "the one it is bound to",
+                           "On others it is uncalibrated anyway.")  # fmt: skip
     site, scores, means = monitor.baseline.site, [], []
     for number, acts in read(model, talks, list(dict.fromkeys([*monitor.sites, site])), report):
         judged = np.concatenate([np.arange(*turn) for turn in talks[number].turns])

@@ -14,7 +14,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -25,10 +25,10 @@ from assay.data.chat import chat_text
 from assay.errors import UsageError, bad_argument
 from assay.model.model import Model
 from assay.monitor.fit import auroc
-from assay.monitor.reading import read, reply_scores, score
+from assay.monitor.reading import finite, read, reply_scores, score
 from assay.monitor.records import Monitor, data_digest
 from assay.monitor.talks import Talk, refuse_seen
-from assay.monitor.thresholds import Rate, needed, rate
+from assay.monitor.thresholds import Rate, mean_rate, needed, rate
 from assay.monitor.units import pooled_columns
 from assay.probe.baselines import sentence_encoder
 from assay.probe.calibration import brier, ece
@@ -80,12 +80,12 @@ def evaluate(
     refuse_seen("talks", talks, monitor.seen, "fitted or calibrated on")
     refuse_seen("talks", talks, {data_digest([talk.text]) for talk in train}, "compared with, fitted on them")
     scored = score(model, monitor, talks, report)
-    scores, groups = reply_scores(scored), [talk.group for talk in talks]
-    per_unit = {unit: [one.units[unit] for one in scored] for unit in monitor.thresholds}
+    scores, groups = finite(reply_scores(scored)), [talk.group for talk in talks]
+    per_unit = {unit: [finite(one.units[unit]) for one in scored] for unit in monitor.thresholds}
     hit = {unit: np.array([float(values.max()) for values in found]) for unit, found in per_unit.items()}
     recall = {unit: rate(hit[unit][labels == 1], made.value) for unit, made in monitor.thresholds.items()}
     alarmed = {unit: rate(hit[unit][labels == 0], made.value) for unit, made in monitor.thresholds.items()}
-    wrong = {unit: _of_units(per_unit[unit], labels == 0, made.value) for unit, made in monitor.thresholds.items()}
+    wrong = {unit: _of_units(per_unit[unit], labels == 0, made.value, seed) for unit, made in monitor.thresholds.items()}
     inside = {unit: made.holds(wrong[unit]) for unit, made in monitor.thresholds.items()}
     probability = np.array([monitor.probability(value) for value in scores])
     unit = "conversation" if "conversation" in wrong else next(iter(wrong), "")
@@ -100,16 +100,12 @@ def evaluate(
     )  # fmt: skip
 
 
-def _of_units(found: Sequence[Array], which: NDArray[np.bool_], at: float) -> Rate:
-    """Alarms among units of benign conversations; of tokens and segments the mean rate of a conversation, as units of one are
-    not independent."""
+def _of_units(found: Sequence[Array], which: NDArray[np.bool_], at: float, seed: int) -> Rate:
+    """Alarms among units of benign conversations; where these have several, the mean rate of a conversation."""
     benign = [values for values, chosen in zip(found, which, strict=True) if chosen]
     if all(len(values) == 1 for values in benign):
         return rate(np.concatenate(benign), at)
-    share = float(np.mean([(values > at).mean() for values in benign]))
-    n = len(benign)
-    exact = rate(np.r_[np.full(round(share * n), at + 1.0), np.full(n - round(share * n), at - 1.0)], at)
-    return replace(exact, hits=round(share * n))
+    return mean_rate(benign, at, seed)
 
 
 def _interval(scores: Array, labels: NDArray[Any], groups: Sequence[str], seed: int) -> tuple[float, float, float]:
@@ -179,10 +175,10 @@ def _baselines(
         judged = np.concatenate([np.arange(*turn) for turn in talks[number].turns])
         last.append(float(monitor.token_scores({name: x[judged[-1:]] for name, x in acts.items()})[0]))
         drawn.append(pooled_columns(acts[site][judged] @ ways, monitor.pooling.of_controls()))
-    each = [auroc(np.array(column), labels) for column in zip(*drawn, strict=True)]
+    each = [auroc(finite(column), labels) for column in zip(*drawn, strict=True)]
     either = [max(value, 1 - value) for value in each]
     out["random directions"] = {"auroc": float(np.mean(either)), "best": max(either)}
-    out["last token"] = {"auroc": auroc(np.array(last), labels)}
+    out["last token"] = {"auroc": auroc(finite(last), labels)}
     if asked := _asked(monitor, model, talks):
         out["asked in words"] = {"auroc": auroc(np.array(asked), labels)}
     else:

@@ -125,6 +125,8 @@ def _parts(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
                 raise StoreError(f"{path}: it has no card of a monitor.")
             record = json.loads(metadata[KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        content = {key: value for key, value in record.items() if key != "sha256"} if isinstance(record, dict) else {}
+        found = _hash(content, tensors)  # numbers and texts that are none have no hash: ValueError
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except (SafetensorError, ValueError, RecursionError) as error:
@@ -133,8 +135,7 @@ def _parts(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise StoreError(f"{path}: its card is not that of a monitor.")
     if record["format"] > FORMAT:
         raise StoreError(f"{path}: format {record['format']}; allowed: up to {FORMAT}. Install a newer version.")
-    told = record.get("sha256")
-    if _hash({key: value for key, value in record.items() if key != "sha256"}, tensors) != told:
+    if found != record.get("sha256"):
         raise StoreError(f"{path}: its content does not have the hash that its card says: it was changed or damaged.")
     return record, tensors
 

@@ -17,6 +17,7 @@ from assay.sites import parse_site
 Array = NDArray[np.float64]
 Report = Callable[[int], None]
 TOKENS_AT_ONCE = 16_384
+BROKEN = 1e9
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +85,11 @@ def score(model: Model, monitor: Monitor, talks: Sequence[Talk], report: Report 
         keys = None if logits is None else [logits[slice(*turn)] for turn in talks[number].turns]
         found.append(Scored(turns, unit_scores(turns, monitor.pooling, keys)))
     return found
+
+
+def finite(scores: Sequence[float] | Array) -> Array:
+    """Scores with `BROKEN` in place of what is no number (half precision overflows): it is above every threshold."""
+    return np.nan_to_num(np.asarray(scores, np.float64), nan=BROKEN, posinf=BROKEN, neginf=BROKEN)
 
 
 def reply_scores(scored: Sequence[Scored]) -> Array:

@@ -23,8 +23,8 @@ from assay.data.ordinary import TEXTS
 from assay.errors import bad_argument
 from assay.model.model import Model
 from assay.monitor.paraphrase import Reword, reordered, reported, synonyms
-from assay.monitor.reading import reply_scores, score
-from assay.monitor.records import Monitor
+from assay.monitor.reading import finite, score
+from assay.monitor.records import CALIBRATED, Monitor
 from assay.monitor.suffix import suffix_search
 from assay.monitor.talks import Talk, messages_as_talk, refuse_seen, texts_as_talks
 from assay.monitor.thresholds import Rate
@@ -86,14 +86,19 @@ def selftest(
 
     Benign ones among them are rewritten as well, for comparison.
 
-    Raises UsageError for a monitor without a threshold per reply, where it finds none of the texts, and for a suffix to be
-    sought for conversations.
+    Of a conversation the last message is rewritten and its own unit scored; one that ends with a question about earlier replies
+    is left out.
+
+    Raises UsageError for a monitor that is not calibrated on this model or has no threshold per reply, where it finds none of
+    the texts, and for a suffix to be sought for conversations.
     """
     if "reply" not in monitor.thresholds:
         raise bad_argument("monitor", f"thresholds for {', '.join(monitor.thresholds) or 'nothing'}", "one per reply")
+    if (state := monitor.state(model)) != CALIBRATED:
+        raise bad_argument("monitor", state, "one that is calibrated on this model")
     refuse_seen("positives", positives, monitor.seen, "fitted or calibrated on")
     bar = monitor.thresholds["reply"].value
-    talks, benign = ([talk for talk in positives if talk.label == label] for label in (1, 0))
+    talks, benign = ([talk for talk in positives if talk.label == label and _ends_judged(talk)] for label in (1, 0))
     before = _scores(monitor, model, talks)
     found = [talk for talk, value in zip(talks, before, strict=True) if value > bar]
     if not found:
@@ -141,8 +146,15 @@ def _saying(model: Model, talk: Talk, text: str) -> Talk:
     return messages_as_talk(model, [*talk.messages[:-1], {**talk.messages[-1], "content": text}])
 
 
+def _ends_judged(talk: Talk) -> bool:
+    """Whether what is rewritten, the last message, is what is judged."""
+    spoken = any(message["role"] == "assistant" for message in talk.messages)
+    return not spoken or talk.messages[-1]["role"] == "assistant"
+
+
 def _scores(monitor: Monitor, model: Model, talks: Sequence[Talk]) -> list[float]:
-    return reply_scores(score(model, monitor, talks)).tolist() if talks else []
+    """Of the last reply of each: what is rewritten."""
+    return finite([one.units["reply"][-1] for one in score(model, monitor, talks)]).tolist()
 
 
 def _evasion(name: str, before: Sequence[str], after: Sequence[str], scores: Sequence[float], bar: float) -> Evasion:

@@ -16,11 +16,12 @@ from typing import Any
 
 from assay.data.chat import chat_text, check_messages, has_template, opening, places
 from assay.errors import UsageError, bad_argument
+from assay.model.context import context_length
 from assay.model.model import Model
 from assay.records import Example, digest
 
 LARGEST = 64 << 20  # bytes of a data file
-LONGEST = 4096  # tokens of a conversation that are read
+LONGEST = 4096  # tokens of a conversation that are read, where the context is as long
 KEYS = ("text", "messages", "label", "group", "slice")
 
 
@@ -87,7 +88,7 @@ def messages_as_talk(model: Model, messages: Sequence[Mapping[str, str]], **fact
             ids = model.tokens(chat_text(model, messages))[0]
             turns.append((opening(model, messages, ids), len(ids)))
     text = "\n".join(message["content"] for message in messages)
-    return _cut(ids, turns, text, messages=tuple(messages), **facts)
+    return _cut(model, ids, turns, text, messages=tuple(messages), **facts)
 
 
 def refuse_seen(name: str, talks: Sequence[Talk], seen: Iterable[str], how: str) -> None:
@@ -110,14 +111,19 @@ def _again(model: Model, messages: Sequence[Mapping[str, str]], ids: Sequence[in
 
 def _of_text(model: Model, text: str, label: int | None, group: str, name: str) -> Talk:
     ids = model.tokens(text)[0]
-    return _cut(ids, [(0, len(ids))], text, label=label, group=group, slice=name)
+    return _cut(model, ids, [(0, len(ids))], text, label=label, group=group, slice=name)
 
 
-def _cut(ids: Sequence[int], turns: Sequence[tuple[int, int]], text: str, **facts: Any) -> Talk:
-    inside = [(max(1, start), min(stop, LONGEST)) for start, stop in turns if min(stop, LONGEST) > max(1, start)]
+def _cut(model: Model, ids: Sequence[int], turns: Sequence[tuple[int, int]], text: str, **facts: Any) -> Talk:
+    """As much of it as is read: no position that the model has not."""
+    longest = min(LONGEST, context_length(model.hf) or LONGEST)
+    inside = [(max(1, start), min(stop, longest)) for start, stop in turns if min(stop, longest) > max(1, start)]
+    if not inside and turns and max(stop for _, stop in turns) > longest:
+        raise bad_argument("text", f"{text[:60]!r}.., judged from token {turns[0][0]} on",
+                           f"words within the first {longest} tokens, which are read")  # fmt: skip
     if not inside:
         raise bad_argument("text", text[:60], "two tokens or more")
-    return Talk(tuple(ids[:LONGEST]), tuple(inside), text=text, **facts)
+    return Talk(tuple(ids[:longest]), tuple(inside), text=text, **facts)
 
 
 def _ids(model: Model, text: str) -> list[int]:
@@ -150,4 +156,4 @@ def _talk(model: Model, record: Mapping[str, Any], number: int) -> Talk:
     if not isinstance(record["text"], str):
         raise bad_argument(f"line {number}", record["text"], "a text")
     ids = model.tokens(record["text"])[0] if record["text"] else []
-    return _cut(ids, [(0, len(ids))], record["text"], **facts)
+    return _cut(model, ids, [(0, len(ids))], record["text"], **facts)

@@ -92,15 +92,22 @@ def rule_of_three(n: int, confidence: float = CONFIDENCE) -> float:
 
 @dataclass(frozen=True)
 class Rate:
-    """How often a fixed threshold alerts on other units: hits of n and an exact interval (Clopper & Pearson 1934)."""
+    """How often a fixed threshold alerts on other units: hits of n and an exact interval (Clopper & Pearson 1934).
+
+    `mean`: of tokens and segments the mean rate of n conversations; `hits` are those of one unit of each, drawn by seed, and
+    the interval is that of n units, which is wider than that of a mean of rates.
+    """
 
     hits: int
     n: int
     low: float
     high: float
+    mean: float | None = None
 
     @property
     def share(self) -> float:
+        if self.mean is not None:
+            return self.mean
         return self.hits / self.n if self.n else 0.0
 
 
@@ -108,6 +115,16 @@ def rate(scores: Sequence[float] | Array, at: float) -> Rate:
     """Alarms of a threshold on other data."""
     hits, n = int((np.asarray(scores, np.float64) > at).sum()), len(scores)
     return Rate(hits, n, *(clopper_pearson(hits, n) if n else (0.0, 1.0)))
+
+
+def mean_rate(units: Sequence[Array], at: float, seed: int) -> Rate:
+    """Alarms among units of conversations, whose own are not independent."""
+    n, drawn = len(units), rate(one_of_each(units, seed), at)
+    mean = float(np.mean([(values > at).mean() for values in units])) if n else 0.0
+    hits = mean * n
+    low = float(stats.beta.ppf(0.025, hits, n - hits + 1)) if hits > 0 else 0.0
+    high = float(stats.beta.ppf(0.975, hits + 1, n - hits)) if hits < n else 1.0
+    return Rate(drawn.hits, n, low, high, mean)
 
 
 def one_of_each(units: Sequence[Array], seed: int) -> Array:

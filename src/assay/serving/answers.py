@@ -2,7 +2,8 @@
 
 `assay` = {"reply", "monitors": [{"monitor", "watches", "state", "units": {unit: {"score", "threshold", "above"}}}], "alerts",
 "disclosure"}: every choice has its own, a streamed reply in its last chunk. "disclosure" is null, or what was done to the
-answer (`assay.permissions.disclosure`).
+answer (`assay.permissions.disclosure`). In a stream it is also on every chunk from the first whose text was changed, on the
+error that ends it, and once in a chat's `delta` as {what: note}, which clients gather into the message.
 """
 
 import json
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from assay.serving.asked import Asked
+from assay.serving.refused import Refused
 from assay.serving.reply import BLOCKED, Done, Piece, Ticket
 
 
@@ -21,6 +23,7 @@ class Answers:
         self.asked: Asked = ticket.asked
         kind = "chat.completion" if ticket.asked.chat else "text_completion"
         self.kind, self.made = kind, int(time.time())
+        self._told: dict[int, dict[str, Any]] = {}  # choice -> what was done -> its disclosure
         self.base = {"id": f"{'chatcmpl' if ticket.asked.chat else 'cmpl'}-{ticket.id}", "created": self.made, "model": served,
                      "system_fingerprint": f"seed-{ticket.asked.seed}"}  # fmt: skip
 
@@ -36,13 +39,29 @@ class Answers:
 
     def piece(self, piece: Piece) -> dict[str, Any]:
         """A chunk of text."""
-        delta = {"content": piece.text} if self.asked.chat else piece.text
+        marked = self._marked(piece.choice, piece.disclosure)
+        delta = {"content": piece.text, **marked} if self.asked.chat else piece.text
+        about = {"token_scores": piece.scores} if piece.scores else {}
+        about |= {"disclosure": piece.disclosure} if piece.disclosure else {}
         found = self._chunk(piece.choice, delta, None)
-        return {**found, "assay": {"token_scores": piece.scores}} if piece.scores else found
+        return {**found, "assay": about} if about else found
 
     def done(self, done: Done) -> dict[str, Any]:
         """The last chunk of a choice."""
-        return {**self._chunk(done.choice, {} if self.asked.chat else "", done.finish), "assay": done.about}
+        marked = self._marked(done.choice, done.about["disclosure"])
+        return {**self._chunk(done.choice, marked if self.asked.chat else "", done.finish), "assay": done.about}
+
+    def failed(self, problem: Refused) -> dict[str, Any]:
+        """The error that ends a stream, with what was done to the text before it."""
+        told = list({what: each for known in self._told.values() for what, each in known.items()}.values())
+        return {**problem.body(), **({"assay": {"disclosure": told}} if told else {})}
+
+    def _marked(self, choice: int, disclosure: Sequence[dict[str, Any]] | None) -> dict[str, Any]:
+        """What is new of what was done, for a delta."""
+        known = self._told.setdefault(choice, {})
+        new = {each["what"]: each for each in disclosure or () if each["what"] not in known}
+        known.update(new)
+        return {"assay": {"disclosure": {what: each["note"] for what, each in new.items()}}} if new else {}
 
     def totals(self, done: Sequence[Done]) -> dict[str, Any]:
         """The chunk with the usage, where it was asked for."""

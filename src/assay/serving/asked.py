@@ -28,6 +28,10 @@ IDLE: dict[str, tuple[Any, ...]] = {  # parameters that are not supported, and t
     "best_of": (None, 1), "suffix": (None, ""), "parallel_tool_calls": (None, True, False), "store": (None, False),
     "prediction": (None,),
 }  # fmt: skip
+IDLE_IN_MESSAGE: dict[str, tuple[Any, ...]] = {  # what clients send back of an answer that had none of it
+    "name": (None,), "refusal": (None,), "tool_calls": (None, []), "function_call": (None,), "audio": (None,),
+    "annotations": (None, []), "parsed": (None,),
+}  # fmt: skip
 IGNORED = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")  # about the caller, not the answer
 KNOWN = ("model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", "n", "stream",
          "stream_options", "assay")  # fmt: skip
@@ -104,6 +108,9 @@ def _asked(
     streamed, options = _flag(body, "stream"), body.get("stream_options")
     if options is not None and not (streamed and isinstance(options, dict)):
         raise Refused(400, "stream_options: allowed: an object, and only with stream=true.", "stream_options")
+    if unknown := [name for name in options or {} if name != "include_usage"]:
+        raise Refused(400, f"stream_options.{unknown[0][:60]}: not supported by this server; leave it out.", "stream_options",
+                      "unsupported_parameter")  # fmt: skip
     extra = body.get("assay") or {}
     if not isinstance(extra, dict) or set(extra) - {"token_scores"}:
         raise Refused(400, 'assay: allowed: {"token_scores": true}.', "assay")
@@ -141,9 +148,14 @@ def _message(item: object, where: str) -> dict[str, str]:
     role = "system" if role == "developer" else role
     if not isinstance(item, dict) or not isinstance(role, str) or role not in ROLES:
         raise Refused(400, f"{where}: allowed: an object whose role is one of {', '.join(ROLES)}.", where)
+    for key, value in item.items():
+        if key not in ("role", "content", "assay") and value not in IDLE_IN_MESSAGE.get(key, ()):
+            raise Refused(400, f"{where}.{key[:60]}: not supported by this server; leave it out.", f"{where}.{key[:60]}",
+                          "unsupported_parameter")  # fmt: skip
     content: Any = item.get("content")
     if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
+        parts = [part["text"] if isinstance(part, dict) and part.get("type") == "text" and part.keys() == {"type", "text"}
+                 else None for part in content]  # fmt: skip
         content = "".join(parts) if all(isinstance(part, str) for part in parts) else None  # type: ignore[arg-type]
     if not isinstance(content, str):
         raise Refused(400, f"{where}: content must be a text, or parts of type text.", where)

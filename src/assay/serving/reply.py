@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -27,15 +27,17 @@ from assay.serving.watch import Alert, Watch, rounded
 
 BLOCKED, STEERED, MODIFIED = "blocked", "steered", "weights"  # words of `permissions.disclosure`
 FILTERED = "content_filter"
+CUT = ("failed", "timeout", "cancelled")  # how a reply ends before its end
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of a choice that may be shown now, and the scores of the tokens it is made of, by monitor."""
+    """Text of a choice that may be shown now, the scores of the tokens it is made of, by monitor, and what was done to it."""
 
     choice: int
     text: str
     scores: dict[str, list[float]]
+    disclosure: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,9 @@ class Seen:
 @dataclass(eq=False)
 class _Token:
     position: int
-    piece: str
-    settled: bool
+    start: int  # characters of the reply before its own, and up to their end
+    end: int
+    settled: bool = False
     seen: list[tuple[float, Any, float | None]] | None = None  # by monitor: score, activations, logit
 
 
@@ -118,6 +121,7 @@ class Reply:
     over: bool = False
     closing: bool = False  # its text has ended, its last token is being scored
     _queue: deque[_Token] = field(default_factory=deque)
+    _shown: int = 0  # characters of `written.text`
 
     @property
     def name(self) -> str:
@@ -146,7 +150,7 @@ class Reply:
         events += [self._alert(alert) for alert in alerts]
         self.text += piece.text
         if piece.text or piece.scores:
-            shown.append(piece)
+            shown.append(replace(piece, disclosure=self._disclosed()))
         if finish is not None:
             events.append(self.end(finish))
             shown.append(Done(self.choice, finish, self.tokens, self.about()))
@@ -162,9 +166,13 @@ class Reply:
     def end(self, finish: str) -> Event:
         """What the log says when it is over."""
         self.over = True
-        return {"kind": "end", "reply": self.name, "finish": finish, "tokens": self.tokens, "shown": sha(self.text),
+        kept = not self.ticket.asked.stream and (self.blocked or finish in CUT)  # without streaming, nothing of it is shown
+        shown = "" if kept else self.text
+        return {"kind": "end", "reply": self.name, "finish": finish, "tokens": self.tokens, "shown": sha(shown),
                 "disclosure": sorted(self.marks), "monitors": self._readings(),
-                **({"text": self.text} if self.keep_text else {})}  # fmt: skip
+                **({"text": shown} if self.keep_text else {}),
+                **({"withheld": sha(self.text)} if kept else {}),
+                **({"withheld_text": self.text} if kept and self.keep_text else {})}  # fmt: skip
 
     def cut(self, finish: str) -> list[Event]:
         """What the log says when it is ended before its end. Its units are judged by the tokens that were: a client that leaves
@@ -176,9 +184,12 @@ class Reply:
     def about(self) -> dict[str, Any]:
         """What an answer says about how it was made."""
         return {"reply": self.name, "monitors": self._readings(), "alerts": self.alerts,
-                "disclosure": [disclosure(mark, why=why) for mark, why in self.marks.items()] or None}  # fmt: skip
+                "disclosure": self._disclosed()}  # fmt: skip
 
     # internal --------------------------------------------------------------------------------
+
+    def _disclosed(self) -> list[dict[str, Any]] | None:
+        return [disclosure(mark, why=why) for mark, why in self.marks.items()] or None
 
     def _scored(self, step: Step, seen: Sequence[Seen]) -> list[Alert]:
         """Scores of a step go to the tokens they are of; the prompt's are judged now."""
@@ -195,12 +206,12 @@ class Reply:
         return []
 
     def _add(self, token: int, unseen: bool) -> None:
-        piece = self.written.push(token)
-        settled = not self.written.holding and not self.written.stopped
-        if settled:
-            for before in self._queue:
-                before.settled = True
-        self._queue.append(_Token(self.prompt + self.tokens - 1, piece, settled or bool(piece), [] if unseen else None))
+        start = self.written.length
+        self.written.push(token)
+        self._queue.append(_Token(self.prompt + self.tokens - 1, start, self.written.length, seen=[] if unseen else None))
+        clear, given = not self.written.holding and not self.written.stopped, len(self.written.text)
+        for each in self._queue:
+            each.settled = each.settled or clear or each.start < given
 
     def _judge(self, alerts: list[Alert]) -> Piece:
         """Tokens that were scored and are settled, in order; stops where a block begins."""
@@ -211,12 +222,17 @@ class Reply:
                 alerts += self.watch.token(number, score, token.position, activation, logit)
                 if scores:
                     scores[self.watch.armed[number].monitor.name].append(rounded(score))
-            text += "" if self._block(alerts) else token.piece
+            text += "" if self._block(alerts) else self._until(token.end)
         return Piece(self.choice, text, {name: found for name, found in scores.items() if found})
+
+    def _until(self, end: int) -> str:
+        """What is new of the text up to here; nothing of what may be a stop text."""
+        start, self._shown = self._shown, max(self._shown, min(end, len(self.written.text)))
+        return self.written.text[start : self._shown]
 
     def _last(self, piece: Piece, alerts: list[Alert]) -> tuple[Piece, list[Event]]:
         """The end of a reply: what was held back, and the units that are complete with it."""
-        rest = self.written.end()
+        self.written.end()
         if not self.written.stopped:
             for token in self._queue:
                 token.settled = True
@@ -226,7 +242,7 @@ class Reply:
         if not self._block(alerts) and STEERED not in self.marks:  # what monitors did to a reply is no drift of its own
             changed = [self.watch.count(number) for number in range(len(self.watch.armed))]
             events += [event for event in changed if event]
-        text = "" if self._block(alerts) else piece.text + more.text + rest
+        text = "" if self._block(alerts) else piece.text + more.text + self._until(len(self.written.text))
         scores = {name: piece.scores.get(name, []) + more.scores.get(name, []) for name in {**piece.scores, **more.scores}}
         return Piece(self.choice, text, scores), events
 

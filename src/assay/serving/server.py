@@ -13,7 +13,6 @@
 
 import asyncio
 import json
-import sys
 import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -35,7 +34,7 @@ from assay.serving.answers import Answers, dumps, event
 from assay.serving.asked import Asked, read_chat, read_completion
 from assay.serving.refused import Refused, no_model
 from assay.serving.reply import Done, Failed, Piece, Shown, Ticket
-from assay.serving.worker import Worker
+from assay.serving.worker import Worker, tell
 
 SLOWEST = 30.0  # seconds in which a client takes nothing of what it is sent
 GRACE = 5.0  # seconds for replies to finish when the server ends
@@ -147,7 +146,7 @@ class Service:
                 for armed in self.worker.readers.armed]  # fmt: skip
 
     async def health(self, request: Request) -> Response:
-        failed, armed = self.worker.log.failed, self.worker.readers.armed
+        failed, armed = self.worker.failed, self.worker.readers.armed
         open_gate = self.worker.settings.action != "log" and any(not one.calibrated for one in armed)
         status = "failed" if failed else "unprotected" if open_gate else "ok"
         return _json({"status": status, "replies": self.worker.taken,
@@ -190,7 +189,7 @@ class Streamed:
 
     def _event(self, shown: Shown) -> dict[str, Any]:
         if isinstance(shown, Failed):
-            return shown.problem.body()
+            return self.answers.failed(shown.problem)
         return self.answers.piece(shown) if isinstance(shown, Piece) else self.answers.done(shown)
 
 
@@ -257,7 +256,7 @@ async def _defect(request: Request, error: Exception) -> Response:
     """A mistake of the caller that the parts below found, or a defect of this program."""
     if isinstance(error, AssayError):
         return refusal(Refused(400, str(error)))
-    traceback.print_exception(error, file=sys.stderr)
+    tell("".join(traceback.format_exception(error)))
     return refusal(Refused(500, f"This failed inside Assay ({type(error).__name__}); the server's output says where."))
 
 

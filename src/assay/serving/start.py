@@ -45,6 +45,9 @@ def start(
     if most < 1:
         raise bad_argument("--max-tokens", most, "1 or more")
     grant = require("intervene", granted=role) if settings.action == "steer" else Grant("read")
+    names = [monitor.name for monitor in monitors]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise bad_argument("monitors", f"two of the name {twice[0]!r}", "names of their own", "The log tells them by it.")
     readers = Readers(as_left(monitors, folder), model)
     _check(readers, settings, steering)
     address = checked(webhook) if webhook else None  # before the log is opened: nothing is written where it is refused

@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 
 from assay.model.model import Model
 from assay.monitor.drift import disarmed, drift
+from assay.monitor.reading import finite
 from assay.monitor.records import CALIBRATED, Monitor, at_site
 from assay.monitor.units import Pooling, Running
 from assay.serving.drifted import identity
 
 QUIET = 16
-BROKEN = 1e9
 WINDOW = 100  # replies between looks for drift
 GROWING = ("max", "segment")
 Array = NDArray[np.float64]
@@ -248,7 +248,7 @@ class Readers:
         def mean(columns: Sequence[tuple[str, int]]) -> Array:
             return sum((read[site][:, at] for site, at in columns[1:]), read[columns[0][0]][:, columns[0][1]]) / len(columns)
 
-        return [(_numbers(mean(scored) + bias), _numbers(mean(weighed)) if weighed else None)
+        return [(finite(mean(scored) + bias), finite(mean(weighed)) if weighed else None)
                 for scored, weighed, bias in zip(self._scores, self._logits, self._biases, strict=True)]  # fmt: skip
 
 
@@ -256,10 +256,6 @@ def _column(vectors: dict[str, list[Array]], site: str, vector: Array) -> tuple[
     """Where a vector's products are found: its site, and its place among those read there."""
     vectors.setdefault(site, []).append(vector)
     return site, len(vectors[site]) - 1
-
-
-def _numbers(scores: Array) -> Array:
-    return np.nan_to_num(scores, nan=BROKEN, posinf=BROKEN, neginf=BROKEN)
 
 
 def rounded(score: float) -> float:

@@ -1,6 +1,7 @@
 """Alerts, sent to an address as JSON. The log has them whatever happens here.
 
-1. One thread sends one alert at a time: POST, JSON, `SECONDS` to answer, redirects not followed; 2xx is delivered.
+1. One thread sends one alert at a time: POST, JSON, `SECONDS` from connecting to the answer, however slowly it comes;
+   redirects are not followed; 2xx is delivered.
 2. What fails is tried again after 1, 2, 4, .. seconds, `TRIES` times. An alert that was refused, and one for which there was no
    more room (`ROOM` wait at most), is an event of the log: `webhook failed`, `webhook full`.
 3. What waits when the server ends is tried once more each, for `ENDING` seconds in all; what was not delivered then is in the
@@ -8,13 +9,15 @@
 """
 
 import json
+import socket
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Mapping
-from http.client import HTTPException
+from contextlib import suppress
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -109,7 +112,42 @@ class _Straight(urllib.request.HTTPRedirectHandler):
         return None
 
 
-_OPENER = urllib.request.build_opener(_Straight)
+class _Timed:
+    """A connection that is cut `SECONDS` after it was made: the time-out of a socket is one for each read."""
+
+    sock: Any
+
+    def connect(self) -> None:
+        super().connect()  # type: ignore[misc]
+        clock = threading.Timer(SECONDS, _shut, [self.sock])
+        clock.daemon = True
+        clock.start()
+
+
+class _Http(_Timed, HTTPConnection):
+    pass
+
+
+class _Https(_Timed, HTTPSConnection):
+    pass
+
+
+class _HttpHandler(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(_Http, req)
+
+
+class _HttpsHandler(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(_Https, req)
+
+
+def _shut(sock: socket.socket) -> None:
+    with suppress(OSError):  # closed already
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+_OPENER = urllib.request.build_opener(_Straight, _HttpHandler, _HttpsHandler)
 
 
 def _post(url: str, alert: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,8 +84,8 @@ class Worker:
 
     def submit(self, ticket: Ticket) -> None:
         """Queue a request. Raises Refused: 429 where too many wait, 503 where nothing can be done any more."""
-        if self.log.failed or self._ending.is_set():
-            raise Refused(503, f"This server takes no requests: {self.log.failed or 'it is ending'}.")
+        if self.failed or self._ending.is_set():
+            raise Refused(503, f"This server takes no requests: {self.failed or 'it is ending'}.")
         with self._count:
             if self._taken + ticket.rows > self.settings.rows + self.settings.waiting:
                 raise Refused(429, f"Too many requests: {self._taken} replies run or wait. Try again.", None, "queue_full")
@@ -95,6 +96,12 @@ class Worker:
     def taken(self) -> int:
         """Replies that run or wait."""
         return self._taken
+
+    @property
+    def failed(self) -> str:
+        """Why no reply can be made any more; "" where they can."""
+        gone = "" if self._thread.is_alive() or self._ending.is_set() else "the thread that runs the model has ended"
+        return self.log.failed or gone
 
     def close(self, seconds: float = 5.0) -> None:
         """End. Replies have so many seconds to finish; then they are cut off, and the log says so."""
@@ -110,7 +117,7 @@ class Worker:
             try:
                 self._turn()
             except Exception as error:  # a defect: told in full to whoever runs the server; what was being made is lost
-                traceback.print_exception(error, file=sys.stderr)
+                tell("".join(traceback.format_exception(error)))
                 self._drop(Refused(500, f"This failed inside Assay ({type(error).__name__}); the server's output says where."))
         self._drop(Refused(503, "This server ended before the reply did."))
 
@@ -220,8 +227,8 @@ class Worker:
         """Monitors that promise nothing any more: whoever relies on them is told at once, beside the log."""
         for event in events:
             if event["kind"] == "state":
-                sys.stderr.write(f"monitor {event['monitor']!r} is {event['state']}: it raises no more alerts"
-                                 f" (action: {self.settings.action})\n")  # fmt: skip
+                tell(f"monitor {event['monitor']!r} is {event['state']}: it raises no more alerts"
+                     f" (action: {self.settings.action})\n")  # fmt: skip
                 if self.webhook is not None:
                     self.webhook.send({"id": uuid.uuid4().hex, **event})
 
@@ -238,9 +245,10 @@ class Worker:
         if reply.over:
             self._forget(reply)
         elif alerts and self.settings.action == "steer" and STEERED not in reply.marks:
-            reply.marks[STEERED] = f"{alerts[0].monitor}, from position {step.start + 1}"
+            first = max(step.start + 1, reply.prompt)
+            reply.marks[STEERED] = f"{alerts[0].monitor}, from position {first}"
             self.stream.edit(reply.row, self.steering)
-            events.append({"kind": "steered", "reply": reply.name, "from": step.start + 1})
+            events.append({"kind": "steered", "reply": reply.name, "from": first})
         elif reply.written.stopped and not reply.closing:
             reply.closing = True
             self.stream.close(reply.row)
@@ -265,3 +273,10 @@ class Worker:
                 found[place].append(Seen(scores[own], means, None if logits is None else logits[own]))
                 at += size
         return found
+
+
+def tell(text: str) -> None:
+    """For whoever runs the server, on standard error; where nobody reads that any more (a closed pipe), it is lost."""
+    with suppress(OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
