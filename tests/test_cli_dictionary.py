@@ -196,3 +196,55 @@ def test_interrupted_training_goes_on_with_the_same_command(folder):
     assert done.returncode == 0, done.stderr
     whole = run(*words[:-2], "--atlas", "whole", "--json", "-", "--quiet", cwd=folder)
     assert json.loads(done.stdout)["dictionaries"][0]["digest"] == json.loads(whole.stdout)["dictionaries"][0]["digest"]
+
+
+KILLED = """
+import os, signal, sys
+from assay.features import kept
+from assay.cli.main import main
+real, calls = kept.save, []
+def save(*given, **named):
+    calls.append(1)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(*given, **named)
+kept.save = save
+sys.argv = ["assay", *sys.argv[1:]]
+main()
+"""
+
+
+def test_a_kill_while_dictionaries_are_written_loses_none(folder):
+    words = ("dictionary", "train", "acts", "--each", "--site", "resid_post.2", "--site", "mlp_in.2", "--width", "32,48",
+             "--k", "4", "--tokens", "10000", "--batch", "128", "--name", "ks", "--quiet")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", KILLED, *words, "--atlas", "killed"], cwd=folder, capture_output=True)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list((folder / "killed" / "dictionaries").iterdir())) >= 1
+    again = run(*words, "--atlas", "killed", "--json", "-", cwd=folder)
+    assert again.returncode == 0, again.stderr
+    whole = run(*words, "--atlas", "unkilled", "--json", "-", cwd=folder)
+    rows = [json.loads(each.stdout)["dictionaries"] for each in (again, whole)]
+    assert [row["digest"] for row in rows[0]] == [row["digest"] for row in rows[1]]
+    assert [row["name"] for row in rows[0]] == [f"ks-{site}-{size}-k4" for site in ("resid_post.2", "mlp_in.2")
+                                                for size in (32, 48)]  # fmt: skip
+    assert not list((folder / "killed").rglob("checkpoint.safetensors"))
+    third = run(*words, "--atlas", "killed", cwd=folder)
+    assert third.returncode == 2 and "--name" in third.stderr  # as before: it is there
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("--width", "64", "--k", "4,4"), "each width, k and site once"), (("--tokens", "10"), "one batch"),
+])  # fmt: skip
+def test_what_would_be_lost_after_training_is_refused_before(folder, words, said):
+    done = run("dictionary", "train", "acts", "--site", "resid_post.2", *words, *QUIET, cwd=folder)
+    assert done.returncode == 2 and said in done.stderr
+
+
+def test_a_second_dictionary_of_another_site_is_refused_before_any_work(folder):
+    for site in ("resid_post.2", "mlp_out.2"):
+        done = run("dictionary", "train", "acts", "--site", site, "--width", "32", "--k", "4", "--tokens", "4000",
+                   "--batch", "256", "--name", f"at-{site}", *QUIET, cwd=folder)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    done = run("dictionary", "eval", "at-resid_post.2", "--second", "at-mlp_out.2", "--model", "glass-en",
+               "--corpus", "text.txt", *QUIET, cwd=folder)  # fmt: skip
+    assert done.returncode == 2 and "--second" in done.stderr and "resid_post.2 to resid_post.2" in done.stderr

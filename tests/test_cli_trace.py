@@ -116,3 +116,12 @@ def test_the_graph_stands_in_the_atlas(folder, traced, prompt):
     rows = graphs(Atlas(folder / "atlas"))
     assert any(row["prompt"] == prompt and row["file"] == traced["files"][0] for row in rows)
     assert "nodes" not in rows[0]
+
+
+def test_no_graph_is_written_over_another(folder, traced, prompt):
+    other = run("trace", "model", "--prompt", prompt, "--dictionaries", "made/00", "--out", "graphs", *COMMON, cwd=folder)
+    assert other.returncode == 0, other.stderr
+    files = json.loads(other.stdout)["files"]
+    assert not set(files) & set(traced["files"]) and all((folder / file).is_file() for file in traced["files"])
+    again = run("trace", "model", "--prompt", prompt, "--dictionaries", "made/00", "--out", "graphs", *COMMON, cwd=folder)
+    assert json.loads(again.stdout)["files"] == files

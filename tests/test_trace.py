@@ -72,7 +72,7 @@ def test_effects_are_gradients_of_a_frozen_model_times_sources(family):
         if node.kind == "latent":
             vector = dictionaries[node.layer].W_enc[node.index].detach()
         else:
-            vector = unembed[node.index] - unembed.mean(0)
+            vector = (unembed[node.index] - unembed.mean(0)) / getattr(model.hf.config, "logits_scaling", 1.0)
         slopes = reference.slopes(node.layer, node.position, vector)
         expected = torch.zeros(len(graph.nodes))
         for at, source in enumerate(graph.nodes[:place]):
@@ -98,7 +98,7 @@ def test_effects_and_biases_add_up_to_what_is_read(family):
     size = graph.effects.abs().sum(1)
     acts = model.capture([PROMPT], ["mlp_in.0", "mlp_in.2", f"path:{model.layout.unembed}:out"])
     pre = {layer: d.pre(acts[f"mlp_in.{layer}"][0]).detach() for layer, d in zip((0, 2), dictionaries, strict=True)}
-    logits = acts[Site("path", path=f"{model.layout.unembed}:out")][0, -1]
+    logits = acts[Site("path", path=f"{model.layout.unembed}:out")][0, -1] / getattr(model.hf.config, "logits_scaling", 1.0)
     for place, node in enumerate(graph.nodes):
         if node.kind == "latent":
             assert abs(total[place] - pre[node.layer][node.position, node.index]) <= 1e-5 * size[place] + 1e-6
@@ -380,3 +380,18 @@ def test_the_descent_reads_every_latent_of_a_layer():
     run = CleanRun(rough("llama"), PROMPT, [transcoder(1)])
     active, places = Descent(run).members(1)
     assert len(places) == len(active.value) and Descent(run).members(0) is None
+
+
+@pytest.mark.parametrize("family", ["llama", "granite", "gpt2", "olmo2"])
+@pytest.mark.parametrize("position", [3, -1])
+def test_a_logit_is_the_model_s_own_above_the_mean_of_the_vocabulary(family, position):
+    model = wrap(roughen(tiny_hf(family)), family)
+    graph = trace(model, PROMPT, [transcoder(0), transcoder(2)], TracePlan(position=position))
+    with torch.no_grad():
+        logits = model.hf(torch.tensor([PROMPT])).logits[0][position]
+    logits = logits - logits.mean()
+    at = graph.of("logit").nonzero()[:, 0].tolist()
+    want = [float(logits[graph.nodes[n].index]) for n in at]
+    assert [graph.nodes[n].value for n in at] == pytest.approx(want, rel=1e-3, abs=1e-4)
+    sums = (graph.effects.sum(1) + graph.bias)[-len(at) :]
+    assert sums.tolist() == pytest.approx([graph.nodes[n].value for n in at], rel=1e-3, abs=1e-3)

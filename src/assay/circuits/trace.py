@@ -312,8 +312,9 @@ class _Tracer:
         tokens = list(dict.fromkeys(plan.targets)) or _likely(probability, plan)
         weight, offset = affine(model.hf.get_submodule(model.layout.unembed), model.dims.d_model)
         weight, offset = weight.detach().float().cpu(), offset.detach().float().cpu()
-        gradient = (weight[:, tokens] - weight.mean(1, keepdim=True)).T.contiguous()
-        bias = offset[tokens] - offset.mean()
+        scale = run.logit_scale(logits, run.last)
+        gradient = scale * (weight[:, tokens] - weight.mean(1, keepdim=True)).T.contiguous()
+        bias = scale * (offset[tokens] - offset.mean())
         value = gradient @ run.value(Site("final_norm"))[run.last] + bias
         nodes = [TraceNode("logit", run.last, None, token, float(v), float(probability[token]), label=self._text(token))
                  for token, v in zip(tokens, value.tolist(), strict=True)]  # fmt: skip

@@ -27,6 +27,7 @@ from assay.sites import Site, parse_site
 
 LOGITS = Site("logits")
 HELD_FLOATS = 1 << 28  # of attention weights, in the form used here, kept between passes
+LINEAR = 0.02  # of logits: what a factor may leave unexplained, and how far from 1 one is that is told
 READS = ("mlp_in", "resid_mid", "resid_pre")
 
 
@@ -285,6 +286,16 @@ class CleanRun:
     def value(self, site: Site) -> Float[Tensor, "pos d"]:
         """A stream-shaped activation of the clean run."""
         return self.acts[site][0].float()
+
+    def logit_scale(self, logits: Float[Tensor, " vocab"], position: int) -> float:
+        """By how much the model multiplies what the unembedding gives (Granite: 1 / `logits_scaling`), from the logits at one
+        position; 1 where that is no factor (a soft cap)."""
+        weight, offset = affine(self.model.hf.get_submodule(self.model.layout.unembed), self.model.dims.d_model)
+        plain = self.value(Site("final_norm"))[position] @ weight.detach().float().cpu() + offset.detach().float().cpu()
+        plain, logits = plain - plain.mean(), logits - logits.mean()
+        factor = float(logits @ plain / (plain @ plain).clamp_min(1e-30))
+        off = float((logits - factor * plain).norm() / logits.norm().clamp_min(1e-30))
+        return 1.0 if off > LINEAR or abs(factor - 1) < LINEAR else factor
 
     def _joined(self, sites: Sequence[Site]) -> Float[Tensor, "pos d"]:
         return torch.cat([self.value(site) for site in sites], 1)

@@ -229,7 +229,9 @@ class _World:
         tokens = [self.graph.nodes[place].index for place in self.logits.tolist()]
         position = torch.tensor([self.graph.nodes[place].position for place in self.logits.tolist()])
         weight = weight.detach().float().cpu()
-        vectors = (weight[:, tokens] - weight.mean(1, keepdim=True)).T
+        at = int(position[0])
+        scale = self.run.logit_scale(model.logits([self.run.tokens], positions=[at])[0, 0].float().cpu(), at)
+        vectors = scale * (weight[:, tokens] - weight.mean(1, keepdim=True)).T
         return [*out, (Site("final_norm"), self.logits, position, vectors)]
 
     def _found(self, active: Active, places: Sequence[int]) -> Int[Tensor, " k"]:

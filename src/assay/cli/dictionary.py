@@ -67,17 +67,24 @@ def train(common: Common, harvest: str | None, model_name: str | None, corpus: s
     plan = training.TrainPlan(tokens=given["tokens"] or stream.n_tokens, batch=given["batch"], lr=given["lr"],
                               sparsity=given["sparsity"], optimiser=given["optimiser"], seed=common.seed)  # fmt: skip
     specs = _specs(stream, given)
-    names = [_name(spec, given["name"], len(specs) > 1, given["each"]) for spec in specs]
+    several = len(specs) > (len({spec.inputs for spec in specs}) if given["each"] else 1)
+    names = [_name(spec, given["name"], several, given["each"]) for spec in specs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise bad_argument("--width, --k, --site", f"two dictionaries {twice[0]!r}", "each width, k and site once")
+    if 0 < given["tokens"] < plan.batch:
+        raise bad_argument("--tokens", given["tokens"], f"{plan.batch} or more, one batch", "Or a smaller --batch.")
+    folder = common.atlas / "training" / names[0]
     with joined(given["divide"], common.device) as group:
         first = group.rank == 0
         store = Atlas(common.atlas) if first else None
-        if store is not None:
+        if store is not None and not (folder / training.CHECKPOINT).is_file():  # else some are kept, perhaps: the same ones
             check_names(store, names, given["kept_as"])
         with replace(common, quiet=common.quiet or not first).progress("training", plan.steps) as report:
-            found = training.train(stream, specs, plan, common.atlas / "training" / names[0], report, names)
+            found = training.train(stream, specs, plan, folder, report, names, keep=True)
     if store is None:
         return
     folders = [keep_dictionary(store, one.dictionary, model, given["kept_as"]) for one in found]
+    training.forget(folder)
     rows = [{"name": one.dictionary.name, "folder": str(folder), "digest": one.dictionary.digest,
              "spec": one.dictionary.spec.json(), "history": [asdict(line) for line in one.history], "seconds": one.seconds}
             for one, folder in zip(found, folders, strict=True)]  # fmt: skip
@@ -228,7 +235,6 @@ def _name(spec: Any, given: str, several: bool, each: bool) -> str:
         return f"{sites if len(sites) < 60 else sites[:57] + '...'}-{spec.architecture}-{sizes}"
     if each:
         given = f"{given}-{spec.inputs[0]}"
-        several = False
     return f"{given}-{sizes}" if several else given
 
 

@@ -41,7 +41,7 @@ def corpus_options(command: Any) -> Any:
 @click.option("--untrained/--no-untrained", default=True, help="Beside it: the recipe on an untrained model.")
 @click.option("--control-tokens", default=100_000, show_default=True, type=click.IntRange(256), help="Controls are trained on.")
 @click.option("--second", "seconds", multiple=True, metavar="DICTIONARY", help="Of another seed, to compare; may be repeated.")
-@click.option("--concept", "concepts", multiple=True, metavar="CONCEPT", help="Sparse probes; two or more: removal, too.")
+@click.option("--concept", "concepts", multiple=True, metavar="CONCEPT", help="Sparse probes; of three: removal (TPP), too.")
 @click.option("--letters", is_flag=True, help="Absorption of first letters, on the model's own words.")
 @click.option("--figure", metavar="FILE", help="Draw it: .png or .svg")
 @engine_options
@@ -66,6 +66,10 @@ def evaluate(common: Common, dictionary: str, name: str, corpus: str, **given: A
     figure_to = _figure_target(given["figure"])
     one = opened(common, dictionary)
     others = [opened(common, each) for each in given["seconds"]]
+    for text, other in zip(given["seconds"], others, strict=True):
+        theirs, ours = (f"{'+'.join(spec.inputs)} to {'+'.join(spec.outputs)}" for spec in (other.spec, one.spec))
+        if theirs != ours or other.spec.d_out != one.spec.d_out:
+            raise bad_argument("--second", f"{text}, of {theirs}, {other.spec.d_out} wide", f"{ours}, {one.spec.d_out} wide")
     texts = concept_texts(given["concepts"], common.seed)
     whole = open_corpus(corpus, text_key=given["text_key"], documents=given["documents"])
     holdout, unsure = _division(one, whole)
@@ -318,7 +322,8 @@ def _lines(record: Mapping[str, Any]) -> list[str]:
     for number, each in enumerate(record["agreement"]):
         pairs = ", ".join(f"{label} {each[key]:.3f} (chance {each[f'chance_{key}']:.3f})"
                           for label, key in (("matched cosine", "mcc"), ("nearest", "mmcs")))  # fmt: skip
-        lines.append(f"second dictionary {number + 1}: {pairs}, shared {each['shared']:.0%}")
+        part = ", a part of its latents against all of the other's" if each["sampled"] else ""
+        lines.append(f"second dictionary {number + 1}: {pairs}, shared {each['shared']:.0%}{part}")
     return lines
 
 
@@ -337,6 +342,8 @@ def _concept_tables(further: Mapping[str, Any]) -> list[Any]:
     for place, score in enumerate(own["removal"]["scores"] if own["removal"] else []):
         cells = [f"{way['removal']['scores'][place][1]:.3f}" for way in further.values()]
         table.add_row(f"TPP, {score[0]} latents removed", *cells)
+    if own["removal"] and own["removal"]["why"]:
+        table.add_row(f"TPP: not said, {own['removal']['why']}")
     for concept in [letter["concept"] for letter in own["letters"]]:
         by_way = [{letter["concept"]: letter for letter in way["letters"]}.get(concept) for way in further.values()]
         cells = ["" if each is None else f"{each['absorbed']:.3f} (probe {each['probe']:.2f})" for each in by_way]

@@ -13,7 +13,8 @@ from assay.errors import bad_argument
 @click.option("--dtype", default="float32", show_default=True, help="float32, bfloat16 or float16")
 @click.option("--http", is_flag=True, help="Streamable HTTP on 127.0.0.1 instead of standard input and output.")
 @click.option("--port", default=0, show_default=True, type=click.IntRange(0, 65535), help="With --http; 0: any that is free.")
-@click.option("--token", default=None, help="With --http: what clients must send. Default: a new one, which is printed.")
+@click.option("--token", default=None, envvar="ASSAY_MCP_TOKEN", help="With --http: what clients must send; better given as"
+              " ASSAY_MCP_TOKEN. Default: a new one, which is printed.")
 @common_options
 def mcp(
     common: Common, name: str | None, allow: str | None, actor: str, dtype: str, http: bool, port: int, token: str | None

@@ -92,7 +92,7 @@ def run(
 
 
 @repair.command("log")
-@click.option("--verify", is_flag=True, help="Check the chain; exit 3 where it does not hold.")
+@click.option("--verify", is_flag=True, help="Check the chain; exit 3 where it does not hold, or is not there.")
 @click.option("--last", default=20, show_default=True, type=click.IntRange(1), help="Entries to show.")
 @common_options
 def log(common: Common, verify: bool, last: int) -> None:
@@ -109,7 +109,7 @@ def log(common: Common, verify: bool, last: int) -> None:
         count += 1
     record = {"entries": count, "problems": problems, "whole": not problems, "newest": list(newest)}
     common.emit(record, lambda: _log_view(record))
-    if problems and verify:
+    if verify and (problems or not count):
         sys.exit(EXIT_TAMPERED)
 
 

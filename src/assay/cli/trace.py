@@ -146,12 +146,13 @@ def _token(model: Any, prompt: str, text: str) -> int:
 
 
 def _write(folder: Path, graph: Any, form: str) -> list[Path]:
-    from assay.circuits.trace_formats import slug, write_trace
+    from assay.circuits.trace_formats import slug, trace_json, write_trace
     from assay.files import write_file
+    from assay.records import digest
     from assay.report.figures import save_figure
     from assay.report.trace_figures import title_of, trace_figure, trace_page
 
-    stem = slug(f"{Path(graph.model).name} {title_of(graph)}")
+    stem = f"{slug(f'{Path(graph.model).name} {title_of(graph)}')}-{digest(trace_json(graph))[:8]}"  # no two graphs in one file
     written = [write_trace(folder / f"{stem}{SUFFIX[form]}", graph, form)]
     page = folder / f"{stem}.html"
     write_file(page, trace_page(graph).encode())

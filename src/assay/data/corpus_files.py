@@ -183,6 +183,8 @@ def _text(row: dict[Any, Any], key: str, where: str) -> str:
     text = row.get(key)
     if text is None and key in row:
         return ""
+    if key in row and not isinstance(text, str):
+        raise CorpusError(f"corpus file {where}: what is under {key!r} is a {type(text).__name__}, not a text.")
     if not isinstance(text, str):
         raise CorpusError(f"corpus file {where}: no text under {key!r}; there are {sorted(map(str, row))[:12]}."
                           " Name the right one: --text-key KEY.")  # fmt: skip

@@ -22,12 +22,12 @@ from assay.errors import ShapeError
 
 SHARED, DUPLICATE = 0.7, 0.9
 CHUNK = 1 << 24  # cosines at a time
-MATCHABLE = 6000  # latents: the Hungarian method takes time as the cube of their number
+MATCHABLE = 6000  # latents of each: the Hungarian method takes time as the cube of their number
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of dictionary a with b. `n`: latents compared, of a and b; `sampled`: whether more were left out for the matching."""
+    """Of dictionary a with b. `n`: latents compared, of a and b; `sampled`: whether a part of a's was matched with all of b."""
 
     mcc: float
     mmcs: float
@@ -44,19 +44,20 @@ def agreement(
 ) -> Agreement:
     """Directions of two dictionaries, active latents only. Raises ShapeError for other widths or for none.
 
-    Above `most` latents the same number of each is drawn for the matching: its cosines are then too low.
+    Where they have more than `most` x `most` pairs, as many of a are drawn as have so many with all of b: those that were left
+    out take no partner away, so the matching may be a little too good, and identical dictionaries have 1.
     """
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or not len(a) or not len(b):
         raise ShapeError(f"directions: got {tuple(a.shape)} and {tuple(b.shape)}; allowed: (latent, d) of one d, not empty.")
     generator = torch.Generator().manual_seed(seed)
     best, place = nearest(a, b)
-    drawn_a, drawn_b = _drawn(a, most, generator), _drawn(b, most, generator)
-    cosines = matched(drawn_a, drawn_b)
-    random = [torch.randn(len(x), x.shape[1], generator=generator) for x in (drawn_a, drawn_b)]
+    drawn = _drawn(a, max(1, most * most // len(b)), generator)
+    cosines = matched(drawn, b)
+    random = [torch.randn(len(x), x.shape[1], generator=generator) for x in (drawn, b)]
     counts = torch.bincount(place, minlength=len(b))
     return Agreement(
         mcc=float(cosines.mean()), mmcs=float(best.mean()), unique=float((counts[place] == 1).float().mean()),
-        shared=float((cosines >= SHARED).float().mean()), n=(len(a), len(b)), sampled=max(len(a), len(b)) > most,
+        shared=float((cosines >= SHARED).float().mean()), n=(len(a), len(b)), sampled=len(drawn) < len(a),
         chance_mcc=float(matched(*random).mean()), chance_mmcs=float(nearest(*random)[0].mean()),
     )  # fmt: skip
 

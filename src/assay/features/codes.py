@@ -25,6 +25,7 @@ from assay.errors import bad_argument
 from assay.features.screened import Scores, Screened, dots, whole
 from assay.features.world import world
 
+HALF, NOTHING = 1e-3, 1e-7  # of a value, and of the largest one: may be lost in half precision
 CANDIDATES = 4  # times k: latents of one token that may be among the largest of a batch, before more are looked at
 
 
@@ -267,13 +268,19 @@ def products(grad: Float[Tensor, "token d"], decoder: Float[Tensor, "latent d"],
 
 
 def to_arrays(codes: Codes) -> dict[str, np.ndarray]:
-    """Codes as small arrays to write: counts uint16, latents uint32 (or uint16 where they fit), values float16."""
+    """Codes as small arrays to write: counts uint16, latents uint32 (or uint16 where they fit), values float16, or float32
+    where half precision would lose more than rounding (values above 65,504, or all of them tiny)."""
     counts = codes.offsets.diff().cpu().numpy()
     if len(counts) and counts.max() > np.iinfo(np.uint16).max:
         raise bad_argument("codes", f"{counts.max()} active latents of one token", f"at most {np.iinfo(np.uint16).max}")
     kind = np.uint16 if codes.width <= np.iinfo(np.uint16).max + 1 else np.uint32
+    values = codes.values.float().cpu().numpy()
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    lost, size = np.abs(half.astype(np.float32) - values), np.abs(values)
+    fits = bool((lost <= HALF * size + NOTHING * size.max(initial=0.0)).all())
     return {"counts": counts.astype(np.uint16), "latents": codes.latents.cpu().numpy().astype(kind),
-            "values": codes.values.float().cpu().numpy().astype(np.float16)}  # fmt: skip
+            "values": half if fits else values}  # fmt: skip
 
 
 def from_arrays(arrays: dict[str, np.ndarray], width: int) -> Codes:

@@ -55,6 +55,7 @@ OWN, EVERYWHERE, PCA, RAW, FROZEN, UNTRAINED = (
     "dictionary", "everywhere", "principal axes", "raw coordinates", "frozen decoder", "untrained model")  # fmt: skip
 SIMPLE = (PCA, RAW)
 DENSE, FIRST = 0.1, 8192
+FEW_FIT = 3  # tokens per dimension: means and axes of fewer are rough
 
 
 @dataclass(frozen=True)
@@ -273,6 +274,7 @@ class _Source:
     score: Callable[[], Iterator[_Batch]]
     model: Model | SideBySide | None
     n_score: int
+    n_fit: int = 0
 
 
 def _source(
@@ -304,7 +306,7 @@ def _text_source(dictionary: Dictionary, data: HeldOut, model: Model | SideBySid
             yield _Batch(number, rows, done < plan.loss_tokens)
             done += rows.n_tokens
 
-    return _Source(held.names, {"rows": data.digest}, limits, fitting, scoring, model, held.n_tokens)
+    return _Source(held.names, {"rows": data.digest}, limits, fitting, scoring, model, held.n_tokens, fit.n_tokens)
 
 
 def _stream_source(dictionary: Dictionary, data: ActivationStream, plan: EvaluationPlan) -> _Source:
@@ -554,7 +556,10 @@ def _notes(dictionary: Dictionary, source: _Source, controls: Controls) -> list[
         notes.append(f"Cross-entropy and divergence are over the predictions of {' and '.join(source.model.models)} together.")
     if source.model is None:
         notes.append("A stream of shuffled activations: no loss and no bounds.")
-    elif len(source.names) < 8:
+    elif source.n_fit < FEW_FIT * dictionary.spec.d_out:
+        notes.append(f"Means and principal axes are of {source.n_fit:,} tokens, few for {dictionary.spec.d_out} dimensions:"
+                     " what is compared with them looks better than it is.")  # fmt: skip
+    if source.model is not None and len(source.names) < 8:
         notes.append(f"Only {len(source.names)} documents: bounds over documents are rough.")
     if controls.frozen is None:
         notes.append("No frozen decoder beside it: what a random decoder would reach is not known.")

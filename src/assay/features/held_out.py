@@ -61,11 +61,17 @@ class HeldOut:
         return list(dict.fromkeys(self.documents))
 
     def divided(self, share: float) -> tuple["HeldOut", "HeldOut"]:
-        """By document: about this share of them for fitting, the others for scores. Raises UsageError for one document."""
+        """By document: about this share of them for fitting, the others for scores; of their tokens, where documents are so
+        unlike that it would be less than half or more than twice of these. Raises UsageError for one document."""
         names = self.names
         if len(names) < 2:
             raise bad_argument("rows", "one document", "two documents or more", "Some are for fitting, some for scores.")
         first = set(names[:: max(2, round(1 / share))])
+        sizes = dict.fromkeys(names, 0)
+        for row, name in zip(self.rows, self.documents, strict=True):
+            sizes[name] += len(row)
+        if not share / 2 <= sum(sizes[name] for name in first) / self.n_tokens <= 2 * share:
+            first = _by_tokens(sizes, share)
         parts = [[n for n, name in enumerate(self.documents) if (name in first) is wanted] for wanted in (True, False)]
         made = [HeldOut(tuple(self.rows[n] for n in part), tuple(self.documents[n] for n in part)) for part in parts]
         return made[0], made[1]
@@ -80,6 +86,18 @@ class HeldOut:
                 end += 1
             yield HeldOut(self.rows[start:end], self.documents[start:end])
             start = end
+
+
+def _by_tokens(sizes: Mapping[str, int], share: float) -> set[str]:
+    """Documents that hold about this share of the tokens of those read so far, at every one; neither all of them nor none."""
+    chosen, held, read = set[str](), 0, 0
+    for name, size in sizes.items():
+        read += size
+        if held + size / 2 <= share * read:
+            chosen.add(name)
+            held += size
+    smallest = min(sizes, key=lambda name: sizes[name])
+    return chosen or {smallest} if len(chosen) < len(sizes) else chosen - {smallest}
 
 
 @dataclass(frozen=True, eq=False)

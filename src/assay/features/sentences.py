@@ -1,7 +1,7 @@
 """What makes contexts alike: encoders of short texts, chosen by name, never swapped silently.
 
     minilm      a kept sentence encoder (all-MiniLM-L6-v2, from the package that carries it): meaning
-    tfidf       words and pairs of words, weighted by how rare they are among the texts given: wording only
+    tfidf       words, weighted by how rare they are among the texts given: wording only
 
 An encoder maps texts to unit vectors. `tfidf` is fitted on the texts it is given, so all that will be compared must be given
 at once. Both look at the text only, not at the model under study.
@@ -45,7 +45,7 @@ class MiniLM:
 
 
 class TfIdf:
-    """Words and pairs of words of these very texts; at most 100 components (latent semantic analysis)."""
+    """Words of these very texts; at most `COMPONENTS` components (latent semantic analysis)."""
 
     @property
     def record(self) -> dict[str, Any]:

@@ -121,12 +121,18 @@ def targeted_perturbation(
     fit: Labelled, held: Labelled, directions: Float[Tensor, "latent d"], removed: Sequence[int] = REMOVED,
     ablation: Ablation = "zero",
 ) -> Removal:  # fmt: skip
-    """TPP over all properties of the texts. Raises UsageError for fewer than two."""
+    """TPP over all properties of the texts. Says nothing where one property is the opposite of another: what is removed of one
+    is removed of the other, and TPP is 0 whatever latents do. Raises UsageError for fewer than two."""
     names = list(fit.labels)
     if len(names) < 2:
         raise bad_argument("labels", names, "two properties or more", "TPP asks what latents of one do to another.")
     probes = {name: linear_probe(fit.y, fit.label(name)) for name in names}
     before = {name: _balanced(held.y, probes[name], held.label(name)) for name in names}
+    mirrors = [f"{a} and {b}" for number, a in enumerate(names) for b in names[:number]
+               if (fit.label(a) == ~fit.label(b)).all()]  # fmt: skip
+    if mirrors:
+        why = f"each text is of either {mirrors[0]}: their probes are opposites. Three concepts are needed."
+        return Removal("TPP", (), float(np.mean(list(before.values()))), why)
     scores, to = [], _set_to(fit, ablation)
     for n in removed:
         own, others = [], []

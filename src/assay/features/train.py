@@ -149,8 +149,10 @@ def train(
     folder: Path | None = None,
     report: Report | None = None,
     names: Sequence[str] = (),
+    keep: bool = False,
 ) -> list[Trained]:
-    """Dictionaries of these specs, trained on the same batches. With `folder`, state is kept there and taken up again.
+    """Dictionaries of these specs, trained on the same batches. With `folder`, state is kept there and taken up again. It is
+    deleted at the end; with `keep` not before `forget`, for who has not written the dictionaries yet.
 
     Raises UsageError for sites the stream does not have, for divergence, and for a kept state of another run.
     """
@@ -163,11 +165,17 @@ def train(
             report(training.words(), training.done, plan.steps)
         if folder is not None and training.done % plan.checkpoint_every == 0 and training.done < plan.steps:
             training.keep(folder / CHECKPOINT)
+    if folder is not None and keep:
+        training.keep(folder / CHECKPOINT)
     found = training.finish()
-    if folder is not None:
-        if world().rank == 0:
-            (folder / CHECKPOINT).unlink(missing_ok=True)
+    if folder is not None and not keep and world().rank == 0:
+        forget(folder)
     return found
+
+
+def forget(folder: Path) -> None:
+    """Delete the state of a training whose dictionaries are kept."""
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 class Training:
