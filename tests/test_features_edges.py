@@ -16,7 +16,7 @@ from assay.features.codes import Codes, Pairs, from_arrays, to_arrays
 from assay.features.evaluate import Controls, EvaluationPlan, evaluate
 from assay.features.held_out import HeldOut
 from assay.features.labelled import Labelled
-from assay.features.sparse_probing import targeted_perturbation
+from assay.features.sparse_probing import _balanced_rows, targeted_perturbation, used_latents
 from assay.model.model import Model
 from conftest import tiny
 from test_trace import transcoder
@@ -106,3 +106,27 @@ def test_what_is_no_text_in_a_file_is_named(tmp_path):
     path.write_text('{"text": "a b"}\n{"text": 5}\n')
     with pytest.raises(CorpusError, match="line 2.*under 'text' is a int, not a text"):
         list(open_corpus(str(path)).documents())
+
+
+def test_a_piece_is_what_a_token_is_within_a_text(glass):
+    made = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁cat", -1.0), ("s", -2.0), ("▁▁", -2.0), ("▁", -3.0)], unk_id=0))
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    model = tiny("llama")
+    model.tokenizer = T.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>")
+    assert [model.text([token]) for token in (1, 2, 3)] == ["cat", "s", " "]
+    assert [model.piece(token) for token in (1, 2, 3, 4)] == [" cat", "s", "  ", " "]
+    assert all(glass.piece(token) == glass.text([token]) for token in range(0, 400, 7))
+
+
+def test_latents_of_a_target_that_goes_with_what_is_spurious_are_not_taken_out():
+    """Latent 0 is of the target and leans towards what is spurious, which is latent 1; nine of ten texts have both or neither."""
+    draw = np.random.default_rng(0)
+    target = draw.random(800) < 0.5
+    spurious = np.where(draw.random(800) < 0.9, target, ~target)
+    latents, directions = torch.zeros(800, 16), AXES.clone()
+    latents[:, 0], latents[:, 1] = torch.tensor(3.0 * target).float(), torch.tensor(0.8 * spurious).float()
+    directions[0] = (AXES[0] + 0.6 * AXES[1]) / 1.36**0.5
+    x = latents @ directions
+    part = Labelled(x, x, latents, {"t": target, "s": spurious}, [str(number) for number in range(800)])
+    probe, even = (AXES[1].numpy(), 0.0), _balanced_rows(part, "t", "s")
+    assert used_latents(part, directions, probe, "s")[0] == 0 and used_latents(part, directions, probe, "s", even)[0] == 1

@@ -144,7 +144,7 @@ def position_map(run: DemoRun, n: int = 8) -> tuple[PatchResult, list[str]]:
     example = {"clean": pair.clean, "corrupted": pair.corrupted,
                "answer": pair.answers[0].strip(), "foil": pair.foils[0].strip()}  # fmt: skip
     result = replace(result, plan={**result.plan, "example": example})
-    words = [run.model.text([ids[0]]) if len(set(ids)) == 1 else "(name)" for ids in zip(*same.clean, strict=True)]
+    words = [run.model.piece(ids[0]) if len(set(ids)) == 1 else "(name)" for ids in zip(*same.clean, strict=True)]
     return result, words
 
 

@@ -103,7 +103,7 @@ def _is_padded(model: Model, ids: list[int]) -> bool:
 
 def _is_word(model: Model, token: int) -> bool:
     """Whether a token begins a word: a name, not one more digit of a year, which may well come twice."""
-    return model.tokenizer is None or model.text([token])[:1].isspace()
+    return model.tokenizer is None or model.piece(token)[:1].isspace()
 
 
 def _refuse(error: type[TaskError], what: str, pairs: Sequence[int], advice: str) -> None:

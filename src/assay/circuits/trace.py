@@ -322,7 +322,7 @@ class _Tracer:
         return Targets(gradient, position, bias, None), nodes
 
     def _text(self, token: int) -> str:
-        return self.run.model.text([token]) if self.run.model.tokenizer is not None else str(token)
+        return self.run.model.piece(token) if self.run.model.tokenizer is not None else str(token)
 
     # putting together ------------------------------------------------------------------------
 

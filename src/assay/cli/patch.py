@@ -75,7 +75,7 @@ def column_tokens(model: Any, task: Any, result: PatchResult) -> list[str]:
     if len(result.columns) != len(task.clean[0]):
         return []
     columns = zip(*task.clean, strict=True)
-    return [model.text([ids[0]]) if len(set(ids)) == 1 else "·" for ids in columns]
+    return [model.piece(ids[0]) if len(set(ids)) == 1 else "·" for ids in columns]
 
 
 def pictures(result: PatchResult, folder: Path, stem: str, tokens: list[str] | None = None) -> list[Path]:

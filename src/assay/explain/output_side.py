@@ -323,7 +323,7 @@ def _tokens(model: Model, key: Float[Tensor, " vocab"], value: Float[Tensor, " v
 
 
 def _text(model: Model, token: int) -> str:
-    return f"#{token}" if model.tokenizer is None else model.text([token])
+    return f"#{token}" if model.tokenizer is None else model.piece(token)
 
 
 # in the running model -----------------------------------------------------------------------------

@@ -162,9 +162,7 @@ def vocabulary_words(model: Model, most: int) -> tuple[list[tuple[int, str]], li
     sides: tuple[list[tuple[int, str]], list[tuple[int, str]]] = ([], [])
     counts: dict[tuple[int, str], int] = {}
     pieces = sorted(set(model.tokenizer.get_vocab().values()))
-    before = model.tokenizer("x", add_special_tokens=False)["input_ids"][-1:]  # many decoders drop the space of a first token
-    start = len(model.text(before))
-    texts = [model.text([*before, token])[start:] for token in pieces]
+    texts = [model.piece(token) for token in pieces]
     hashed = sorted(zip(pieces, texts, strict=True), key=lambda pair: hashlib.sha256(pair[1].encode()).digest())
     for token, text in hashed:
         word = text[1:]

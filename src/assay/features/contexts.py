@@ -294,7 +294,7 @@ def texts_of(model: Model, contexts: Sequence[Context]) -> list[str]:
 
 def fired_token(model: Model, context: Context) -> str:
     """The token that fired."""
-    return model.text([context.tokens[context.at]])
+    return model.piece(context.tokens[context.at])
 
 
 @dataclass(frozen=True)

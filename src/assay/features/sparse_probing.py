@@ -161,16 +161,22 @@ def spurious_removal(
     base, best = (_balanced(held.y[scored], probe, truth) for probe in (biased, oracle))
     if best - base < LEAST_GAP:
         return Removal("SCR", (), base, f"the biased probe ({base:.2f}) is hardly worse than the oracle ({best:.2f})")
-    order = used_latents(fit, directions, unwanted, spurious)
+    order = used_latents(fit, directions, unwanted, spurious, even)  # in all rows, latents of the target differ as well
     to = _set_to(fit, ablation)
     left = {n: _balanced(without(held, directions, order[:n], to)[scored], biased, truth) for n in removed}
     return Removal("SCR", tuple((n, (value - base) / (best - base)) for n, value in left.items()), base)
 
 
-def used_latents(fit: Labelled, directions: Float[Tensor, "latent d"], probe: Direction, label: str) -> list[int]:
-    """Latents by (mean of members - mean of others) x (direction . probe), largest first; those below 0 are left out."""
-    rows = torch.as_tensor(fit.label(label))
-    gap = fit.written[rows].mean(0) - fit.written[~rows].mean(0)
+def used_latents(
+    fit: Labelled, directions: Float[Tensor, "latent d"], probe: Direction, label: str, among: np.ndarray | None = None
+) -> list[int]:
+    """Latents by (mean of members - mean of others) x (direction . probe), largest first; those below 0 are left out.
+
+    `among`: the rows these means are of; None: all.
+    """
+    chosen = slice(None) if among is None else torch.as_tensor(among)
+    written, rows = fit.written[chosen], torch.as_tensor(fit.label(label))[chosen]
+    gap = written[rows].mean(0) - written[~rows].mean(0)
     effect = gap.double() * (directions.double() @ torch.as_tensor(probe[0]))
     order = effect.argsort(descending=True)
     return order[effect[order] > 0].tolist()

@@ -41,6 +41,7 @@ from assay.sites import INDEXED, Site, parse_sites
 
 Prompts = str | Sequence[str] | Sequence[Sequence[int]] | Tensor
 Sites = str | Site | Sequence[str | Site]
+SPACE = "▁"  # how SentencePiece writes a space
 
 
 class Model:
@@ -190,6 +191,12 @@ class Model:
     def text(self, tokens: Sequence[int]) -> str:
         """The text of some tokens."""
         return self.tokenizer.decode(list(tokens))
+
+    def piece(self, token: int) -> str:
+        """The text of one token as it stands within a text: decoders of SentencePiece drop a space of the first token."""
+        text, raw = self.text([token]), self.tokenizer.convert_ids_to_tokens(token)
+        spaces = len(raw) - len(raw.lstrip(SPACE)) if isinstance(raw, str) else 0
+        return " " * spaces + text.lstrip(" ") if spaces else text
 
     # the verbs -------------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ def watch(
                          for part in parts)  # fmt: skip
         most = {unit: float(values.max()) for unit, values in units.items()}
         alerts = tuple(unit for unit, bar in monitor.thresholds.items() if armed and bar.alert(most[unit]))
-        pieces = tuple(model.text([token]) for token in made.tokens[row][: len(reply)])
+        pieces = tuple(model.piece(token) for token in made.tokens[row][: len(reply)])
         shown = cut_reply(model, made.texts[row]) if talk else made.texts[row]
         found.append(Watched(prompt, shown, pieces, tuple(map(float, reply)), most, float(before["reply"][0]), alerts))
     return found

@@ -128,7 +128,7 @@ def _next(model: "Model", ids: Sequence[int], n: int = 10) -> list[dict[str, Any
     """The likeliest next tokens."""
     chances = model.logits([list(ids)])[0].float().softmax(-1)
     best = chances.topk(min(n, len(chances)))
-    return [{"token": model.text([token]), "probability": value}
+    return [{"token": model.piece(token), "probability": value}
             for token, value in zip(best.indices.tolist(), best.values.tolist(), strict=True)]  # fmt: skip
 
 

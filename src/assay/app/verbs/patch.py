@@ -68,7 +68,7 @@ def column_tokens(model: Any, task: Any, found: "PatchResult") -> list[str]:
     if found.axis != "positions" or lengths != {len(found.columns)}:
         return []
     columns = zip(*task.clean, strict=True)
-    return [model.text([ids[0]]) if len(set(ids)) == 1 else "·" for ids in columns]
+    return [model.piece(ids[0]) if len(set(ids)) == 1 else "·" for ids in columns]
 
 
 def strongest(found: "PatchResult") -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ def shown_pair(hunt: Hunt, task: Any, row: int, fails: Fails | None) -> Shown:
 def tokens_of(hunt: Hunt, ids: Sequence[int], other: Sequence[int]) -> tuple[tuple[str, float], ...]:
     """Tokens, each with 1 where another prompt differs."""
     beside = [*other, *[-1] * max(0, len(ids) - len(other))]
-    return tuple((hunt.model.text([a]), float(a != b)) for a, b in zip(ids, beside, strict=False))
+    return tuple((hunt.model.piece(a), float(a != b)) for a, b in zip(ids, beside, strict=False))
 
 
 def _other(hunt: Hunt, data: Any, row: int) -> Sequence[int]:

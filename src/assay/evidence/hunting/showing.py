@@ -48,7 +48,7 @@ def show(hunt: Hunt, reader: Reader, found: Sequence[Candidate], method: str) ->
         again = fails(hunt.setup, one.label, scores[one.at])
         strange = one.made and fluency is not None and fluency < floor
         off += strange
-        words = zip([reader.model.text([token]) for token in one.ids], scores, strict=True)
+        words = zip([reader.model.piece(token) for token in one.ids], scores, strict=True)
         minimal = ""
         if again and not one.label and number < MINIMISED:
             minimal = reader.text(shortest(reader, one.ids[: one.at + 1], hunt.setup.half))

@@ -46,7 +46,7 @@ def find(hunt: Hunt) -> Found:
             if place is None:
                 continue
             fired += 1
-            by_token[reader.model.text([ids[place]])] += 1
+            by_token[reader.model.piece(ids[place])] += 1
             heapq.heappush(strongest, (scores[place], -number, place, ids))
             if len(strongest) > min(hunt.keep, SHOWN):
                 heapq.heappop(strongest)
