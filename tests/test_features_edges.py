@@ -119,7 +119,7 @@ def test_a_piece_is_what_a_token_is_within_a_text(glass):
 
 
 def test_latents_of_a_target_that_goes_with_what_is_spurious_are_not_taken_out():
-    """Latent 0 is of the target and leans towards what is spurious, which is latent 1; nine of ten texts have both or neither."""
+    """Latent 0 is of the target and leans towards what is spurious, latent 1; nine of ten texts have both or neither."""
     draw = np.random.default_rng(0)
     target = draw.random(800) < 0.5
     spurious = np.where(draw.random(800) < 0.9, target, ~target)
@@ -128,5 +128,5 @@ def test_latents_of_a_target_that_goes_with_what_is_spurious_are_not_taken_out()
     directions[0] = (AXES[0] + 0.6 * AXES[1]) / 1.36**0.5
     x = latents @ directions
     part = Labelled(x, x, latents, {"t": target, "s": spurious}, [str(number) for number in range(800)])
-    probe, even = (AXES[1].numpy(), 0.0), _balanced_rows(part, "t", "s")
+    probe, even = (AXES[1].double().numpy(), 0.0), _balanced_rows(part, "t", "s")
     assert used_latents(part, directions, probe, "s")[0] == 0 and used_latents(part, directions, probe, "s", even)[0] == 1
