@@ -11,7 +11,8 @@ import pytest
 
 import assay.model.stream as stream_module
 from assay import add
-from assay.data.chat import chat_text, places
+from assay.data.chat import chat_text
+from assay.data.turns import places
 from assay.errors import UsageError
 from assay.monitor.reading import score
 from assay.monitor.talks import Talk, messages_as_talk
@@ -44,6 +45,7 @@ def test_a_closed_standard_error_stops_no_server(glass, tmp_path, monkeypatch):
         assert running.service.worker.failed == ""
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_has_ended_is_told_and_takes_nothing(glass, tmp_path, monkeypatch):
     with serving(glass, [monitor(glass, reply=1e6)], tmp_path) as running:
         worker = running.service.worker

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from assay.data.chat import chat_text, check_messages, has_template, opening, places
+from assay.data.chat import chat_text, check_messages, has_template, opening
+from assay.data.turns import places
 from assay.errors import UsageError, bad_argument
 from assay.model.context import context_length
 from assay.model.model import Model

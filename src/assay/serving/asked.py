@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from assay.data.chat import ROLES, STOP, chat_text, has_template, opening, places
+from assay.data.chat import ROLES, STOP, chat_text, has_template, opening
+from assay.data.turns import places
 from assay.errors import UsageError
 from assay.model.context import context_length
 from assay.model.model import Model
