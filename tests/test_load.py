@@ -379,3 +379,30 @@ def test_weights_without_numbers_and_packed_ones_are_refused(folder: Path) -> No
     whole = AutoModelForCausalLM.from_pretrained(folder)
     packed = torch.ao.quantization.quantize_dynamic(whole, {torch.nn.Linear}, dtype=torch.qint8)
     assert "weights are packed" in failure(packed, tokenizer=tokenizer)
+
+
+def test_a_hub_without_an_address_is_asked_once_and_the_cache_is_used(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    from assay.model import hub as module
+
+    asked = []
+
+    def nowhere(host: str, port: int) -> None:
+        asked.append(host)
+        raise socket.gaierror(-2, "Name or service not known")
+
+    for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    with pytest.raises(ModelError, match="no packaged model"):
+        load_model("nobody/nothing-at-all")
+    assert asked == ["huggingface.co"]  # no second and no fifth time
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, port: [])
+    assert not module.offline()
+    monkeypatch.setattr(socket, "getaddrinfo", nowhere)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    assert not module.offline()  # the proxy may know it

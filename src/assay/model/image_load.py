@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from assay.errors import ModelError
 from assay.model.cache import cached, ready_folder, say
+from assay.model.hub import offline
 from assay.model.image_processors import FAILURES, read_pixels
 from assay.model.image_sites import first_line
 from assay.model.images import ImageModel, Pixels
@@ -167,12 +168,13 @@ def _transformers(name: str) -> ImageModel:
     from transformers import AutoConfig, AutoModelForImageClassification
 
     local = Path(name).is_dir()
+    alone = not local and offline()
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, local_files_only=alone)
         (getattr(config, "model_args", None) or {}).pop("num_classes", None)  # timm writes it twice, which its loader refuses
         with _quiet(local):
             hf, info = AutoModelForImageClassification.from_pretrained(
-                name, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+                name, config=config, use_safetensors=True, dtype=torch.float32, output_loading_info=True, local_files_only=alone
             )
     except (*FAILURES, SafetensorError) as error:
         named = ", ".join((LITE0.name, *DIGITS))

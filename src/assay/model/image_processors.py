@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from assay.errors import ModelError, UsageError
+from assay.model.hub import offline
 from assay.model.image_sites import first_line
 from assay.model.images import FILTERS, Fit, Pixels
 from assay.model.load import _quiet
@@ -61,8 +62,9 @@ def read_pixels(name: str, config: Any, local: bool) -> Pixels:
 def _processor(name: str, local: bool) -> Any:
     from transformers import AutoImageProcessor
 
+    alone = not local and offline()
     with _quiet(local):
-        return AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
+        return AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False, local_files_only=alone)
 
 
 def differs(processor: Any, pixels: Pixels) -> float:

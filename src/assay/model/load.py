@@ -25,6 +25,7 @@ from torch import nn
 
 from assay.errors import ModelError, bad_argument
 from assay.model.find import PICKLES, Found, find_model, use_safetensors
+from assay.model.hub import offline
 from assay.model.model import Model
 from assay.model.offload import home
 from assay.model.packaged import PACKAGED, list_models
@@ -240,8 +241,9 @@ def _read_config(found: Found, options: LoadOptions) -> Any:
     trust = bool(options.get("trust_remote_code"))
     try:
         config = AutoConfig.from_pretrained(
-            found.where, revision=_revision(options), trust_remote_code=trust
-        )
+            found.where, revision=_revision(options), trust_remote_code=trust,
+            local_files_only=not found.local and offline(),
+        )  # fmt: skip
     except UNREADABLE as error:
         raise _cannot_read("config", found, error) from error
     remote = trust and "AutoModelForCausalLM" in getattr(config, "auto_map", {})
@@ -273,6 +275,7 @@ def _read_weights(found: Found, dtype: torch.dtype, options: LoadOptions) -> Any
             output_loading_info=True,
             revision=_revision(options),
             trust_remote_code=bool(options.get("trust_remote_code")),
+            local_files_only=not found.local and offline(),
             attn_implementation=options.get("attn_implementation"),
             device_map=options.get("device_map"),
         )
@@ -307,7 +310,8 @@ def _read_tokenizer(found: Found, given: str | Path | None, options: LoadOptions
     trust = bool(options.get("trust_remote_code"))
     revision = _revision(options) if given is None else "main"
     try:
-        return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trust)
+        alone = not Path(where).exists() and offline()
+        return AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=trust, local_files_only=alone)
     except UNREADABLE as error:
         raise ModelError(
             f"No usable tokenizer in {where}: {str(error).splitlines()[0]} "
