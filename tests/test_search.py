@@ -479,7 +479,7 @@ def test_failing_pairs_are_shown_token_by_token_and_as_short_as_they_fail(circui
 
 
 def test_texts_have_tokens_too_and_pictures_have_none():
-    model = SimpleNamespace(text=lambda ids: f"<{ids[0]}>", tokens=lambda texts: [[ord(letter) for letter in texts[0]]])
+    model = SimpleNamespace(piece=lambda token: f"<{token}>", tokens=lambda texts: [[ord(letter) for letter in texts[0]]])
     hunt = SimpleNamespace(model=model, setup=None)
     items = [Example("ab", 1, "t"), Pair("abc", "xb", ("y",), ("n",), "t")]
     data = SimpleNamespace(tokens=[[97, 98], [97, 98, 99]], items=items)
