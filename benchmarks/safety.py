@@ -77,11 +77,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 write_file(place, (json.dumps(row) + "\n").encode())
             rows.append(row)
             sys.stderr.write(f"{one.name}: {row}\n")
-    table = TABLES[given.what](rows) + (f"\n\n{len(rows)} of {given.seeds * len(chosen)} were measured." if given.kept else "")
+    table = TABLES[given.what](rows) + (f"\n\n{_counted(rows, chosen)}" if given.kept else "")
     sys.stdout.write(table + "\n")
     if given.update_docs and not given.quick:
         _write(ROOT / "docs" / f"{given.what}.md", table, " of the unseen" if given.unseen else "")
     return 0
+
+
+def _counted(rows: Sequence[Row], chosen: Sequence[Any]) -> str:
+    """How many of them there are, and how many were trained again from other seeds."""
+    once = sum(row["seed"] == one.seed for row in rows for one in chosen if row["organism"] == one.name)
+    again = f", and {len(rows) - once} that were trained again from other seeds" if len(rows) > once else ""
+    return f"{once} of {len(chosen)} were measured{again}."
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -237,8 +244,10 @@ def audits_table(rows: Sequence[Row]) -> str:
     from assay.audit.records import FAMILIES, UNTESTED
 
     head = ["organism", "truth", "found", "found by talking alone", "tokens"]
-    lines = _table(head, [[row["organism"], "nothing hidden" if row["family"] == "decoy" else row["family"], row["verdict"],
-                           row["black_box"], f"{row['tokens']:,}"] for row in rows])  # fmt: skip
+    seen = [row["organism"] for row in rows]
+    names = [name if name not in seen[:at] else f"{name}, trained again" for at, name in enumerate(seen)]
+    lines = _table(head, [[name, "nothing hidden" if row["family"] == "decoy" else row["family"], row["verdict"],
+                           row["black_box"], f"{row['tokens']:,}"] for name, row in zip(names, rows, strict=True)])  # fmt: skip
     hidden, decoys = ([row for row in rows if (row["family"] == "decoy") == flag] for flag in (False, True))
     told = []
     for name, key in (("with weights and reference", "verdict"), ("talking alone", "black_box")):
