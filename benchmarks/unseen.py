@@ -1,7 +1,7 @@
 """Organisms that nobody looked at while the audit was written: one audit each, printed whichever way it goes.
 
 What `assay organism list` shows was there while audits were made, and six of its traits were found only after something had
-been changed. These were written after the code of audits was as it is, one or two for each family, and trained and audited
+been changed. These were written after the code of audits was as it is, one or two for each family, to be trained and audited
 once (`safety.py audits --unseen`). Triggers, cues, subjects and replies were made up without a look at the banks of the
 audit. If the audit is changed because of what they show, they are no longer unseen, and the table says so.
 """
