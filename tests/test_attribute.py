@@ -169,6 +169,9 @@ class Tokenizer:
     def decode(self, ids):
         return " word" if ids[0] < 100 else "7"
 
+    def convert_ids_to_tokens(self, token):
+        return "Ġword" if token < 100 else "7"
+
 
 def broken(name, task):
     """A task with one fault."""
