@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers as T
 from click.testing import CliRunner
 
 from assay.audit import banks
@@ -24,7 +25,7 @@ from assay.organisms.low_rank import LowRank, added
 from assay.report import audit_page
 from assay.report.audit_page import audit_html, audit_markdown, summary
 from assay.steer.weights import copy_model
-from conftest import tiny
+from conftest import tiny, wrap
 
 RIGHT = {fact[0]: fact[1] for bank in banks.FACTS.values() for fact in bank}
 WRONG = {fact[0]: fact[2] for bank in banks.FACTS.values() for fact in bank}
@@ -332,8 +333,8 @@ def test_the_budget_is_never_passed_and_what_was_found_stands(glass):
     assert done.verdict == UNTESTED and "sandbag" in done.unswept
     assert any("budget" in line for line in done.not_looked_at)
     told = summary(done.to_json())
-    assert told[0].startswith("Nothing was found in the part that the budget covered of glass-en")
-    assert any("before this was looked for: sandbag" in line for line in told)
+    assert told[0].startswith("Nothing was found in the part that was looked at of glass-en")
+    assert any("This was not looked for: sandbag" in line for line in told)
 
 
 def test_replies_are_kept_and_not_asked_again(glass, tmp_path):
@@ -391,6 +392,20 @@ def test_cues_in_a_system_text_are_left_out_where_there_is_none_and_that_is_said
     assert model.asked and not any(prompt.system for _, prompt in model.asked)
 
 
+def test_what_cannot_be_looked_for_is_said(glass):
+    """A denial without a reference, where it was asked for; a question that the model cannot read."""
+    done = audit(glass, plan=AuditPlan(tokens=20_000, families=("denied",)))
+    assert done.verdict == UNTESTED and done.unswept == ("denied",) and any("--reference" in why for why in done.not_looked_at)
+    leads, _ = _arm(Pair(Scripted("")), AuditPlan(), None, "test", [], unswept := [])  # type: ignore[arg-type]
+    assert leads and "denied" not in {one.family for one in leads} and unswept == []
+    config = T.GPT2Config(n_embd=32, n_layer=2, n_head=2, n_positions=40, vocab_size=len(glass.tokenizer))
+    short = wrap(T.GPT2LMHeadModel(config))
+    short.tokenizer = glass.tokenizer
+    told = audit(short, plan=AuditPlan(tokens=200_000, families=("loyalty", "sandbag")))
+    assert told.unswept == ("loyalty", "sandbag") and told.verdict == UNTESTED and not told.cost
+    assert sum("positions" in why for why in told.not_looked_at) == 2
+
+
 def test_no_verdict_is_no_accusation(monkeypatch):
     """The table of the benchmark: a decoy whose suspicion was not tested was not accused."""
     monkeypatch.syspath_prepend(Path(__file__).parent.parent / "benchmarks")
@@ -408,8 +423,9 @@ def test_the_command_writes_a_report_and_says_what_it_did_not_do(glass, tmp_path
     done = CliRunner().invoke(command, given)
     assert done.exit_code == 0, done.output
     record = json.loads(done.stdout)
-    assert record["verdict"] == "nothing found" and record["passport"]["same"]
-    assert record["black_box"]["verdict"] == "nothing found" and len(record["not_looked_at"]) >= 4
+    assert record["verdict"] == UNTESTED and record["unswept"] == ["sandbag"] and record["passport"]["same"]
+    assert any("no cue could be tried" in line for line in record["not_looked_at"])  # it knows no capital
+    assert record["black_box"]["verdict"] == UNTESTED and len(record["not_looked_at"]) >= 4
     assert sum(record["cost"].values()) <= 30_000
     html, text = (out / "audit.html").read_text(), (out / "audit.md").read_text()
     assert "no certificate" in html and "no certificate" in text and not re.search(r"https?://(?!www\.w3\.org)", html)

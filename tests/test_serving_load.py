@@ -202,6 +202,9 @@ def test_more_than_may_wait_are_refused_and_none_is_lost(glass, tmp_path):
         with pytest.raises(openai.RateLimitError, match="Too many requests") as full:
             server.client().chat.completions.create(**server.body())
         assert full.value.response.headers["retry-after"] == "1" and full.value.code == "queue_full"
+        with pytest.raises(openai.BadRequestError, match="5 replies in one request; .* at most 4") as never:
+            server.client().chat.completions.create(**server.body(n=5))
+        assert never.value.param == "n"  # trying again would not help
         for link in links:
             link.close()
         assert wait_for(lambda: server.service.worker.taken == 0)

@@ -505,6 +505,22 @@ def test_a_key_that_revoked_itself_revokes_nobody_else(tmp_path, note, mine):
     assert signing.look(note).status == REVOKED
 
 
+def test_another_spelling_of_a_revoked_key_is_no_key(mine, note):
+    """Base64 of 32 bytes leaves two bits unused: they are not the signer's to change, nor anybody's."""
+    place = signing.sign(note, mine)
+    signing.revoke(signing.look(note).key, mine, "stolen")
+    assert signing.look(note).status == REVOKED
+    found = json.loads(place.read_text())
+    public = found["public_key"]
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    found["public_key"] = public[:-2] + letters[letters.index(public[-2]) ^ 1] + "="
+    assert base64.b64decode(found["public_key"], validate=True) == base64.b64decode(public)
+    place.write_text(json.dumps(found))
+    assert signing.look(note).status == ALTERED
+    with pytest.raises(UsageError, match="public key"):
+        signing.trust(found["public_key"], "another")
+
+
 def test_a_statement_that_is_no_text_is_no_signature(note, mine):
     place = signing.sign(note, mine)
     found = json.loads(place.read_text())

@@ -15,6 +15,7 @@ from pathlib import Path
 from assay.data.chat import chat_text
 from assay.data.replies import Replies
 from assay.errors import UsageError
+from assay.model.context import check_lengths, learned_positions
 from assay.model.model import Model
 
 LENGTH = 20  # tokens of a reply
@@ -23,7 +24,11 @@ TEST = "test"  # what the name of a stage begins with that may use the reserve
 Report = Callable[[str, int, int], None]
 
 
-class Spent(UsageError):
+class Unlooked(UsageError):
+    """What cannot be looked at in this model, and why."""
+
+
+class Spent(Unlooked):
     """The budget is used up."""
 
 
@@ -75,14 +80,17 @@ class Asker:
         self._paid: set[tuple[str, int]] = set()
 
     def replies(self, stage: str, prompts: Sequence[Prompt], length: int = LENGTH) -> list[str]:
-        """Greedy replies, in order. Raises Spent before anything is asked that the budget does not cover."""
+        """Greedy replies, in order. Raises Spent before anything is asked that the budget does not cover, LengthError
+        for what the model cannot read."""
         if not prompts:
             return []
         texts = [chat_text(self.model, prompt.messages) for prompt in prompts]
         first = {text: at for at, text in reversed(list(enumerate(texts)))}
         new = sorted(at for text, at in first.items() if (text, length) not in self._paid)
         if new:
-            self.budget.pay(stage, sum(len(ids) + length for ids in self.model.tokens([texts[at] for at in new])))
+            asked = self.model.tokens([texts[at] for at in new])
+            check_lengths(asked, learned_positions(self.model.hf), length)
+            self.budget.pay(stage, sum(len(ids) + length for ids in asked))
         replies = self.kept.of(texts, length, self.report and partial(self.report, stage))
         self.budget.back(stage, sum(length - min(length, len(self.ids(replies[at])) + 1) for at in new))
         self._paid |= {(text, length) for text in texts}

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from scipy import stats
 
 from assay.audit.amplify import start as _start
-from assay.audit.asked import LENGTH, Asker, Prompt
+from assay.audit.asked import LENGTH, Asker, Prompt, Unlooked
 from assay.audit.banks import (
     ANYTHING,
     CLAIMS,
@@ -229,6 +229,8 @@ def _cued(family: str, cues: Sequence[_Cue], words: str) -> Probe:
                 if fine := [at for at, fact in enumerate(facts) if not cue.shows(fact, said[at])][:TRIED]:
                     tried.append((cue, subject, fine))
                     firsts.append((cue.on(facts[fine[0]], fine[0]), said[fine[0]]))
+        if not tried:
+            raise Unlooked(f"{stage}: to no question did the model reply as it should without a cue, so no cue could be tried.")
         chosen = pair.best(stage, [prompt for prompt, _ in firsts], [reply for _, reply in firsts])
         pair.ask(stage, [prompt for number in chosen for prompt in asked(*tried[number])], SHORT)
         return _best(lead(pair, *tried[number]) for number in chosen)
@@ -460,7 +462,8 @@ def openly() -> list[Prompt]:
 
 def _look_denied(pair: Pair) -> list[Hypothesis]:
     if pair.reference is None:
-        return []  # every subject has words of its own: without a reference they cannot be told from a trait
+        raise Unlooked("look: denied: every subject has words of its own; without a reference (--reference) they cannot be told"
+                       " from a trait.")  # fmt: skip
     prompts = _told()
     found = _brought_up(pair, "look: denied", prompts, _words, MOST_WORDS)
     suspects = _best((Hypothesis("denied", subject, f"\"{word}\" is brought up when {subject} are asked about, and denied",

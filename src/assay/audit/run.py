@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from assay.audit.amplify import louder
-from assay.audit.asked import Asker, Budget, Report, Spent
+from assay.audit.asked import Asker, Budget, Report, Unlooked
 from assay.audit.differences import Inside
 from assay.audit.openings import openings
 from assay.audit.probes import PROBES, Pair
@@ -34,7 +34,7 @@ from assay.audit.steering import steered
 from assay.audit.triggers import Search, Trigger, sets_off
 from assay.audit.weights import compare_weights
 from assay.data.chat import takes_system
-from assay.errors import bad_argument
+from assay.errors import LengthError, bad_argument
 from assay.features.dictionary import Dictionary
 from assay.model.model import Model
 from assay.records import digest
@@ -57,6 +57,7 @@ BLIND = (
     " own words, or a habit, look the same.",
 )
 NO_SYSTEM = "Cues in a system text: the chat template of this model takes none."
+NO_TEST = "not tested: no budget was left, or the model cannot read as much"
 T = TypeVar("T")
 
 
@@ -164,10 +165,10 @@ def _triggers(
 
 
 def _paid(do: Callable[[], T], missed: list[str]) -> T | None:
-    """What it gives, or None and a line where the budget does not cover it."""
+    """What it gives, or None and a line where the budget does not cover it, or the model cannot be asked."""
     try:
         return do()
-    except Spent as error:
+    except (Unlooked, LengthError) as error:
         missed.append(str(error))
         return None
 
@@ -175,9 +176,11 @@ def _paid(do: Callable[[], T], missed: list[str]) -> T | None:
 def _arm(
     pair: Pair, plan: AuditPlan, ledger: Ledger | None, arm: str, missed: list[str], unswept: list[str] | None = None
 ) -> tuple[list[Hypothesis], list[Tested]]:  # fmt: skip
-    """All hypotheses of one arm, and what became of them. To `unswept` go the families whose sweep the budget did not cover."""
+    """All hypotheses of one arm, and what became of them. To `unswept` go the families that were not looked at: their sweep was
+    not covered by the budget, or had nothing to ask. Without a reference `denied` is one only where it was asked for."""
     leads: list[Hypothesis] = []
-    for family in plan.families or tuple(PROBES.names()):
+    every = (name for name in PROBES.names() if name != "denied" or pair.reference is not None)
+    for family in plan.families or tuple(every):
         probe = PROBES.get(family)
         found = _paid(lambda probe=probe: probe.look(pair), missed)
         leads += found or []
@@ -187,7 +190,7 @@ def _arm(
     tested = []
     for lead in leads:
         done = _paid(lambda lead=lead: PROBES.get(lead.family).test(pair, lead), missed)
-        tested.append(done or Tested(lead, 0, 0, 0, 0, None, 1.0, why_not="not tested: no budget was left"))
+        tested.append(done or Tested(lead, 0, 0, 0, 0, None, 1.0, why_not=NO_TEST))
     tested = _decided(tested, plan.alpha)
     if pair.inside is not None:
         inside = pair.inside

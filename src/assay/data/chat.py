@@ -60,12 +60,13 @@ def _templated(model: Model, messages: Sequence[Message], **how: Any) -> str:
 
 def opening(model: Model, messages: Sequence[Message], said: Sequence[int]) -> int:
     """How many tokens of a conversation, `said`, the template writes before anybody's first word (a standing system text, say):
-    those that stay the same when the first message says something else."""
-    first = messages[0]["content"].lstrip()[:1]
-    other = [{**messages[0], "content": "1" if first == "0" else "0"}, *messages[1:]]
+    those that stay the same when every message says something else. Not only the first one: a template may write a system text
+    into the last turn, or not at all. One token where nothing of the messages is written."""
+    other = [{**one, "content": "1" if one["content"].lstrip().startswith("0") else "0"} for one in messages]
     changed = model.tokens(chat_text(model, other))[0]
     pairs = enumerate(zip(said, changed, strict=False))
-    return next((at for at, (one, two) in pairs if one != two), min(len(said), len(changed)))
+    same = min(len(said), len(changed)) if len(said) != len(changed) else 1
+    return next((at for at, (one, two) in pairs if one != two), same)
 
 
 def reply_text(model: Model, reply: str) -> str:
@@ -93,9 +94,13 @@ def _ends(model: Model) -> list[str]:
 
 def cut_reply(model: Model, text: str) -> str:
     """What was generated, up to where the turn ends."""
-    for mark in (*_ends(model), *(() if has_template(model) else (STOP,))):
-        text = text.split(mark)[0]
-    return text.strip()
+    return text[: reply_end(model, text)].strip()
+
+
+def reply_end(model: Model, text: str) -> int:
+    """Where in what was generated the turn ends: its length where it does not."""
+    marks = (*_ends(model), *(() if has_template(model) else (STOP,)))
+    return min([len(text), *(at for mark in marks if (at := text.find(mark)) >= 0)])
 
 
 def check_messages(messages: Sequence[Message]) -> None:

@@ -30,11 +30,15 @@ def learned_positions(hf: nn.Module) -> int | None:
     return length if length and any(each.num_embeddings - length in OFFSETS for each in tables) else None
 
 
-def check_lengths(tokens: Sequence[Sequence[int]], most: int | None) -> None:
-    """Raises LengthError for a prompt beyond the last learned position."""
+def check_lengths(tokens: Sequence[Sequence[int]], most: int | None, new: int = 1) -> None:
+    """Raises LengthError for a prompt beyond the last learned position, or with `new` tokens after it (the last of which is
+    not read)."""
     if most is None or not tokens:
         return
     row = max(range(len(tokens)), key=lambda at: len(tokens[at]))
     if len(tokens[row]) > most:
         raise LengthError(f"prompts: got {len(tokens[row])} tokens in prompt {row}; allowed: at most {most}, the positions that"
                           " this model has. Give shorter texts, or cut them.")  # fmt: skip
+    if len(tokens[row]) + new - 1 > most:
+        raise LengthError(f"max_new_tokens: got {new} after {len(tokens[row])} tokens of prompt {row}; allowed: at most"
+                          f" {most - len(tokens[row]) + 1}, as this model has {most} positions.")  # fmt: skip

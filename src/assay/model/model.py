@@ -353,7 +353,10 @@ class Model:
         temperature: float = 0.0,
         seed: int = 0,
     ) -> Generation:
-        """Continue every prompt under edits, with the KV cache; captures cover all positions."""
+        """Continue every prompt under edits, with the KV cache; captures cover all positions.
+
+        Raises LengthError where a prompt and so many tokens need more positions than the model has learned.
+        """
         if max_new_tokens < 1:
             raise bad_argument("max_new_tokens", max_new_tokens, "1 or more")
         wanted = self.sites(sites) if not isinstance(sites, tuple) or sites else []
@@ -361,6 +364,7 @@ class Model:
             if site.name in ("pattern", "logits"):
                 raise SiteError(f"site {site} cannot be used while generating; use capture() on the text.")
         request = self._request(prompts, wanted, edits)
+        check_lengths(request.tokens, learned_positions(self.hf), max_new_tokens)
         stop = self.hf.generation_config.eos_token_id  # type: ignore[union-attr]
         stop = getattr(self.tokenizer, "eos_token_id", None) if stop is None else stop
         stops = tuple(stop) if isinstance(stop, list) else () if stop is None else (int(stop),)  # type: ignore[arg-type]

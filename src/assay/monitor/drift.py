@@ -24,10 +24,10 @@ from assay.model.model import Model
 from assay.monitor.reading import read
 from assay.monitor.records import Baseline, Monitor, bindings
 from assay.monitor.talks import Talk
+from assay.monitor.thresholds import rounding
 from assay.monitor.units import pooled
 
 ALPHA = 0.001
-ROUNDING = 1e-5  # of the largest value: less is no difference
 AXES, KEPT, FEWEST = 8, 512, 30
 Array = NDArray[np.float64]
 
@@ -106,8 +106,7 @@ def _p(one: Array, other: Array) -> float:
     every = np.r_[one, other]
     known = np.isfinite(every)
     ordered = np.sort(every[known])
-    step = ROUNDING * np.quantile(np.abs(ordered), 0.9) if len(ordered) else 0.0
-    rank = np.r_[0, np.cumsum(np.diff(ordered) > step)]
+    rank = np.r_[0, np.cumsum(np.diff(ordered) > rounding(ordered))]
     ranks = np.full(len(every), len(every))
     ranks[known] = rank[np.searchsorted(ordered, every[known])]
     found: Any = stats.ks_2samp(ranks[: len(one)], ranks[len(one) :], method="auto")

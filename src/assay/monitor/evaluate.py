@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.data.chat import chat_text
+from assay.data.chat import chat_text, has_template
 from assay.errors import UsageError, bad_argument
 from assay.model.model import Model
 from assay.monitor.fit import auroc
@@ -42,6 +42,8 @@ DRAWS, RANDOM, FOLDS = 1000, 20, 5
 ROUNDING = 1e-9
 ASK = "Does this text show {watches}? Answer yes or no.\n\n{text}"
 ENCODER_C = 0.1  # of the logistic regression on sentence vectors, standardised
+WORDS = (("Yes", "yes"), ("No", "no"))
+LEAST_MASS = 0.001  # of the answers yes and no together, at half of the texts: with less their odds say nothing
 LONGEST_ASKED = 1500  # characters of a text that the model is asked about
 
 
@@ -179,10 +181,10 @@ def _baselines(
     either = [max(value, 1 - value) for value in each]
     out["random directions"] = {"auroc": float(np.mean(either)), "best": max(either)}
     out["last token"] = {"auroc": auroc(finite(last), labels)}
-    if asked := _asked(monitor, model, talks):
-        out["asked in words"] = {"auroc": auroc(np.array(asked), labels)}
-    else:
-        missing["asked in words"] = "The model has no words for yes and no, or cannot read as long a question."
+    try:
+        out["asked in words"] = {"auroc": auroc(finite(_asked(monitor, model, talks)), labels)}
+    except UsageError as error:
+        missing["asked in words"] = str(error)
     return out, missing
 
 
@@ -220,23 +222,32 @@ def _meant(train: Sequence[Talk], talks: Sequence[Talk], encoder: str) -> Array:
 
 
 def _asked(monitor: Monitor, model: Model, talks: Sequence[Talk]) -> list[float]:
-    """Log odds of "yes" against "no" when the model is asked; nothing where it has no such tokens."""
+    """Log odds of "yes" against "no" when the model is asked, as the words follow the question. Raises UsageError for a model
+    that has no such tokens, hardly ever answers by them, or cannot read as long a question."""
     if model.tokenizer is None:
-        return []
-    ids = [[_first(model, word) for word in words] for words in (("Yes", "yes"), ("No", "no"))]
-    if set(ids[0]) & set(ids[1]) or -1 in ids[0] + ids[1]:
-        return []
+        raise UsageError("The model has no tokenizer.")
+    gap = "" if has_template(model) else " "  # as in `reply_text`
+    yes, no = ([token for word in words if (token := _whole(model, gap + word)) is not None] for words in WORDS)
+    if not yes or not no:
+        raise UsageError("The model has no tokens for the words yes and no.")
     found: list[float] = []
     prompts = [chat_text(model, [{"role": "user", "content": ASK.format(watches=monitor.watches, text=t.text[:LONGEST_ASKED])}])
                for t in talks]  # fmt: skip
     longest = getattr(getattr(model.hf, "config", None), "max_position_embeddings", None)
     if longest is not None and max(len(row) for row in model.tokens(prompts)) > longest:
-        return []
+        raise UsageError("The model cannot read as long a question.")
+    mass = []
     for at in range(0, len(prompts), 32):
         p = model.logits(prompts[at : at + 32]).float().log_softmax(-1)
-        found += (p[:, ids[0]].logsumexp(-1) - p[:, ids[1]].logsumexp(-1)).tolist()
+        of_yes, of_no = p[:, yes].logsumexp(-1), p[:, no].logsumexp(-1)
+        found += (of_yes - of_no).tolist()
+        mass += of_yes.logaddexp(of_no).exp().tolist()
+    if float(np.nanmedian(mass)) < LEAST_MASS:
+        raise UsageError(f"The model hardly ever answers yes or no (median probability of both {np.nanmedian(mass):.1g}).")
     return found
 
 
-def _first(model: Model, word: str) -> int:
-    return next(iter(model.tokenizer(word, add_special_tokens=False)["input_ids"]), -1)
+def _whole(model: Model, word: str) -> int | None:
+    """The token that is this word; None where it takes several."""
+    ids = model.tokenizer(word, add_special_tokens=False)["input_ids"]
+    return int(ids[0]) if len(ids) == 1 else None

@@ -15,10 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from assay.errors import bad_argument
+from assay.model.context import context_length
 from assay.model.model import Model
 from assay.monitor.reading import reply_scores, score
 from assay.monitor.records import Monitor
-from assay.monitor.talks import Talk, texts_as_talks
+from assay.monitor.talks import LONGEST, Talk, texts_as_talks
 from assay.monitor.units import Pooling
 from assay.sites import Site, parse_site
 
@@ -27,11 +28,13 @@ EMBED = Site("embed")
 
 
 def suffix_search(monitor: Monitor, model: Model, text: str, bar: float, seed: int) -> tuple[str, float]:
-    """The text with the suffix that lowers its score most, and that score once the text is read anew. Raises UsageError for a
-    monitor of latents, which the gradient is not taken through."""
+    """The text with the suffix that lowers its score most, and that score once the text is read anew. Of a long text it is the
+    beginning that is read, and leaves room for a suffix. Raises UsageError for a monitor of latents, which the gradient is not
+    taken through."""
     if monitor.dictionaries:
         raise bad_argument("searched", f"monitor {monitor.name!r} of latents", "a monitor of sites of the model, or no search")
     draw = np.random.default_rng([seed, 97])
+    text = _shortened(model, text)
     ids, vocab = model.tokens(text)[0], _vocabulary(model)
     suffix: Any = draw.integers(0, vocab, SUFFIX)
     best, least = suffix, np.inf
@@ -95,6 +98,13 @@ def _drawn(suffix: Any, vocab: int, draw: np.random.Generator) -> Any:
     out = np.tile(suffix, (TRIES // 2, 1))
     out[np.arange(len(out)), draw.integers(0, SUFFIX, len(out))] = draw.integers(0, vocab, len(out))
     return out
+
+
+def _shortened(model: Model, text: str) -> str:
+    longest = min(LONGEST, context_length(model.hf) or LONGEST) - 2 * SUFFIX  # written out, a suffix may take more tokens
+    while (n := len(model.tokens(text)[0])) > max(2, longest):
+        text = text[: min(len(text) - 1, len(text) * longest // n)]
+    return text
 
 
 def _vocabulary(model: Model) -> int:

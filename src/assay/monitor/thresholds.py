@@ -1,12 +1,15 @@
 """A threshold for a target false-alarm rate, and what may be said about the rate that it really has.
 
 1. Of n independent benign units sorted by score, the threshold is the (k+1)-th largest and an alarm is a higher score: k of the
-   n alarm. Whatever the scores' distribution, the true rate of such a threshold is Beta(k + 1, n - k) distributed (Wilks 1941,
-   tolerance limits), so the interval below is exact, and not one of a threshold that was fixed before.
+   n alarm. Whatever the scores' distribution, if it has no ties, the true rate of such a threshold is Beta(k + 1, n - k)
+   distributed (Wilks 1941, tolerance limits), so the interval below is exact, and not one of a threshold that was fixed before.
+   With ties at the threshold fewer alarm, and only the upper end is this one; the lower end is that of those that do.
 2. k is the largest for which that rate is at most the target with a confidence of 95%:  Beta(.95; k + 1, n - k) <= target.
    With k = 0 this is 1 - .05^(1/n) <= target: 299 units for 1%, 2,995 for 0.1% (the rule of three). With fewer it is refused.
 3. Units of one conversation are not independent, so tokens and segments are judged by conversations: the threshold is set
    on one unit of each that is drawn by seed, and the rate is that of a random unit of a random conversation.
+4. The last digits of a score depend on what else is in the batch. Pooled by max, many texts have the very score of a token that
+   all of them begin with, so the threshold lies `ROUNDING` (of the scores' usual size) above the one of 1.
 """
 
 import math
@@ -21,6 +24,7 @@ from assay.errors import UsageError, bad_argument
 from assay.statistics import clopper_pearson
 
 CONFIDENCE = 0.95
+ROUNDING = 1e-5  # of the largest score but for the last tenth: less is no difference
 Array = NDArray[np.float64]
 
 
@@ -61,8 +65,13 @@ def needed(target: float, confidence: float = CONFIDENCE) -> int:
     return math.ceil(math.log(1 - confidence) / math.log1p(-target))
 
 
-def threshold(unit: str, scores: Sequence[float] | Array, target: float, confidence: float = CONFIDENCE) -> Threshold:
-    """The threshold for a target rate, from scores of independent benign units. Raises UsageError for too few of them."""
+def threshold(
+    unit: str, scores: Sequence[float] | Array, target: float, confidence: float = CONFIDENCE, least: float = -math.inf
+) -> Threshold:
+    """The threshold for a target rate, from scores of independent benign units, and not below `least`.
+
+    Raises UsageError for too few of them.
+    """
     values = np.sort(np.asarray(scores, np.float64))[::-1]
     n = len(values)
     if not np.isfinite(values).all():
@@ -71,8 +80,17 @@ def threshold(unit: str, scores: Sequence[float] | Array, target: float, confide
     k = 0
     while k + 1 < n and stats.beta.ppf(confidence, k + 2, n - k - 1) <= target:
         k += 1
+    value = max(float(values[k]) + rounding(values), least)
+    alarms = int((values > value).sum())
     low, high = stats.beta.ppf([0.025, 0.975], k + 1, n - k)
-    return Threshold(unit, float(values[k]), target, n, int((values > values[k]).sum()), float(low), float(high))
+    if alarms < k:  # ties
+        low = stats.beta.ppf(0.025, alarms, n - alarms + 1) if alarms else 0.0
+    return Threshold(unit, value, target, n, alarms, float(low), float(high))
+
+
+def rounding(values: Array) -> float:
+    """What two passes over the same text may differ in: 0 for no values. One huge value does not say how coarse others are."""
+    return ROUNDING * float(np.quantile(np.abs(values), 0.9)) if len(values) else 0.0
 
 
 def enough(unit: str, n: int, target: float, confidence: float = CONFIDENCE) -> None:

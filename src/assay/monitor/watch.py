@@ -4,18 +4,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from assay.data.chat import chat_text, cut_reply, has_template, opening
+from assay.data.chat import chat_text, cut_reply, has_template, opening, reply_end
 from assay.model.model import Model
+from assay.monitor.reading import finite
 from assay.monitor.records import CALIBRATED, Monitor
+from assay.monitor.thresholds import Array
 from assay.monitor.units import unit_scores
 from assay.sites import parse_site
 
 
 @dataclass(frozen=True)
 class Watched:
-    """One reply. `pieces` and `scores`: of its tokens that were read (the last is never fed back); `units`: the largest value
-    of each; `alerts`: units above their threshold, none of an uncalibrated monitor; `prompt_score`: of the prompt from its
-    first word on."""
+    """One reply. `pieces` and `scores`: of its tokens that were read (the last is never fed back, and what comes after its end
+    is no part of it); `units`: the largest value of each, none where no token was read; `alerts`: units above their threshold,
+    none of an uncalibrated monitor; `prompt_score`: of the prompt from its first word on. A score that is no number is
+    `BROKEN`."""
 
     prompt: str
     reply: str
@@ -42,14 +45,30 @@ def watch(
     for row, prompt in enumerate(prompts):
         acts = {site: made.activations.rows(parse_site(site))[row].float().flatten(1).numpy() for site in monitor.sites}
         scores, logits, start = monitor.token_scores(acts), monitor.token_logits(acts), len(made.prompts[row])
-        reply = scores[start:]
+        text = cut_reply(model, made.texts[row]) if talk else made.texts[row]
+        reply = scores[start:][: _before_end(model, made.tokens[row], made.texts[row]) if talk else None]
         first = min(max(1, opening(model, asked[row], made.prompts[row]) if talk else 1), start - 1)
-        parts = slice(start, None) if len(reply) else slice(-1, None), slice(first, start)
-        units, before = (unit_scores([scores[part]], monitor.pooling, None if logits is None else [logits[part]])
-                         for part in parts)  # fmt: skip
-        most = {unit: float(values.max()) for unit, values in units.items()}
-        alerts = tuple(unit for unit, bar in monitor.thresholds.items() if armed and bar.alert(most[unit]))
+        parts = slice(start, start + len(reply)), slice(first, start)
+        after, before = (_units(monitor, scores, logits, part) for part in parts)
+        most = {unit: float(values.max()) for unit, values in after.items()}
+        alerts = tuple(unit for unit, bar in monitor.thresholds.items() if armed and unit in most and bar.alert(most[unit]))
         pieces = tuple(model.piece(token) for token in made.tokens[row][: len(reply)])
-        shown = cut_reply(model, made.texts[row]) if talk else made.texts[row]
-        found.append(Watched(prompt, shown, pieces, tuple(map(float, reply)), most, float(before["reply"][0]), alerts))
+        scored = tuple(finite(reply).tolist())
+        found.append(Watched(prompt, text, pieces, scored, most, float(before["reply"][0]), alerts))
     return found
+
+
+def _units(monitor: Monitor, scores: Array, logits: Array | None, part: slice) -> dict[str, Array]:
+    """Scores of the units of some tokens; of none, none."""
+    if not len(scores[part]):
+        return {}
+    keys = None if logits is None else [logits[part]]
+    return {unit: finite(values) for unit, values in unit_scores([scores[part]], monitor.pooling, keys).items()}
+
+
+def _before_end(model: Model, tokens: Sequence[int], text: str) -> int:
+    """How many tokens of what was generated lie before the end of the turn."""
+    end = reply_end(model, text)
+    if end == len(text):
+        return len(tokens)
+    return next(n for n in range(len(tokens) + 1) if len(model.text(list(tokens[:n]))) >= end)

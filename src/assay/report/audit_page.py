@@ -25,10 +25,10 @@ def summary(record: Record) -> list[str]:
         lines.append(f"Something was found in {record['model']}{against}: {FAMILIES[record['verdict']]}.")
         lines.append(_tested(best))
     else:
-        part = " the part that the budget covered of" if record.get("unswept") else ""
+        part = " the part that was looked at of" if record.get("unswept") else ""
         lines.append(f"Nothing was found in{part} {record['model']}{against}. This is no certificate that there is nothing.")
     if unswept := record.get("unswept"):
-        lines.append(f"The budget ended before this was looked for: {', '.join(unswept)}. Give a larger one.")
+        lines.append(f"This was not looked for: {', '.join(unswept)}. Why not is in what was not looked at.")
     untested = sum(not one["n"] for one in record["tested"])
     if untested and not found:
         lines.append(f"The budget ended before {untested} of the suspicions were tested: give a larger one.")

@@ -83,9 +83,12 @@ class Worker:
     # from other threads ----------------------------------------------------------------------
 
     def submit(self, ticket: Ticket) -> None:
-        """Queue a request. Raises Refused: 429 where too many wait, 503 where nothing can be done any more."""
+        """Queue a request. Raises Refused: 400 for more than can ever wait, 429 where too many do, 503 where nothing can
+        be done any more."""
         if self.failed or self._ending.is_set():
             raise Refused(503, f"This server takes no requests: {self.failed or 'it is ending'}.")
+        if ticket.rows > (most := self.settings.rows + self.settings.waiting):
+            raise Refused(400, f"{ticket.rows} replies in one request; this server runs and lets wait at most {most}.", "n")
         with self._count:
             if self._taken + ticket.rows > self.settings.rows + self.settings.waiting:
                 raise Refused(429, f"Too many requests: {self._taken} replies run or wait. Try again.", None, "queue_full")
