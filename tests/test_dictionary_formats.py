@@ -97,6 +97,36 @@ def test_files_may_be_named_instead_of_folders():
         assert load_dictionary(FIXTURES / case / file).digest == load_dictionary(FIXTURES / case).digest
 
 
+@pytest.mark.parametrize("where", ["config", "metadata"])
+@pytest.mark.parametrize("case", ["standard", "standard-raw-input", "topk", "jumprelu"])
+def test_a_stream_without_its_mean_over_features_is_read_from_the_raw_one(case, where, tmp_path):
+    """TransformerLens' center_writing_weights: latents of the raw stream are those of the centred one by the file's numbers."""
+    plain = load_dictionary(FIXTURES / "saelens" / case)
+    folder = copied(f"saelens/{case}", tmp_path)
+    about = json.loads((folder / "cfg.json").read_text())
+    place = about if where == "config" else about.setdefault("metadata", {})
+    place["model_from_pretrained_kwargs"] = {"center_writing_weights": True, "fold_ln": True, "trust_remote_code": False}
+    (folder / "cfg.json").write_text(json.dumps(about))
+    found, x = load_dictionary(folder), inputs() + 3
+    centred = x - x.mean(1, keepdim=True)
+    assert torch.allclose(found.encode(x), plain.encode(centred), atol=1e-5) and float(found.encode(x).sum()) > 1
+    assert not torch.allclose(found.encode(x), plain.encode(x), atol=1e-2) and found.spec.inputs == plain.spec.inputs
+    told = " ".join(found.provenance["imported"]["assumed"])
+    assert "takes off the mean over features" in told and "{'fold_ln': True}" in told
+    again = load_dictionary(write_dictionary(found, tmp_path / "it", "saelens").folder)
+    assert torch.allclose(again.encode(x), found.encode(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("case, kwargs, problem", [
+    ("gated", {"center_writing_weights": True}, "center_writing_weights"), ("standard", [1], "model_from_pretrained_kwargs")])
+def test_models_changed_on_loading_that_cannot_be_made_up_for_are_refused(case, kwargs, problem, tmp_path):
+    folder = copied(f"saelens/{case}", tmp_path)
+    about = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({**about, "model_from_pretrained_kwargs": kwargs}))
+    with pytest.raises(UsageError, match=problem):
+        load_dictionary(folder)
+
+
 def test_firing_rates_beside_the_numbers_are_read(tmp_path):
     folder = copied("saelens/standard", tmp_path)
     save_file({"sparsity": torch.log10(torch.full((WIDTH,), 0.25))}, folder / "sparsity.safetensors")
@@ -135,6 +165,8 @@ def same(dictionary, x, latents, rebuilt):
     ("gemma-scope-2b-pt-mlp/layer_0/width_16k/average_l0_7", "w_", ("mlp_out.0", "mlp_out.0")),
     ("gemma-scope-2b-pt-transcoders/layer_2/width_16k/average_l0_7", "W_", None),
     ("models--google--gemma-scope-9b-pt-res/snapshots/f3a9/layer_20/width_16k/average_l0_7", "W_", ("resid_post.20",) * 2),
+    ("layer_9_study/layer_8/gemma-scope-2b-pt-res/layer_5/width_16k/average_l0_70", "W_", ("resid_post.5", "resid_post.5")),
+    ("gemma-scope-research/layer_5/width_16k/average_l0_70", "W_", None),
     ("downloads", "W_", None)])  # fmt: skip
 def test_gemma_scope_1(place, spelling, sites, tmp_path):
     w, folder = weights(), tmp_path / place
@@ -365,7 +397,8 @@ def test_hooks_of_circuit_tracer(hook, sites, waits, tmp_path):
     w, gain = weights(), 1 + random(D, seed=21)
     save_file({"W_enc": w["W_enc"].T.contiguous(), **{name: w[name] for name in ("W_dec", "b_enc", "b_dec")}},
               tmp_path / "layer_7.safetensors")  # fmt: skip
-    (tmp_path / "config.yaml").write_text(f"feature_input_hook: {hook}\nfeature_output_hook: hook_mlp_out\n")
+    (tmp_path / "config.yaml").write_text(
+        f"feature_input_hook: '{hook}' # read\nfeature_output_hook: hook_mlp_out  # and written\nscan:   # none\n")  # fmt: skip
     dictionary = load_dictionary(tmp_path)
     if waits:
         assert dictionary.spec.inputs == () and base.waiting(dictionary) == ([sites], ["mlp_out.7"])

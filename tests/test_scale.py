@@ -120,6 +120,15 @@ def test_codes_that_a_killed_run_finished_are_taken_up(whole, tmp_path):
     assert sum(len(part.tokens) for part in read_codes(tmp_path)) == one.manifest["tokens"]
 
 
+def test_codes_that_went_missing_are_made_again(whole, tmp_path):
+    one = whole[2]
+    wanted = encode_shards(small_dictionary(), Shards(one.folder), tmp_path, 150)
+    (tmp_path / wanted["parts"][2]["file"]).unlink()
+    (tmp_path / wanted["parts"][4]["file"]).write_bytes(b"short")
+    assert encode_shards(small_dictionary(), Shards(one.folder), tmp_path, 150) == wanted
+    assert sum(len(part.tokens) for part in read_codes(tmp_path)) == one.manifest["tokens"]
+
+
 def test_a_dictionary_that_reads_texts_begins_anew_with_each(whole, tmp_path):
     shards = Shards(whole[2].folder)
     options = {"heads": 2, "bottleneck": 8}

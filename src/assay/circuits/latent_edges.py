@@ -16,7 +16,8 @@
 4. Edges between chosen nodes: of up to down, the part of down's effect that comes through up directly and indirectly,
    (up clean - up corrupted) . d (down times its slope) / d up. Down is held to first order at the clean run; every target
    costs one pass for each pair.
-5. Tokens a dictionary is not for (the first, massive ones) are error as a whole.
+5. Tokens a dictionary is not for (the first, massive ones by the norm of the site itself; not by that of the stream before a
+   norm, where training looked at that) are error as a whole.
 6. A dictionary whose latents say more than that is refused: one with an `input_norm` (what a latent adds depends on the token),
    a `matching_pursuit` (there is no slope of a choice made step by step), a `temporal` (latents depend on the tokens before).
 

@@ -176,8 +176,9 @@ def _geometry(model: "Model", dictionary: "Dictionary") -> dict[str, Any]:
     from assay.sites import parse_site
 
     directions, outputs = dictionary.directions(), dictionary.spec.outputs
+    several = int((directions.norm(dim=1) > 0).sum()) > 1
     found: dict[str, Any] = {"name": dictionary.name, "digest": dictionary.digest, "width": dictionary.width,
-                             "interference": vars(interference(directions)), "neurons": None}  # fmt: skip
+                             "interference": vars(interference(directions)) if several else None, "neurons": None}  # fmt: skip
     site = parse_site(outputs[0]) if len(outputs) == 1 else None
     if site is None or site.layer is None or site.name not in ("mlp_act", "mlp_out", "resid_post"):
         return found
@@ -196,7 +197,7 @@ def _figures(record: dict[str, Any], dictionary: "Dictionary | None", folder: Pa
     made = {}
     if record["found"]:
         made["concepts"] = concepts_plot(record["found"], f"{record['model']}, {record['encoder']['name']}")
-    if dictionary is not None:
+    if dictionary is not None and record["dictionary"]["interference"]:
         made["interference"] = interference_plot(Interference(**record["dictionary"]["interference"]), dictionary.name)
     return [save_figure(figure, folder / f"{stem}-{kind}{suffix}")
             for kind, figure in made.items() for suffix in (".png", ".svg")]  # fmt: skip
@@ -241,7 +242,8 @@ def dictionary_lines(one: dict[str, Any] | None) -> list[str]:
         return []
     cosines, neurons = one["interference"], one["neurons"]
     lines = [f"{one['name']}: {cosines['n']} directions in {cosines['d']} dimensions; the nearest other one has |cosine|"
-             f" {cosines['nearest']:.2f} in the mean (random {cosines['random_nearest']:.2f})"]  # fmt: skip
+             f" {cosines['nearest']:.2f} in the mean (random {cosines['random_nearest']:.2f})" if cosines else
+             f"{one['name']}: it has no two directions that are not zero, so nothing interferes"]  # fmt: skip
     if neurons:
         lines.append(f"a latent is spread over {neurons['median']:.0f} neurons of layer {neurons['layer']} (90% of them"
                      f" {neurons['low']:.0f} to {neurons['high']:.0f}; random directions {neurons['random']:.0f})")  # fmt: skip

@@ -121,7 +121,7 @@ def load_transcoders(name: str, folders: Sequence[str]) -> list[Any]:
 
 def _in(path: Path) -> list[Any]:
     """The dictionary at a path, of any known format, or those in a folder."""
-    from assay.features.formats import FORMATS, load_dictionary
+    from assay.features.formats import FORMATS, circuit_tracer, load_dictionary
     from assay.features.kept import JSON
 
     def known(place: Path) -> bool:
@@ -129,6 +129,8 @@ def _in(path: Path) -> list[Any]:
 
     if not path.exists():
         raise bad_argument("--dictionaries", str(path), "a folder or file that exists")
+    if files := circuit_tracer.layers(path):
+        return [load_dictionary(file) for file in files]
     if path.is_file() or known(path):
         return [load_dictionary(path)]
     inside = sorted(found.parent for found in path.glob(f"**/{JSON}")) or [

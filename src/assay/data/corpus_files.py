@@ -188,7 +188,12 @@ def _text(row: dict[Any, Any], key: str, where: str) -> str:
     if not isinstance(text, str):
         raise CorpusError(f"corpus file {where}: no text under {key!r}; there are {sorted(map(str, row))[:12]}."
                           " Name the right one: --text-key KEY.")  # fmt: skip
-    return text
+    return text if text.isascii() else _whole_characters(text)
+
+
+def _whole_characters(text: str) -> str:
+    """Halves of surrogate pairs, which JSON may hold and no encoding has, as U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def table_texts(file: Path, kind: str, column: str) -> Iterator[str]:

@@ -94,10 +94,13 @@ class LatentUnits:
         return tuple(f"latent.{self.dictionary.name}.{unit}" for unit in self.only)
 
     def firings(self, rows: Sequence[Sequence[int]]) -> Iterator[Firings]:
-        acts = self.model.capture([list(ids) for ids in rows], list(self.sites))
+        above = {self.model.sites(site)[0]: limit for site, limit in self.dictionary.massive_above.items()}
+        acts = self.model.capture([list(ids) for ids in rows], list(dict.fromkeys([*self.sites, *above])))
         x = torch.cat([acts.flat(site).flatten(1).float() for site in self.sites], 1)
         positions = torch.cat([torch.arange(length) for length in acts.lengths])
         keep = self.dictionary.typical(x, positions)
+        for site, limit in above.items():
+            keep = keep & (acts.flat(site).flatten(1).float().norm(dim=1) <= limit)
         codes = self.dictionary.codes(x, positions)
         column = np.full(self.dictionary.width, EMPTY)
         column[list(self.only)] = np.arange(len(self.only))

@@ -77,7 +77,7 @@ def encode_shards(
     if differs := [key for key, value in identity.items() if manifest.get(key) != value]:
         raise bad_argument("folder", f"{folder}, with codes of another {', '.join(differs)}", "an empty folder")
     _write_manifest(target, manifest)
-    known = {part["file"]: part for part in manifest["parts"]}
+    known = {part["file"]: part for part in manifest["parts"] if size_of(target / part["file"]) == part["bytes"]}
     jobs = (job for job in _parts(shards, part_tokens) if _file_name(job.number) not in known)
     state = {name: value.detach().numpy() for name, value in dictionary.state_dict().items()}
     make = partial(_maker, dictionary.spec, dictionary.name, state, shards, target)

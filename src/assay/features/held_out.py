@@ -166,11 +166,13 @@ class SideBySide:
 
 
 def limits_of(dictionary: Dictionary, x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"]) -> Limits:
-    """The dictionary's own, or 10 x the median norm of these tokens where it has none."""
+    """The dictionary's own (of several sites, those of `massive_above`), or 10 x the median norm of these tokens where it has
+    none, and no limit where that norm is 0."""
     spec = dictionary.spec
-    if spec.norm_limit is not None or spec.target_limit is not None:
+    if spec.norm_limit is not None or spec.target_limit is not None or dictionary.massive_above:
         return Limits(spec.skip_first, spec.norm_limit, spec.target_limit)
-    return Limits(spec.skip_first, *(FACTOR * float(values.norm(dim=1).median()) for values in (x, y)), measured=True)
+    usual = [FACTOR * float(values.norm(dim=1).median()) or None for values in (x, y)]
+    return Limits(spec.skip_first, *usual, measured=True)
 
 
 def read(model: Model | SideBySide, sites: Sequence[str], held: HeldOut) -> Float[Tensor, "token d"]:

@@ -41,8 +41,8 @@ class Limits:
     sample: int = SAMPLE
 
     def of(self, site: str | Site) -> float | None:
-        """The limit at a site or guard."""
-        return None if self.factor is None else self.factor * self.medians[str(site)]
+        """The limit at a site or guard; None where the usual token has norm 0 (one neuron, say, that seldom fires)."""
+        return (self.factor or 0.0) * self.medians[str(site)] or None
 
     @staticmethod
     def of_json(record: Mapping[str, Any], sizes: Mapping[str, int]) -> "Limits":

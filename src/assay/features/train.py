@@ -45,6 +45,7 @@ STEER, STEERED = 0.03, 6.0  # of the penalty's logarithm: a step at most, a whol
 LOG_EVERY, DIVERGED, FEW_STEPS = 10, 3.0, 20
 CHECKPOINT = "checkpoint.safetensors"
 FOLD_TOLERANCE = 1e-4
+LEAST_SPREAD = 1e-9  # of scaled activations, whose mean square is about 1
 DIVIDED = ("topk", "batchtopk", "relu", "jumprelu")  # whose latents may be divided over processes
 
 
@@ -386,14 +387,21 @@ def _slice(spec: Spec) -> Spec:
 
 def _begin(whole: Spec, name: str, batch: Batch, plan: TrainPlan, number: int) -> _Member:
     spec = _slice(whole)
+    if spec.options.get("decoder") == "free" and len(spec.outputs) > 1:
+        raise bad_argument("decoder", "free, for several sites", "unit, or the architecture crosscoder",
+                           "Each site has a scale of its own; in raw units other latents would be chosen.")  # fmt: skip
     dictionary = make_dictionary(spec, name)
     x, y = gathered(batch, spec.inputs), gathered(batch, spec.outputs)
     scale_in = site_scales(x, [batch[site].shape[1] for site in spec.inputs])
     scale_out = site_scales(y, [batch[site].shape[1] for site in spec.outputs])
+    total = spread_total(y * scale_out)
+    if not total > LEAST_SPREAD * y.shape[1]:
+        raise bad_argument("batch", f"{len(y)} tokens that are all alike at {', '.join(spec.outputs)}",
+                           "tokens that differ: there is nothing to explain in these", "Take a larger batch.")  # fmt: skip
     generator = torch.Generator().manual_seed(plan.seed * 7919 + 104729 + number)
     dictionary.start(x * scale_in, y * scale_out, generator)
     freeze(dictionary, plan.frozen)
-    total, device = spread_total(y * scale_out), world().device
+    device = world().device
     dictionary.to(device)  # begun on the processor, so that it is the same on every device
     silent = torch.zeros(dictionary.width, dtype=torch.long, device=device)
     optimiser = make_optimiser(dictionary, plan)

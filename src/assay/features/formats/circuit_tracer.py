@@ -110,7 +110,19 @@ def _config(folder: Path) -> dict[str, str]:
     found = dict(re.findall(r"^([A-Za-z_]\w*):[ \t]*(.*?)[ \t]*$", text, re.MULTILINE))
     if unknown := sorted(set(found) - set(KNOWN)):
         raise bad_argument(f"{CONFIG}: keys", ", ".join(unknown), ", ".join(KNOWN))
-    return {key: value.strip("\"'") for key, value in found.items() if value and key != "transcoders"}
+    return {key: _plain(value) for key, value in found.items() if _plain(value) and key != "transcoders"}
+
+
+def _plain(value: str) -> str:
+    """A value without its quotes and the comment after it."""
+    quoted = re.match(r"""(["'])(.*?)\1""", value)
+    return quoted[2] if quoted else re.sub(r"(^|\s+)#.*$", "", value)
+
+
+def layers(path: Path) -> list[Path]:
+    """The files of a folder with a transcoder for each of several layers; empty for anything else."""
+    files = _files(path) if path.is_dir() and not (path / "W_enc_0.safetensors").is_file() else []
+    return files if len(files) > 1 else []
 
 
 def _ends(config: dict[str, str]) -> tuple[str, str]:

@@ -61,10 +61,11 @@ def _sites(place: str) -> tuple[tuple[str, ...], tuple[str, ...], list[str]]:
     """Inputs and outputs by the name of a folder; those of a transcoder once the gain is folded in."""
     if re.search(r"/embedding(/|$)", place):
         return ("embed",), ("embed",), []
-    layer = re.search(r"layer_(\d+)", place)
+    layers = re.findall(r"(?<=/)layer_(\d+)(?=/|$)", place)
     for word, (before, after) in KINDS.items():
-        if layer and re.search(rf"gemma-scope[^/]*{word}", place):
-            return (f"{before}.{layer[1]}",), (f"{after}.{layer[1]}",), [f"sites by the name of a folder: {word.strip('-')}"]
+        if layers and re.search(rf"gemma-scope[^/]*{word}s?(?![a-z])", place):
+            told = f"sites by the names of folders: {word.strip('-')}, layer_{layers[-1]}"
+            return (f"{before}.{layers[-1]}",), (f"{after}.{layers[-1]}",), [told]
     return (), (), []
 
 

@@ -39,6 +39,7 @@ SINGLE = ("standard", "gated", "topk", "abstopk", "jumprelu", "batchtopk", "matr
 SITES, BLOCK = {"q": "q_target", "k": "k_ctx", "v": "v_ctx", "o": "c_proj"}, "attn_layers.{}.{}.{}"  # of a temporal
 SIGNED = "its latents have signs: latent j is here where it is positive, {width} + j where it is negative"
 NORMS, RESCALE = {"layer_norm": "layer", "constant_norm_rescale": "root"}, "constant_scalar_rescale"
+STREAMS = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # what writing weights write
 OTHER_HOOK = "no site: hook_name is before the gain of the norm, hf_hook_name ({}) is another tensor"
 RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn",
            "hook_point_layer": "hook_layer"}  # fmt: skip
@@ -55,7 +56,7 @@ HARMLESS = words("""
     l0_warm_up_steps l1_coefficient l1_warm_up_steps llm_compilation_mode log_activations_store_to_wandb
     log_optimizer_state_to_wandb log_to_wandb log_weights_to_wandb logger lp_norm lr lr_decay_steps lr_end
     lr_scheduler lr_scheduler_name lr_warm_up_steps matryoshka_widths model_batch_size model_class_name
-    model_from_pretrained_kwargs model_kwargs model_name mse_loss_normalization n_batches_in_buffer n_checkpoints
+    model_kwargs model_name mse_loss_normalization n_batches_in_buffer n_checkpoints
     n_eval_batches n_eval_seqs n_heads n_restart_cycles neuronpedia_id noise_magnitude normalize_sae_decoder
     output_path pre_act_loss_coefficient prepend_bos resample_batches resume resume_from_checkpoint run_name
     sae_compilation_mode sae_lens_training_version save_final_checkpoint scale_sparsity_penalty_by_decoder_norm seed
@@ -170,7 +171,35 @@ def _read(folder: Path, config: Config, about: Config, architecture: str, number
         assumed.append("heads are concatenated, head after head")
     if early and hooks.get("hf_hook_name"):
         assumed.append(OTHER_HOOK.format(hooks["hf_hook_name"]))
+    processed = _processed(about, config)
+    if processed.pop("center_writing_weights", False) and inputs and inputs[0].split(".")[0] in STREAMS:
+        assumed.append(_centred_stream(spec, state))
+    if processed := {key: value for key, value in processed.items() if value not in (False, None)}:
+        assumed.append(f"the model it was trained on was loaded with {processed}, which is not done here")
     return Found(spec, state, source, assumed, _name(about, config, width), before_gain=early)
+
+
+def _processed(about: Config, config: Config) -> dict[str, Any]:
+    """How the model was changed when it was loaded. Raises UsageError for what is no object."""
+    key, kinds = "model_from_pretrained_kwargs", (dict, type(None))
+    return dict(config.get(key, kinds, None) or about.get(key, kinds, None) or {})
+
+
+def _centred_stream(spec: Spec, state: dict[str, Tensor]) -> str:
+    """Let the encoder read the raw stream as the one without its mean over features, in which nothing else differs where norms
+    take it off (LayerNorm). Raises UsageError for encoders into which that cannot be put."""
+    if spec.options.get("input_norm") == "layer":
+        return "center_writing_weights: its inputs are centred anyway"
+    if spec.architecture not in ("relu", "topk", "batchtopk", "jumprelu") or spec.options.get("input_norm"):
+        raise bad_argument(f"{CONFIG}: model_from_pretrained_kwargs", "center_writing_weights",
+                           "none for this architecture, or none at all",
+                           "It reads a stream without its mean over features, which the model here has not.")  # fmt: skip
+    raw = state["W_enc"]
+    state["W_enc"] = raw - raw.mean(1, keepdim=True)
+    if spec.centred:
+        state["b_enc"] = state["b_enc"] + (state["W_enc"] - raw) @ state["b_dec"]
+    return ("center_writing_weights: the encoder takes off the mean over features, which its model's stream had not;"
+            " its reconstruction has none")  # fmt: skip
 
 
 def _numbers(
