@@ -1,7 +1,8 @@
 """The log of a server: what was asked, every score, every alert; hash-chained, and on the disk before a client sees anything.
 
 1. `audit.jsonl` in the server's folder, with the chain of `assay.permissions`. What happened in `HOLD` seconds is one entry, so
-   that one write to the disk serves all replies that run.
+   that one write to the disk serves all replies that run; where no client waits for it (none streams, and no reply is over), it
+   is at most `LATE` seconds.
 2. What a client is to see is held until the entry that tells of it is on the disk. A server that is killed has therefore shown
    nothing that the log does not know; a reply without an end in the log is one that was cut off.
 3. Where the log cannot be written, nothing is shown: what waits fails, and the server takes nothing more.
@@ -20,6 +21,7 @@ from assay.permissions import Grant, record
 
 ACTION = "monitor serve"
 HOLD = 0.25  # seconds between entries: an entry costs more than a millisecond of the processor
+LATE = 1.0  # seconds that events wait whom nobody waits for
 FULL = 20_000  # events that wait; then whoever brings more waits
 Event = dict[str, Any]
 Then = Callable[[str | None], None]  # called with what went wrong, or None
@@ -63,6 +65,7 @@ class Log:
         while True:
             with self._change:
                 self._change.wait_for(lambda: self._events or self._then or self._ended)
+                self._change.wait_for(lambda: self._then or self._ended or len(self._events) > FULL // 2, LATE)
                 events, then, ended = self._events, self._then, self._ended
                 self._events, self._then = [], []
                 self._change.notify_all()

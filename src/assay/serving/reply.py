@@ -28,6 +28,7 @@ from assay.serving.watch import Alert, Watch, rounded
 BLOCKED, STEERED, MODIFIED = "blocked", "steered", "weights"  # words of `permissions.disclosure`
 FILTERED = "content_filter"
 CUT = ("failed", "timeout", "cancelled")  # how a reply ends before its end
+TOGETHER = 16  # tokens whose scores the log takes at a time, where nobody has read them
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Ticket:
     shown: asyncio.Queue[Shown] = field(default_factory=asyncio.Queue)
     began: float = field(default_factory=time.monotonic)
     cancelled: bool = False
+    held: list[Shown] = field(default_factory=list)  # of one that is not streamed, until a reply is over
 
     @property
     def rows(self) -> int:
@@ -120,6 +122,8 @@ class Reply:
     text: str = ""
     over: bool = False
     closing: bool = False  # its text has ended, its last token is being scored
+    _scores: dict[str, list[float]] = field(default_factory=dict)  # by monitor, that are not in the log yet
+    _from: int = 0  # position of the first of them
     _queue: deque[_Token] = field(default_factory=deque)
     _shown: int = 0  # characters of `written.text`
 
@@ -138,14 +142,16 @@ class Reply:
             self.tokens += 1
             if not stop:
                 self._add(step.token, not seen)
-        events: list[Event] = self._events(step, seen)
-        piece = self._judge(alerts)
+        self._keep(step, seen)
+        piece, changed = self._judge(alerts), []
         finish = "stop" if step.finish is not None and self.written.stopped else step.finish
         if finish is not None and not self.blocked:
             piece, changed = self._last(piece, alerts)
-            events += changed
         if self.blocked:
             finish = FILTERED
+        waits = not (self.ticket.asked.stream or alerts or changed or finish)
+        events = [] if waits and step.start - self._from < TOGETHER else self._logged()
+        events += changed
         shown: list[Shown] = []
         events += [self._alert(alert) for alert in alerts]
         self.text += piece.text
@@ -179,7 +185,7 @@ class Reply:
         before the last one has read the others. Drift does not count it: one so short is unlike those of the calibration."""
         last = self._queue[0].position - 1 if self._queue else self.prompt + self.tokens - 1
         alerts = [alert for number in range(len(self.watch.armed)) for alert in self.watch.end(number, last)]
-        return [*(self._alert(alert) for alert in alerts), self.end(finish)]
+        return [*self._logged(), *(self._alert(alert) for alert in alerts), self.end(finish)]
 
     def about(self) -> dict[str, Any]:
         """What an answer says about how it was made."""
@@ -257,13 +263,18 @@ class Reply:
         self.alerts.append(found)
         return {"kind": "alert", "reply": self.name, "action": self.action, "time": time.time(), **found}
 
-    def _events(self, step: Step, seen: Sequence[Seen]) -> list[Event]:
-        if not seen:
-            return []
+    def _keep(self, step: Step, seen: Sequence[Seen]) -> None:
+        """Scores of a step, for the log. Of a reply that is not streamed nobody has read: it takes `TOGETHER` at a time."""
         first = 1 if step.start == 0 else 0
-        scores = {armed.monitor.name: [rounded(x) for x in one.scores[first:].tolist()]
-                  for armed, one in zip(self.watch.armed, seen, strict=True)}  # fmt: skip
-        return [{"kind": "scores", "reply": self.name, "from": step.start + first, "scores": scores}]
+        if seen and not self._scores:
+            self._from = step.start + first
+        for armed, one in zip(self.watch.armed, seen, strict=False):
+            self._scores.setdefault(armed.monitor.name, []).extend(rounded(x) for x in one.scores[first:].tolist())
+
+    def _logged(self) -> list[Event]:
+        """What the log says of the scores that it has not."""
+        scores, self._scores = self._scores, {}
+        return [{"kind": "scores", "reply": self.name, "from": self._from, "scores": scores}] if scores else []
 
     def _readings(self) -> list[dict[str, Any]]:
         return [self.watch.readings(number) for number in range(len(self.watch.armed))]

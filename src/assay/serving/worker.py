@@ -28,7 +28,7 @@ from assay.model.written import Written
 from assay.monitor.units import UNITS
 from assay.serving.log import Event, Log
 from assay.serving.refused import Refused
-from assay.serving.reply import MODIFIED, STEERED, Failed, Reply, Seen, Shown, Ticket
+from assay.serving.reply import MODIFIED, STEERED, Failed, Piece, Reply, Seen, Shown, Ticket
 from assay.serving.watch import JUDGED, Readers, Watch
 from assay.serving.webhook import Webhook
 
@@ -218,6 +218,12 @@ class Worker:
             self._changed(new)
             shown.setdefault(reply.ticket, []).extend(told)
             self._notify(reply, len(reply.alerts) - len(alerts))
+
+        for ticket in [one for one in shown if not one.asked.stream]:  # it is answered at the end of a reply
+            ticket.held += shown[ticket]
+            over = any(not isinstance(one, Piece) for one in shown.pop(ticket))
+            if over:
+                shown[ticket], ticket.held = ticket.held, []
 
         def show(failed: str | None) -> None:
             for ticket, told in shown.items():  # a reply may be over already: nobody else tells its client
