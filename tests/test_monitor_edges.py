@@ -192,6 +192,12 @@ def test_a_model_that_does_not_answer_is_not_measured(glass, monkeypatch):
         asked(glass, monkeypatch, " was")
 
 
+def test_one_token_for_both_words_is_no_answer(glass, monkeypatch):
+    monkeypatch.setattr(evaluating, "_whole", lambda model, word: 3)
+    with pytest.raises(UsageError, match="no tokens for the words yes and no"):
+        evaluating._asked(worded(glass, " was"), glass, texts_as_talks(glass, ["the cat", "a dog"]))
+
+
 def test_words_of_several_tokens_are_no_answers(glass):
     assert evaluating._whole(glass, " was") == glass.tokens(" was")[0][-1] and evaluating._whole(glass, " was was") is None
 

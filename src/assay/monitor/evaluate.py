@@ -228,7 +228,7 @@ def _asked(monitor: Monitor, model: Model, talks: Sequence[Talk]) -> list[float]
         raise UsageError("The model has no tokenizer.")
     gap = "" if has_template(model) else " "  # as in `reply_text`
     yes, no = ([token for word in words if (token := _whole(model, gap + word)) is not None] for words in WORDS)
-    if not yes or not no:
+    if not yes or not no or set(yes) & set(no):  # one token for whatever is not known
         raise UsageError("The model has no tokens for the words yes and no.")
     found: list[float] = []
     prompts = [chat_text(model, [{"role": "user", "content": ASK.format(watches=monitor.watches, text=t.text[:LONGEST_ASKED])}])
