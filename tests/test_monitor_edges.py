@@ -209,7 +209,7 @@ def test_broken_answers_leave_the_rest_measured(model, fitted, monkeypatch):
     assert evaluate(armed, model, planted(3, 60)).baselines["asked in words"]["auroc"] == 0.5
 
 
-def test_a_long_reply_is_refused_in_words(tmp_path):
+def test_a_long_reply_is_refused_in_words():
     model = tiny("gpt2")
     with pytest.raises(LengthError):
         watch(model, alarming(model), [[3, 4]], 10_000, chat=False)

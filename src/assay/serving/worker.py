@@ -90,7 +90,7 @@ class Worker:
         if ticket.rows > (most := self.settings.rows + self.settings.waiting):
             raise Refused(400, f"{ticket.rows} replies in one request; this server runs and lets wait at most {most}.", "n")
         with self._count:
-            if self._taken + ticket.rows > self.settings.rows + self.settings.waiting:
+            if self._taken + ticket.rows > most:
                 raise Refused(429, f"Too many requests: {self._taken} replies run or wait. Try again.", None, "queue_full")
             self._taken += ticket.rows
         self._inbox.put(ticket)
