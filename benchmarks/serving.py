@@ -1,15 +1,16 @@
 """What monitors cost a server: tokens per second with them, over the same server without them.
 
-    python benchmarks/serving.py [--model NAME] [--rounds N] [--tokens N] [--update-docs]
+    python benchmarks/serving.py [--model NAME] [--rounds N] [--tokens N] [--stream] [--update-docs]
 
 1. Servers over one loaded model: without monitors, with one of three heads on three layers, with four such. All keep a log.
 2. A round sends the same requests to each in turn, in another order each time; the first round is thrown away. Requests ask
-   for a fixed number of tokens, greedy, not streamed.
+   for a fixed number of tokens, greedy; streamed with `--stream`.
 3. The ratio of a round is time with over time without: by the clock, and by the processor time of the whole process, which
    other programs on the machine disturb less. Given are the median of the rounds and its 95% bootstrap interval.
 """
 
 import argparse
+import json
 import socket
 import sys
 import tempfile
@@ -44,13 +45,14 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--stream", action="store_true")
     parser.add_argument("--update-docs", action="store_true")
     given = parser.parse_args()
     model = load_model(given.model)
-    rows = measure(model, given.rounds, given.tokens)
+    rows = measure(model, given.rounds, given.tokens, given.stream)
     table = show(given.model, given.tokens, rows)
     sys.stdout.write(table)
-    if given.update_docs:
+    if given.update_docs and not given.stream:
         before, _, rest = DOCS.read_text().partition(BEGIN)
         _, _, after = rest.partition(END)
         DOCS.write_text(before + BEGIN + table + END + after)
@@ -84,15 +86,18 @@ class Served:
         while not self.server.started:
             time.sleep(0.01)
 
-    def time(self, at_once: int, tokens: int) -> tuple[float, float, int]:
+    def time(self, at_once: int, tokens: int, stream: bool = False) -> tuple[float, float, int]:
         """Seconds by the clock and of the processor for so many requests at once, and tokens made."""
-        body = {"model": self.service.served, "max_tokens": tokens, "temperature": 0}
+        body = {"model": self.service.served, "max_tokens": tokens, "temperature": 0, "stream": stream,
+                **({"stream_options": {"include_usage": True}} if stream else {})}  # fmt: skip
 
         def ask(number: int) -> int:
             messages = [{"role": "user", "content": f"{number}. {PROMPT}"}]
             key = {"Authorization": f"Bearer {TOKEN}"}
             answer = httpx2.post(self.url, json={**body, "messages": messages}, headers=key, timeout=600)
-            return answer.raise_for_status().json()["usage"]["completion_tokens"]
+            whole = answer.raise_for_status().text
+            last = whole.rpartition("data: {")[2].partition("\n")[0] if stream else whole[1:]
+            return json.loads("{" + last)["usage"]["completion_tokens"]
 
         clock, cpu = time.perf_counter(), time.process_time()
         with ThreadPoolExecutor(at_once) as pool:
@@ -104,7 +109,7 @@ class Served:
         self.thread.join()
 
 
-def measure(model: Model, rounds: int, tokens: int) -> list[dict[str, Any]]:
+def measure(model: Model, rounds: int, tokens: int, stream: bool = False) -> list[dict[str, Any]]:
     """Rows of the table: per number of requests at once and of monitors."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +119,7 @@ def measure(model: Model, rounds: int, tokens: int) -> list[dict[str, Any]]:
             for number in range(rounds + 1):
                 order = sorted(servers, key=lambda n: (n * 7 + number * 3) % 5)
                 for n in order:
-                    found[n].append(servers[n].time(at_once, tokens))
+                    found[n].append(servers[n].time(at_once, tokens, stream))
             rows += [row(at_once, n, found) for n in servers if n]
         for server in servers.values():
             server.close()
