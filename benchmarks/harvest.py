@@ -2,7 +2,7 @@
 
     python benchmarks/harvest.py                    smollm2-135m, 8,192 tokens of the brown corpus, one thread, three rounds
     python benchmarks/harvest.py --quick            glass-en, 8,192 tokens, one round: a look, not a result
-    python benchmarks/harvest.py --site resid_post.29 --tokens 4096
+    python benchmarks/harvest.py --site resid_post.29 --tokens 4096 --peer .venv-peers/bin/python
 
 1. `forward`: the same rows in the same batches (sorted by length, padded on the right) through the plain Hugging Face
    module, its layers cut off after the one that is read, no logits; each output is copied out of the pass. Nothing else.
@@ -11,13 +11,16 @@
 3. Before anything is timed: what the shards hold is what `forward` saw, to the precision of fp16.
 4. Runs take turns in one process (`timing.py`); a ratio divides times of one round; medians over rounds. Speed relative to
    `forward` is 1 / (CPU ratio). The limits of norms are measured before, as a resumed harvest finds them in its manifest.
-5. `ActivationsStore` of SAELens is not run: the table says so.
+5. `--peer PYTHON`, an interpreter with SAELens: its `ActivationsStore` on the same tokens, cut into rows of one length, beside
+   bare passes over them in that interpreter (`harvest_peer.py`); it writes nothing. Without it the table says so.
 """
 
 import argparse
 import itertools
 import json
 import shutil
+import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -54,6 +57,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="the small model, one round")
+    parser.add_argument("--peer", metavar="PYTHON", help="an interpreter that has SAELens")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured here")
     options = parser.parse_args(arguments)
     options.model = options.model or ("glass-en" if options.quick else "smollm2-135m")
@@ -100,9 +104,12 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     tokens = stream.rows.n_tokens
     runs = {name: {"speed": 1 / ratio.cpu, "low": 1 / ratio.cpu_high, "high": 1 / ratio.cpu_low, "wall": 1 / ratio.wall,
                    "tokens_per_cpu_second": tokens / ratio.seconds} for name, ratio in ratios.items()}  # fmt: skip
+    there = peer(options, model, rows, context, int(site.split(".")[1]), work) if options.peer else None
+    if there:
+        runs[f"SAELens {there['version']}, ActivationsStore"] = there["run"]
     return {"model": options.model, "corpus": options.corpus, "site": site, "tokens": tokens, "rows": len(rows),
             "rounds": options.rounds, "threads": options.threads, "relative_error": error, "target": TARGET, "runs": runs,
-            "peer": peer()}  # fmt: skip
+            "peer": there}  # fmt: skip
 
 
 class Bare:
@@ -151,14 +158,27 @@ def compare(wanted: dict[int, Any], found: dict[int, Any]) -> float:
     return error
 
 
-def peer() -> str:
-    """What is known of SAELens in this environment."""
-    from importlib.metadata import PackageNotFoundError, version
+def peer(options: argparse.Namespace, model: Any, rows: list[Any], context: int, layer: int, work: Path) -> dict[str, Any]:
+    """What `harvest_peer.py` says in another interpreter, with its speed against the bare passes there."""
+    import numpy as np
 
-    try:
-        return f"sae-lens {version('sae-lens')} is installed; its ActivationsStore is not run by this benchmark"
-    except PackageNotFoundError:
-        return "sae-lens is not installed in this environment: its ActivationsStore was not measured"
+    ids = np.concatenate(rows)
+    np.save(work / "rows.npy", ids[: len(ids) // context * context].reshape(-1, context))
+    model.hf.save_pretrained(work / "model")
+    model.tokenizer.save_pretrained(work / "model")
+    command = [options.peer, str(Path(__file__).with_name("harvest_peer.py")), work / "model", work / "rows.npy", layer,
+               options.rounds, options.threads]  # fmt: skip
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"harvest_peer.py ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    if found["relative_error"] > 1e-4:
+        raise SystemExit(f"the store differs from the passes by {found['relative_error']:.1e}")
+    cpu, wall = ([a[at] / b[at] for a, b in zip(found["bare"], found["store"], strict=True)] for at in range(2))
+    each = statistics.median(1 / store[0] for store in found["store"])
+    found["run"] = {"speed": statistics.median(cpu), "low": min(cpu), "high": max(cpu), "wall": statistics.median(wall),
+                    "tokens_per_cpu_second": each}  # fmt: skip
+    return found
 
 
 def _table(record: dict[str, Any]) -> str:
@@ -170,7 +190,8 @@ def _table(record: dict[str, Any]) -> str:
     for name, run in record["runs"].items():
         lines.append(f"| {name} | {run['speed']:.2f} | {run['low']:.2f} to {run['high']:.2f} | {run['wall']:.2f} |"
                      f" {run['tokens_per_cpu_second']:,.0f} |")  # fmt: skip
-    return head + "\n".join(lines) + f"\n\nTarget: harvest at {record['target']} or more. {record['peer']}.\n"
+    missing = "" if record["peer"] else " SAELens was not run beside it (--peer)."
+    return head + "\n".join(lines) + f"\n\nTarget: harvest at {record['target']} or more.{missing}\n"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The dictionaries that come with Assay for smollm2-135m, made again: one pass over text for all of them.
 
-    python recipes/smollm2_135m.py --out DIR [--tokens 800000]
+    python recipes/smollm2_135m.py --out DIR [--tokens 2400000]
 
 1. Text: the packaged corpus `mixed` (news, essays, reviews, ...), its training part, rows of 256 tokens.
 2. One SAE of the residual stream at a middle layer (`resid_post.15`, 4,096 latents, 32 active) and a transcoder for
    every MLP (`mlp_in.L` to `mlp_out.L`, 416 latents, 16 active on average): what fits into 40 MB of fp16.
-3. First and massive positions are left out. Interrupted, the same command goes on from its last kept state.
+3. The model runs in bfloat16, and what it holds is kept as fp16; the dictionaries train in fp32.
+4. First and massive positions are left out. Interrupted, the same command goes on from its last kept state.
 
 `DIR` is laid out as the package ships it: `resid_post.15/`, `transcoders/LL/`, and `training.json` with the history.
 """
@@ -48,12 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train all, and write them as fp16."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tokens", type=int, default=800_000)
+    parser.add_argument("--tokens", type=int, default=2_400_000)
     parser.add_argument("--checkpoint-every", type=int, default=20)
     given = parser.parse_args(arguments)
     wanted = specs()
     sites = list(dict.fromkeys(site for spec in wanted.values() for site in (*spec.inputs, *spec.outputs)))
-    stream = LiveStream(load_model(MODEL), open_corpus(CORPUS).part("train"), sites, given.tokens, context=CONTEXT, keep="fp16")
+    model, corpus = load_model(MODEL, dtype="bfloat16"), open_corpus(CORPUS).part("train")
+    stream = LiveStream(model, corpus, sites, given.tokens, context=CONTEXT, keep="fp16")
     plan = TrainPlan(tokens=min(given.tokens, stream.n_tokens), checkpoint_every=given.checkpoint_every)
     names = [f"{MODEL}-{folder.replace('/', '-')}" for folder in wanted]
     with Progress(console=Console(stderr=True)) as bar:

@@ -118,7 +118,7 @@ def test_first_and_massive_tokens_are_error(world):
     x[2] *= 100
     x[[1, 3]] /= x[[1, 3]].norm(dim=1, keepdim=True)
     (found,) = features_of(world[0], [dictionary]).values()
-    parts = found.split(x, torch.arange(4))
+    parts = found.split(x, dictionary.typical(x, torch.arange(4)))
     assert torch.equal(parts.error[[0, 2]], x[[0, 2]]) and not parts.codes[[0, 2]].any()
     made = dictionary.reconstruct(x)
     assert torch.allclose(parts.error[[1, 3]], (x - made)[[1, 3]], atol=1e-5)
@@ -138,7 +138,7 @@ def test_edges_are_gradients_of_the_target_through_the_model(world):
         source, target, total = edge.writer, edge.reader, 0.0
         for row in range(len(task)):
             a, b = high.rows("resid_post.0")[row], low.rows("resid_post.0")[row]
-            pa, pb = (found.split(x, torch.arange(len(x))) for x in (a, b))
+            pa, pb = (found.split(x, up.typical(x, torch.arange(len(x)))) for x in (a, b))
             if source.name == "error":
                 step = pa.error - pb.error
             else:
@@ -147,6 +147,56 @@ def test_edges_are_gradients_of_the_target_through_the_model(world):
                       for sign in (1, -1)]  # fmt: skip
             total += (values[0] - values[1]) / 2e-3 / len(task)
         assert got == pytest.approx(total, rel=0.05, abs=2e-3 * max(map(abs, edges.values())))
+
+
+def guarded(model, texts, share=0.5):
+    """An SAE behind a norm whose training left out tokens of large norm in the stream before it."""
+    norms = torch.cat([rows[1:].norm(dim=1) for rows in model.capture(texts, ["resid_pre.1"]).rows("resid_pre.1")])
+    dictionary, limit = sae("mlp_in.1"), float(norms.quantile(share))
+    dictionary.provenance = {"stream": {"limits": {"guards": {"mlp_in.1": {"site": "resid_pre.1", "limit": limit}}}}}
+    return dictionary, limit
+
+
+def test_tokens_whose_stream_is_massive_before_the_norm_are_error(world):
+    """Every latent and the error against a sum by hand; tokens are told apart by a capture of the stream."""
+    model, task, _ = world
+    dictionary, limit = guarded(model, task.clean)
+    found = feature_effects(model, task, [dictionary])
+    slopes, high, _ = model.gradients(task.clean, ["mlp_in.1"], task.metric())
+    sides = [model.capture(texts, ["mlp_in.1", "resid_pre.1"]) for texts in (task.clean, task.corrupted)]
+    values, errors, left = torch.zeros(len(task), WIDTH), torch.zeros(len(task)), 0
+    for row in range(len(task)):
+        slope, codes, rest = slopes.rows("mlp_in.1")[row], [], []
+        for acts in sides:
+            x, keep = acts.rows("mlp_in.1")[row], acts.rows("resid_pre.1")[row].norm(dim=1) <= limit
+            keep[0] = False
+            left += int((~keep[1:]).sum())
+            codes.append(dictionary.encode(x) * keep[:, None])
+            rest.append(
+                x - torch.where(keep[:, None], dictionary.reconstruct(x), torch.zeros(())) + keep[:, None] * dictionary.b_dec
+            )
+        values[row] = ((codes[0] - codes[1]) * (slope @ dictionary.directions().T)).sum(0)
+        errors[row] = ((rest[0] - rest[1]) * slope).sum().detach()
+    site = Site("mlp_in", 1)
+    assert left > 4 and values.abs().max() > 0
+    assert torch.allclose(found.values[site], values, rtol=1e-4, atol=1e-5 * float(values.abs().max()))
+    assert torch.allclose(found.errors[site], errors, rtol=1e-3, atol=1e-4 * float(errors.abs().max()))
+
+
+def test_edges_into_latents_leave_massive_tokens_alone(world):
+    """An edge is nothing where all tokens of the reader are massive, and without a limit it is something."""
+    model, task, dictionaries = world
+    reader = sae("mlp_in.1")
+    nodes = [node for node, _ in feature_effects(model, task, [reader]).nodes() if node.name == "latent"][:3]
+    nodes += [node for node, _ in feature_effects(model, task, dictionaries[:1]).nodes()][:3]
+    assert feature_edges(model, task, [dictionaries[0], reader], nodes)
+    half, limit = guarded(model, task.clean)
+    whole = dict(feature_edges(model, task, [dictionaries[0], reader], nodes))
+    some = dict(feature_edges(model, task, [dictionaries[0], half], nodes))
+    assert set(some) <= set(whole) and any(some.get(edge) != whole[edge] for edge in whole)
+    none = guarded(model, task.clean, 0.0)[0]
+    none.provenance["stream"]["limits"]["guards"]["mlp_in.1"]["limit"] = limit / 1e6
+    assert not feature_edges(model, task, [dictionaries[0], none], nodes)
 
 
 def _target(hf, dictionary, latent, tokens, step, slope):

@@ -712,6 +712,22 @@ def test_units_that_are_never_off_are_dropped_with_the_reason(model, corpus, tmp
                              "latent.always.1": "never fires in the part shown"}  # fmt: skip
 
 
+def test_latents_are_not_read_where_the_stream_before_a_norm_is_massive(model, corpus, tmp_path):
+    """The dictionary's training looked there; tokens against a capture of the stream."""
+    made = make_dictionary(Spec("relu", 4, 32, 32, inputs=("mlp_in.1",), outputs=("mlp_in.1",), skip_first=1), "behind")
+    with torch.no_grad():
+        made.b_enc.fill_(1.0)
+    made.requires_grad_(False)
+    plain = read_features(model, of_dictionary(made), corpus, tmp_path / "plain", PLAN).part("shown")
+    rows = [plain.row(n).tokens.tolist() for n in range(plain.n_rows)]
+    norms = model.capture(rows, ["resid_pre.1"]).flat("resid_pre.1").norm(dim=1).numpy()
+    limit = float(np.quantile(norms[plain.typical], 0.6))
+    made.provenance = {"stream": {"limits": {"guards": {"mlp_in.1": {"site": "resid_pre.1", "limit": limit}}}}}
+    part = read_features(model, of_dictionary(made), corpus, tmp_path / "read", PLAN).part("shown")
+    assert np.array_equal(part.typical, plain.typical & (norms <= limit)) and 0 < part.typical.sum() < plain.typical.sum()
+    assert not part.codes[np.flatnonzero(~part.typical)].nnz
+
+
 def test_copies_of_windows_are_not_scored(model, tmp_path):
     """A passage too common to join documents: its windows are in both parts, and are scored in none once they were shown."""
     passage = " ".join(f"w{n}" for n in (90, 91, 92, 93, 94, 95, 96, 97, 140, 98, 99, 100, 101, 102, 103, 104)) + " "

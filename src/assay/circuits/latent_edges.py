@@ -16,8 +16,8 @@
 4. Edges between chosen nodes: of up to down, the part of down's effect that comes through up directly and indirectly,
    (up clean - up corrupted) . d (down times its slope) / d up. Down is held to first order at the clean run; every target
    costs one pass for each pair.
-5. Tokens a dictionary is not for (the first, massive ones by the norm of the site itself; not by that of the stream before a
-   norm, where training looked at that) are error as a whole.
+5. Tokens a dictionary is not for (the first, massive ones by the norm of the site itself, or by that of the stream before a
+   norm where training looked at that) are error as a whole.
 6. A dictionary whose latents say more than that is refused: one with an `input_norm` (what a latent adds depends on the token),
    a `matching_pursuit` (there is no slope of a choice made step by step), a `temporal` (latents depend on the tokens before).
 
@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from assay.circuits.graph import Edge
@@ -75,25 +75,33 @@ class Parts:
 class Latents:
     """The features of a site with an SAE: its latents, and what it leaves over (number None)."""
 
-    def __init__(self, site: Site, dictionary: Dictionary) -> None:
+    def __init__(self, site: Site, dictionary: Dictionary, above: Mapping[Site, float]) -> None:
         self.site, self.name, self.width, self.dictionary = site, dictionary.name, dictionary.width, dictionary
+        self.above = above  # norms at other sites from which on its training left a token out
 
     def node(self, number: int | None) -> Site:
         """A feature as a node."""
         return Site("error" if number is None else "latent", None, number, self.name)
 
+    def fits(self, acts: Any) -> Bool[Tensor, " token"]:
+        """Which tokens of a capture of this site and those of `above` the dictionary is for."""
+        positions = torch.cat([torch.arange(length) for length in acts.lengths])
+        keep = self.dictionary.typical(acts.flat(self.site).float(), positions)
+        for site, limit in self.above.items():
+            keep = keep & (acts.flat(site).float().norm(dim=1) <= limit)
+        return keep
+
     @torch.no_grad()
-    def split(self, x: Float[Tensor, "token d"], positions: Tensor) -> Parts:
+    def split(self, x: Float[Tensor, "token d"], fits: Bool[Tensor, " token"]) -> Parts:
         """Codes and error of tokens: codes times decoder rows, plus b_dec (not for tokens left alone), plus error = x."""
-        typical = self.dictionary.typical(x, positions)
-        codes = self.dictionary.encode(x) * typical[:, None]
-        made = codes @ self.dictionary.directions() + typical[:, None] * self.dictionary.b_dec
+        codes = self.dictionary.encode(x) * fits[:, None]
+        made = codes @ self.dictionary.directions() + fits[:, None] * self.dictionary.b_dec
         return Parts(codes, x - made)
 
-    def constant(self, high: Tensor, low: Tensor, positions: Tensor) -> Float[Tensor, "token d"] | None:
-        """What b_dec adds in the first run and not in the second, where a token is typical in one only; None: nowhere."""
-        typical = [self.dictionary.typical(x, positions).float() for x in (high, low)]
-        change = typical[0] - typical[1]
+    def constant(self, high: Bool[Tensor, " token"], low: Bool[Tensor, " token"]) -> Float[Tensor, "token d"] | None:
+        """What b_dec adds in the first run and not in the second, where the dictionary is for a token in one only; None:
+        nowhere."""
+        change = high.float() - low.float()
         return change[:, None] * self.dictionary.b_dec.detach() if bool(change.any()) else None
 
     def along(self, slope: Float[Tensor, "token d"]) -> Float[Tensor, "token feature"]:
@@ -105,14 +113,13 @@ class Latents:
         return change[:, None] * self.dictionary.directions()[number]
 
     def value(
-        self, number: int | None, x: Float[Tensor, "token d"], slope: Float[Tensor, "token d"]
+        self, number: int | None, x: Float[Tensor, "token d"], slope: Float[Tensor, "token d"], fits: Bool[Tensor, " token"]
     ) -> Float[Tensor, ""]:
         """A feature at all tokens of a text, each times d metric / d feature, with gradients to x and the run's active set."""
         dictionary = self.dictionary
         inputs = x if dictionary.shift is None else x - dictionary.shift.detach()
         pre = torch.nn.functional.linear(inputs, dictionary.W_enc.detach(), dictionary.b_enc.detach())
-        typical = dictionary.typical(x.detach(), torch.arange(len(x)))
-        codes = dictionary.select(pre).dense() * typical[:, None]
+        codes = dictionary.select(pre).dense() * fits[:, None]
         if number is None:
             return ((x - codes @ dictionary.directions()) * slope).sum()
         return (codes[:, number] * (slope @ dictionary.directions()[number])).sum()
@@ -122,15 +129,18 @@ class Units:
     """The features of a site without an SAE: its own units. Nothing is left over."""
 
     def __init__(self, site: Site, width: int) -> None:
-        self.site, self.name, self.width = site, str(site), width
+        self.site, self.name, self.width, self.above = site, str(site), width, {}
 
     def node(self, number: int | None) -> Site:
         return replace(self.site, index=number)
 
-    def split(self, x: Float[Tensor, "token d"], positions: Tensor) -> Parts:
+    def fits(self, acts: Any) -> Bool[Tensor, " token"]:
+        return torch.ones(sum(acts.lengths), dtype=torch.bool)
+
+    def split(self, x: Float[Tensor, "token d"], fits: Bool[Tensor, " token"]) -> Parts:
         return Parts(x, torch.zeros_like(x))
 
-    def constant(self, high: Tensor, low: Tensor, positions: Tensor) -> None:
+    def constant(self, high: Bool[Tensor, " token"], low: Bool[Tensor, " token"]) -> None:
         return None
 
     def along(self, slope: Float[Tensor, "token d"]) -> Float[Tensor, "token feature"]:
@@ -142,9 +152,17 @@ class Units:
         return out
 
     def value(
-        self, number: int | None, x: Float[Tensor, "token d"], slope: Float[Tensor, "token d"]
+        self, number: int | None, x: Float[Tensor, "token d"], slope: Float[Tensor, "token d"], fits: Bool[Tensor, " token"]
     ) -> Float[Tensor, ""]:
         return (x[:, number] * slope[:, number]).sum()
+
+
+@dataclass(frozen=True)
+class Fits:
+    """By pair: tokens of both runs that a site's dictionary is for."""
+
+    clean: Sequence[Bool[Tensor, " _"]]
+    corrupted: Sequence[Bool[Tensor, " _"]]
 
 
 Features = Latents | Units
@@ -243,7 +261,7 @@ def _latents(model: Model, dictionary: Dictionary) -> Latents:
         raise ShapeError(
             f"dictionary {dictionary.name}: {spec.d_in} features; {model.name} has {model.dims.d_model} at {site}."
         )
-    return Latents(site, dictionary)
+    return Latents(site, dictionary, {model.sites(other)[0]: limit for other, limit in dictionary.massive_above.items()})
 
 
 def _units(model: Model, name: str | Site) -> Units:
@@ -251,6 +269,11 @@ def _units(model: Model, name: str | Site) -> Units:
     if site.index is not None or site.name not in (*STREAMS, "mlp_act"):
         raise bad_argument("features", str(name), f"whole sites: mlp_act.L, {', '.join(each + '.L' for each in STREAMS)}")
     return Units(site, model.dims.d_mlp if site.name == "mlp_act" else model.dims.d_model)
+
+
+def _read(features: Mapping[Site, Features]) -> list[Site]:
+    """Their sites, and those whose norms say which tokens they are for."""
+    return list(dict.fromkeys([*features, *(site for found in features.values() for site in found.above)]))
 
 
 def _numbered(features: Mapping[Site, Features], node: Site) -> tuple[Site, int | None]:
@@ -283,11 +306,13 @@ class _Run:
         metric = self.metric.select(rows)
         clean, corrupted = ([side[row] for row in rows] for side in (self.task.clean, self.task.corrupted))
         slopes, high, scores = self.model.gradients(clean, list(self.features), metric)
-        low, before = self.model.capture_and_score(corrupted, list(self.features), metric)
+        read = _read(self.features)
+        low, before = self.model.capture_and_score(corrupted, read, metric)
+        whole = high if len(read) == len(self.features) else self.model.capture(clean, read)
         self.clean[rows], self.corrupted[rows] = scores.double().numpy(), before.double().numpy()
         for site in self.features:
             slope = slopes.flat(site) if self.plan.method == "atp" else self._along(site, clean, high, low, metric)
-            self._keep(site, rows, high.lengths, slope.float(), high.flat(site).float(), low.flat(site).float())
+            self._keep(site, rows, slope.float(), whole, low)
 
     def _along(self, site: Site, prompts: list[list[int]], high: Any, low: Any, metric: Metric) -> Float[Tensor, "token d"]:
         """The mean gradient at a site on the line from corrupted to clean, the rest of the model clean."""
@@ -299,16 +324,14 @@ class _Run:
             total += found.flat(site).float() / self.plan.steps
         return total
 
-    def _keep(
-        self, site: Site, rows: list[int], lengths: list[int], slope: Float[Tensor, "token d"],
-        high: Float[Tensor, "token d"], low: Float[Tensor, "token d"],
-    ) -> None:  # fmt: skip
-        found, positions = self.features[site], torch.cat([torch.arange(length) for length in lengths])
-        of = torch.repeat_interleave(torch.tensor(rows), torch.tensor(lengths))
-        a, b = found.split(high, positions), found.split(low, positions)
+    def _keep(self, site: Site, rows: list[int], slope: Float[Tensor, "token d"], high: Any, low: Any) -> None:
+        found = self.features[site]
+        of = torch.repeat_interleave(torch.tensor(rows), torch.tensor(high.lengths))
+        fits = found.fits(high), found.fits(low)
+        a, b = (found.split(acts.flat(site).float(), fit) for acts, fit in zip((high, low), fits, strict=True))
         self.values[site].index_add_(0, of, (a.codes - b.codes) * found.along(slope))
         self.errors[site].index_add_(0, of, ((a.error - b.error) * slope).sum(1))
-        if (constant := found.constant(high, low, positions)) is not None:
+        if (constant := found.constant(*fits)) is not None:
             self.errors[site].index_add_(0, of, (constant * slope).sum(1))
 
 
@@ -323,8 +346,8 @@ def exact(
     by_site = features_of(model, features)
     places = [_numbered(by_site, node) for node in nodes]
     bound = task.metric(metric, model.logits(task.clean) if metric == "kl" else None)
-    high, clean = model.capture_and_score(task.clean, list(by_site), bound)
-    low = model.capture(task.corrupted, list(by_site))
+    high, clean = model.capture_and_score(task.clean, _read(by_site), bound)
+    low = model.capture(task.corrupted, _read(by_site))
     out = torch.zeros(len(nodes), len(task))
     for at, (site, number) in enumerate(places):
         shift = _shift(by_site[site], number, high, low)
@@ -336,10 +359,10 @@ def exact(
 
 def _shift(found: Features, number: int | None, high: Any, low: Any) -> Float[Tensor, "pair pos d"]:
     """What is added to a clean activation so that one node has its corrupted value."""
-    positions = torch.cat([torch.arange(length) for length in high.lengths])
-    a, b = (found.split(acts.flat(found.site).float(), positions) for acts in (high, low))
+    fits = found.fits(high), found.fits(low)
+    a, b = (found.split(acts.flat(found.site).float(), fit) for acts, fit in zip((high, low), fits, strict=True))
     if number is None:
-        constant = found.constant(high.flat(found.site).float(), low.flat(found.site).float(), positions)
+        constant = found.constant(*fits)
         flat = b.error - a.error - (0.0 if constant is None else constant)
     else:
         flat = found.written(number, (b.codes - a.codes)[:, number])
@@ -365,12 +388,13 @@ def feature_edges(
     order = {site: model.layout.points[site].order for site in by_site}
     places = [_numbered(by_site, node) for node in nodes]
     bound = task.metric(metric, model.logits(task.clean) if metric == "kl" else None)
-    low = model.capture(task.corrupted, list(by_site))
+    high, low = (model.capture(texts, _read(by_site)) for texts in (task.clean, task.corrupted))
+    fits = {site: Fits(*(found.fits(acts).split(acts.lengths) for acts in (high, low))) for site, found in by_site.items()}
     out: dict[Edge, float] = {}
     for reader, place in zip(nodes, places, strict=True):
         writers = [k for k, (site, _) in enumerate(places) if order[site] < order[place[0]]]
         for rows in model.batches(task.clean, gradients=True) if writers else []:
-            found = _edge_rows(model, task, by_site, place, [places[k] for k in writers], rows, bound, low)
+            found = _edge_rows(model, task, by_site, place, [places[k] for k in writers], rows, bound, low, fits)
             for k, value in zip(writers, found, strict=True):
                 out[Edge(nodes[k], reader)] = out.get(Edge(nodes[k], reader), 0.0) + value / len(task)
         if progress:
@@ -380,12 +404,12 @@ def feature_edges(
 
 def _edge_rows(
     model: Model, task: PreparedTask, by_site: Mapping[Site, Features], reader: tuple[Site, int | None],
-    writers: Sequence[tuple[Site, int | None]], rows: list[int], metric: Metric, low: Any,
+    writers: Sequence[tuple[Site, int | None]], rows: list[int], metric: Metric, low: Any, fits: Mapping[Site, Fits],
 ) -> list[float]:  # fmt: skip
     """Sums over these pairs of the edges into one reader: its gradients, weighted by its slope, at the writers."""
     target, number = reader
     prompts = [task.clean[row] for row in rows]
-    slopes, high, _ = model.gradients(prompts, [target], metric.select(rows))
+    slopes, _, _ = model.gradients(prompts, [target], metric.select(rows))
     wanted = list(dict.fromkeys(site for site, _ in writers))
     held: dict[Site, Tensor] = {}
     made: list[Tensor] = []
@@ -393,8 +417,9 @@ def _edge_rows(
     def visit(site: Site, value: Tensor) -> Tensor | None:
         if site == target:
             slope = slopes[site].to(value).float().detach()
-            texts = zip(value.float(), slope, high.lengths, strict=True)
-            made.append(sum((by_site[site].value(number, x[:n], g[:n]) for x, g, n in texts), value.new_zeros(())))
+            texts = zip(value.float(), slope, (fits[site].clean[row] for row in rows), strict=True)
+            parts = (by_site[site].value(number, x[: len(fit)], g[: len(fit)], fit) for x, g, fit in texts)
+            made.append(sum(parts, value.new_zeros(())))
             return None
         held[site] = value.clone() if value.requires_grad else value.detach().clone().requires_grad_(True)
         return held[site].clone()
@@ -402,22 +427,23 @@ def _edge_rows(
     model.walk(prompts, [*wanted, target], visit, gradients=True)
     gradients = torch.autograd.grad(made[0], [held[site] for site in wanted], allow_unused=True)
     by = dict(zip(wanted, gradients, strict=True))
-    return [0.0 if (g := by[site]) is None else _through(by_site[site], writer, held[site].detach(), low, rows, g)
+    return [0.0 if (g := by[site]) is None else _through(by_site[site], writer, held[site].detach(), low, rows, g, fits[site])
             for site, writer in writers]  # fmt: skip
 
 
 def _through(
     found: Features, number: int | None, value: Float[Tensor, "row pos d"], low: Any, rows: Sequence[int],
-    gradient: Float[Tensor, "row pos d"],
+    gradient: Float[Tensor, "row pos d"], fits: Fits,
 ) -> float:  # fmt: skip
     """(node clean - node corrupted) . gradient, over all tokens of these pairs."""
     total, before = 0.0, low.rows(found.site)
     for place, row in enumerate(rows):
-        length = len(before[row])
-        positions, g = torch.arange(length), gradient[place, :length].float()
-        a, b = (found.split(x.float(), positions) for x in (value[place, :length], before[row]))
+        g = gradient[place, : len(before[row])].float()
+        a = found.split(value[place, : len(g)].float(), fits.clean[row])
+        b = found.split(before[row].float(), fits.corrupted[row])
         if number is None:
-            total += float(((a.error - b.error) * g).sum())
+            constant = found.constant(fits.clean[row], fits.corrupted[row])
+            total += float(((a.error - b.error + (0.0 if constant is None else constant)) * g).sum())
         else:
             total += float((found.written(number, (a.codes - b.codes)[:, number]) * g).sum())
     return total

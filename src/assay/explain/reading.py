@@ -667,6 +667,8 @@ class _Reader:
         self.plan = manifest["identity"]["plan"]
         self.sites = model.sites(list(units.sites))
         self.limits: Limits | None = None
+        self.above = {model.sites(site)[0]: limit for site, limit in units.dictionary.massive_above.items()} \
+            if isinstance(units, Latents) else {}
         self.levels: tuple[Tensor, Tensor] | None = None
 
     def prepare(self) -> None:
@@ -843,7 +845,7 @@ class _Reader:
     def _walk(self, rows: list[np.ndarray], take: Callable[[dict[str, Tensor], Group, Tensor], None]) -> None:
         """All rows through the model; `take(values by site, group, tokens that are not first or massive)` for every pass."""
         guards = [site for site in map(str, self._limited)]
-        read = list(dict.fromkeys([*self.sites, *self._limited]))
+        read = list(dict.fromkeys([*self.sites, *self._limited, *self.above]))
         held: dict[str, Tensor] = {}
 
         def see(group: Group, site: Site, values: Tensor) -> None:
@@ -855,6 +857,8 @@ class _Reader:
                 limit = None if self.limits is None else self.limits.of(guard)
                 if limit is not None:
                     keep = keep & (norms_of(guard, held[guard]) <= limit)
+            for guard, limit in self.above.items():
+                keep = keep & (norms_of(guard, held[str(guard)]) <= limit)
             for site in map(str, self.sites):
                 norms_of(site, held[site])  # an error where the model gives numbers that are none
             take(held, group, keep)

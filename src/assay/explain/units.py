@@ -78,8 +78,10 @@ class Latents:
 
     @property
     def record(self) -> dict[str, Any]:
+        above = self.dictionary.massive_above
         return {"kind": self.kind, "dictionary": self.dictionary.name, "digest": self.dictionary.digest,
-                "width": self.dictionary.width, "units": len(self.only), "chosen": _digest(list(self.only))}  # fmt: skip
+                "width": self.dictionary.width, "units": len(self.only), "chosen": _digest(list(self.only)),
+                **({"massive_above": above} if above else {})}  # fmt: skip
 
     def decoder(self) -> Float[Tensor, "unit d"]:
         return self.dictionary.directions()[list(self.only)].float().cpu()
