@@ -1,6 +1,6 @@
 """Judge the dictionaries that come with smollm2-135m on text they were not trained on, and write their card.
 
-    python recipes/smollm2_135m_card.py --of DIR [--tokens 8000] [--control-tokens 40000]
+    python recipes/smollm2_135m_card.py --of DIR [--tokens 8000] [--control-tokens 200000]
 
 1. Held-out documents of the corpus they were trained on. The SAE: `evaluate` with its loss spliced into the model, a frozen
    decoder and an untrained model beside it. The transcoders: one pass for all, FVU, L0, dead latents, principal axes beside.
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--of", type=Path, required=True)
     parser.add_argument("--tokens", type=int, default=8000)
-    parser.add_argument("--control-tokens", type=int, default=40_000)
+    parser.add_argument("--control-tokens", type=int, default=200_000)
     given = parser.parse_args(arguments)
     model, held = load_model(MODEL), open_corpus(CORPUS).part("heldout")
     rows = packed(model, held, CONTEXT, given.tokens)

@@ -14,7 +14,7 @@ import pytest
 
 from assay.atlas import database
 from assay.atlas.database import engine
-from assay.atlas.features import harvests
+from assay.atlas.features import dictionaries, harvests
 from assay.atlas.migrations import MIGRATIONS, NEWEST, migrate, version_of
 from assay.atlas.store import FILE, HEAD, Atlas
 from assay.errors import EvidenceError, StoreError, TamperedError
@@ -218,6 +218,15 @@ def test_migrations_run_from_the_oldest(tmp_path):
     assert [claim.id for claim in atlas.claims()] == ["old"]
     with atlas.reading() as db:
         assert version_of(db) == NEWEST == len(MIGRATIONS)
+
+
+def test_dictionaries_of_an_older_atlas_stay_and_may_share_their_numbers(tmp_path):
+    with duckdb.connect(str(tmp_path / FILE)) as db:
+        migrate(db, up_to=6)
+        db.execute("INSERT INTO dictionaries VALUES ('d', 'first', 'm', 'now', 'there', '{}')")
+        migrate(db)
+        db.execute("INSERT INTO dictionaries VALUES ('d', 'second', 'm', 'then', 'here', '{}')")
+    assert [(row["name"], row["folder"]) for row in dictionaries(Atlas(tmp_path))] == [("first", "there"), ("second", "here")]
 
 
 def test_an_atlas_of_a_newer_version_is_refused(atlas):

@@ -216,7 +216,7 @@ main()
 
 def test_a_kill_while_dictionaries_are_written_loses_none(folder):
     words = ("dictionary", "train", "acts", "--each", "--site", "resid_post.2", "--site", "mlp_in.2", "--width", "32,48",
-             "--k", "4", "--tokens", "10000", "--batch", "128", "--name", "ks", "--quiet")  # fmt: skip
+             "--k", "4", "--tokens", "10000", "--batch", "128", "--name", "ks", "--kept-as", "fp16", "--quiet")  # fmt: skip
     done = subprocess.run([sys.executable, "-c", KILLED, *words, "--atlas", "killed"], cwd=folder, capture_output=True)
     assert done.returncode == -signal.SIGKILL
     assert len(list((folder / "killed" / "dictionaries").iterdir())) >= 1
@@ -225,6 +225,7 @@ def test_a_kill_while_dictionaries_are_written_loses_none(folder):
     whole = run(*words, "--atlas", "unkilled", "--json", "-", cwd=folder)
     rows = [json.loads(each.stdout)["dictionaries"] for each in (again, whole)]
     assert [row["digest"] for row in rows[0]] == [row["digest"] for row in rows[1]]
+    assert [row["digest"] for row in rows[0]] == [kept.load(folder / row["folder"]).digest for row in rows[1]]
     assert [row["name"] for row in rows[0]] == [f"ks-{site}-{size}-k4" for site in ("resid_post.2", "mlp_in.2")
                                                 for size in (32, 48)]  # fmt: skip
     assert not list((folder / "killed").rglob("checkpoint.safetensors"))
@@ -234,10 +235,61 @@ def test_a_kill_while_dictionaries_are_written_loses_none(folder):
 
 @pytest.mark.parametrize(("words", "said"), [
     (("--width", "64", "--k", "4,4"), "each width, k and site once"), (("--tokens", "10"), "one batch"),
+    (("--site", "resid_post.2", "--width", "64"), "each site once"),
+    (("--architecture", "temporal", "--width", "64"), "only read from files"),
 ])  # fmt: skip
 def test_what_would_be_lost_after_training_is_refused_before(folder, words, said):
     done = run("dictionary", "train", "acts", "--site", "resid_post.2", *words, *QUIET, cwd=folder)
     assert done.returncode == 2 and said in done.stderr
+
+
+def test_the_same_numbers_under_two_names_are_two_dictionaries(folder, trained):
+    """Exported and read again under another name; both are listed, and so they are after the first is kept again."""
+    first = trained["dictionaries"][0]["name"]
+    for words in (("export", first, "--format", "saelens", "--out", "other"), ("import", "other", "--name", "second")):
+        done = run("dictionary", *words, *QUIET, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    listed = json.loads(run("dictionary", "list", "--json", "-", "--atlas", "atlas", cwd=folder).stdout)
+    assert {first, "second"} <= {row["name"] for row in listed}
+    assert len({row["digest"] for row in listed if row["name"] in (first, "second")}) == 1
+    for name in (first, "second"):
+        assert run("dictionary", "show", name, *QUIET, cwd=folder).returncode == 0
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_an_import_again_is_the_same_dictionary(folder, trained, dtype):
+    words = ("import", trained["dictionaries"][1]["folder"], "--name", f"twice-{dtype}", "--kept-as", dtype, "--json", "-")
+    for _ in range(2):
+        done = run("dictionary", *words, *QUIET, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert told["digest"] == kept.load(folder / told["folder"]).digest and told["model"] == "glass-en"
+
+
+def test_codes_are_written_by_name_and_never_among_other_files(folder, trained):
+    """What else is in the folder stays; a dictionary of other weights is told."""
+    name = trained["dictionaries"][0]["name"]
+    (folder / "full").mkdir()
+    (folder / "full" / "mine.txt").write_text("mine")
+    done = run("dictionary", "encode", name, "acts", "--out", "full", *QUIET, cwd=folder)
+    assert done.returncode == 2 and "mine.txt" in done.stderr and [x.name for x in (folder / "full").iterdir()] == ["mine.txt"]
+    done = run("dictionary", "encode", name, "acts", "--out", "acts", *QUIET, cwd=folder)
+    assert done.returncode == 2 and "manifest.json" in done.stderr and not (folder / "acts" / "codes.json").exists()
+    strange = kept.load(folder / trained["dictionaries"][0]["folder"])
+    strange.provenance["stream"]["model"] = {"model": "another", "digest": "0" * 64, "dtype": "float32"}
+    kept.save(strange, folder / "strange")
+    for given, told in ((name, False), ("strange", True)):
+        done = run("dictionary", "encode", given, "acts", "--out", f"codes-{told}", "--atlas", "atlas", cwd=folder)
+        assert done.returncode == 0 and ("other weights" in done.stderr) == told, done.stderr
+
+
+def test_a_corpus_of_less_than_a_batch_is_told(folder):
+    (folder / "short.txt").write_text("Alice was very tired of the cat.")
+    sizes = ("--holdout", "0", "--context", "48", "--out", "short")
+    run("harvest", "glass-en", "short.txt", *SITES[:2], *sizes, "--atlas", "atlas", cwd=folder)
+    done = run("dictionary", "train", "short", "--site", "resid_post.2", "--width", "16", "--k", "2", "--atlas", "atlas",
+               "--tokens", "2048", cwd=folder)  # fmt: skip
+    assert done.returncode == 0 and "fewer than a batch of 2,048" in done.stderr, done.stderr
 
 
 def test_a_second_dictionary_of_another_site_is_refused_before_any_work(folder):

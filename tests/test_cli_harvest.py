@@ -128,7 +128,7 @@ def test_no_limit_and_other_positions():
     (("--dtype", "int8"), UsageError, "fp16, bf16"),
     (("--text-key", "text"), CorpusError, "--text-key"),
     (("--holdout", "1"), UsageError, "holdout"),
-    (("--factor", "0.5"), UsageError, "factor"),
+    (("--factor", "0.5"), UsageError, "factor"), (("--factor", "inf"), UsageError, "factor"),
     (("--context", "65"), UsageError, "2 to 64"),
 ])  # fmt: skip
 def test_mistakes(change, kind, said):

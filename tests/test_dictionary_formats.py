@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from assay.cli.dictionary_files import _folded, _placed, export, import_, show
 from assay.errors import ShapeError, StoreError, UsageError
+from assay.features import kept
 from assay.features.describe import describe, duplicates
 from assay.features.dictionary import Spec, make_dictionary
 from assay.features.formats import FORMATS, base, detect, folded, holders, load_dictionary, reading, write_dictionary
@@ -809,6 +810,32 @@ def test_no_file_is_executed(tmp_path, monkeypatch):
         load_dictionary(tmp_path / "ae.pt")
 
 
+def test_what_sparsify_trains_with_multi_topk_is_told(tmp_path):
+    folder = copied("sparsify/layers.3", tmp_path)
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({**config, "multi_topk": True}))
+    told = load_dictionary(folder).provenance["imported"]["assumed"]
+    assert any("multi_topk" in said for said in told)
+    plain = load_dictionary(FIXTURES / "sparsify/layers.3").provenance["imported"]
+    assert not any("multi_topk" in said for said in plain.get("assumed", []))
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"spec": {"inputs": "resid_post.1"}}, "inputs"), ({"spec": {"inputs": [1]}}, "inputs"),
+    ({"spec": {"norm_limit": "a"}}, "norm_limit"), ({"spec": {"skip_first": "a"}}, "skip_first"),
+    ({"spec": {"centred": "no"}}, "centred"), ({"provenance": [1]}, "provenance"),
+    ({"provenance": {"stream": "x"}}, "provenance"), ({"provenance": {"imported": 3}}, "provenance"),
+])  # fmt: skip
+def test_a_description_with_a_value_of_another_type_is_refused(tmp_path, change, said):
+    kept.save(make_dictionary(Spec("relu", 4, 3, 3)), tmp_path)
+    record = json.loads((tmp_path / "dictionary.json").read_text())
+    for key, value in change.items():
+        record[key] = {**record[key], **value} if key == "spec" else value
+    (tmp_path / "dictionary.json").write_text(json.dumps(record))
+    with pytest.raises((UsageError, StoreError), match=said):
+        load_dictionary(tmp_path)
+
+
 def test_damaged_and_large_files_are_refused(tmp_path, monkeypatch):
     folder = copied("saelens/standard", tmp_path)
     (folder / "sae_weights.safetensors").write_bytes(b"\xff" * 100)
@@ -819,6 +846,9 @@ def test_damaged_and_large_files_are_refused(tmp_path, monkeypatch):
         load_dictionary(folder)
     (folder / "cfg.json").write_text("[1]")
     with pytest.raises(UsageError, match="JSON object"):
+        load_dictionary(folder)
+    (folder / "cfg.json").write_text("[" * 100_000)
+    with pytest.raises(UsageError, match="JSON"):
         load_dictionary(folder)
     (tmp_path / "params.npz").write_bytes(b"PK\x03\x04 not a zip")
     with pytest.raises(UsageError, match="numpy"):

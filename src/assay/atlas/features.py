@@ -60,7 +60,7 @@ def _content(shards: Sequence[str]) -> str:
 def keep_dictionary(atlas: Atlas, dictionary: Dictionary, model: str, dtype: str = "fp32") -> Path:
     """Write a dictionary into the atlas, under its name. Raises UsageError when another one has that name."""
     folder = atlas.path / FOLDER / safe_name(dictionary.name)
-    if kept.is_kept(folder) and kept.load(folder).digest != dictionary.digest:
+    if kept.is_kept(folder) and kept.read_record(folder)["digest"] != kept.as_kept(dictionary, dtype).digest:
         raise bad_argument("name", dictionary.name, "a name that no other dictionary of this atlas has", "Give --name.")
     kept.save(dictionary, folder, dtype)
     note_dictionary(atlas, folder, model)

@@ -81,6 +81,15 @@ def m006_harvests(db: Connection) -> None:
                " folder VARCHAR, body JSON)")  # fmt: skip
 
 
+def m007_dictionaries_by_name(db: Connection) -> None:
+    """The same numbers may be kept under several names."""
+    db.execute("CREATE TABLE dictionaries_by_name (digest VARCHAR, name VARCHAR, model VARCHAR, created VARCHAR,"
+               " folder VARCHAR, body JSON, PRIMARY KEY (digest, name))")  # fmt: skip
+    db.execute("INSERT INTO dictionaries_by_name SELECT * FROM dictionaries")
+    db.execute("DROP TABLE dictionaries")
+    db.execute("ALTER TABLE dictionaries_by_name RENAME TO dictionaries")
+
+
 SET_NAME = "sha256(array_to_string(list_sort(list_distinct(CAST(body->'$.clusters' AS VARCHAR[]))), ' '))"
 MARKS_OF_LEDGER = (
     "SELECT \"index\", kind, coalesce(body->>'$.subject', body->>'$.model'), body->>'$.split', body->>'$.claim',"
@@ -96,6 +105,7 @@ STANDING_OF_VERDICTS = (
 )
 MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
     m001_claims, m002_evidence, m003_index, m004_features, m005_mapped, m006_harvests,
+    m007_dictionaries_by_name,
 )  # fmt: skip
 NEWEST = len(MIGRATIONS)
 

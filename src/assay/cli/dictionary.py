@@ -61,6 +61,7 @@ def train(common: Common, harvest: str | None, model_name: str | None, corpus: s
     from assay.atlas.features import check_names, keep_dictionary
     from assay.atlas.store import Atlas
     from assay.features import train as training
+    from assay.features.kept import read_record
     from assay.scale.training import joined
 
     stream, model = _stream(common, harvest, given.pop("beside"), model_name, corpus, given)
@@ -73,6 +74,8 @@ def train(common: Common, harvest: str | None, model_name: str | None, corpus: s
         raise bad_argument("--width, --k, --site", f"two dictionaries {twice[0]!r}", "each width, k and site once")
     if 0 < given["tokens"] < plan.batch:
         raise bad_argument("--tokens", given["tokens"], f"{plan.batch} or more, one batch", "Or a smaller --batch.")
+    if stream.n_tokens < plan.batch:
+        common.note(f"{stream.n_tokens:,} tokens are fewer than a batch of {plan.batch:,}: each is seen several times in one.")
     folder = common.atlas / "training" / names[0]
     with joined(given["divide"], common.device) as group:
         first = group.rank == 0
@@ -85,7 +88,7 @@ def train(common: Common, harvest: str | None, model_name: str | None, corpus: s
         return
     folders = [keep_dictionary(store, one.dictionary, model, given["kept_as"]) for one in found]
     training.forget(folder)
-    rows = [{"name": one.dictionary.name, "folder": str(folder), "digest": one.dictionary.digest,
+    rows = [{"name": one.dictionary.name, "folder": str(folder), "digest": read_record(folder)["digest"],
              "spec": one.dictionary.spec.json(), "history": [asdict(line) for line in one.history], "seconds": one.seconds}
             for one, folder in zip(found, folders, strict=True)]  # fmt: skip
     common.emit({"dictionaries": rows, "plan": asdict(plan)}, lambda: _trained_text(rows))
@@ -157,7 +160,8 @@ def _specs(stream: Any, given: dict[str, Any]) -> list[Any]:
 
 
 def _specs_of(stream: Any, inputs: tuple[str, ...], outputs: tuple[str, ...], given: dict[str, Any]) -> list[Any]:
-    from assay.features.dictionary import Spec, make_dictionary
+    import assay.features.architectures  # noqa: F401  (registers them)
+    from assay.features.dictionary import ARCHITECTURES, Spec, make_dictionary
 
     d_in, d_out = (sum(stream.sizes[site] for site in sites) for sites in (inputs, outputs))
     options = dict(_option(text) for text in given["options"])
@@ -170,6 +174,8 @@ def _specs_of(stream: Any, inputs: tuple[str, ...], outputs: tuple[str, ...], gi
         options.setdefault("layers", len(inputs))
     found = [Spec(architecture, width, d_in, d_out, k, inputs, outputs, inputs == outputs, given["skip"], options=options)
              for width in _numbers("--width", given["widths"]) for k in _active(given["ks"])]  # fmt: skip
+    if not ARCHITECTURES.get(architecture).trains:
+        raise bad_argument("--architecture", architecture, "one that trains", "It is only read from files.")
     for spec in found:
         made = make_dictionary(spec)  # its own errors, before any long work
         if not made.trains:
@@ -198,6 +204,8 @@ def _sites(stream: Any, given: Sequence[str]) -> tuple[str, ...]:
         if not names or not set(names) <= set(stream.sites):
             raise bad_argument("--site, --target", text, ", ".join(stream.sites), "Only harvested sites can be trained on.")
         found += names
+    if twice := [site for site in found if found.count(site) > 1]:
+        raise bad_argument("--site, --target", ", ".join(found), "each site once", f"{twice[0]} is there several times.")
     return tuple(found)
 
 
@@ -271,17 +279,19 @@ def list_(common: Common) -> None:
 @common_options
 def encode(common: Common, folder: str, harvest: str, out: str, engine: str | None, workers: int | None) -> None:
     """Write HARVEST as sparse latents of DICTIONARY: which are active at which token. Goes on where it was interrupted."""
-    from pathlib import Path
-
+    from assay.cli.dictionary_files import opened_source
+    from assay.features.dictionary import of_another_model
     from assay.features.encode import encode_shards
-    from assay.features.formats import load_dictionary
     from assay.features.shards import Shards
     from assay.scale.ray_engine import engine_of
 
     check_device(common, "cpu")
     chosen, shards = engine_of(engine, workers=workers, note=common.note), Shards(harvest)
+    found = opened_source(common, folder)
+    if other := of_another_model(found, shards.record["model"]):
+        common.note(other)
     with common.progress("encoding", shards.all_tokens) as advance:
-        manifest = encode_shards(load_dictionary(Path(folder)), shards, out, report=advance, engine=chosen)
+        manifest = encode_shards(found, shards, out, report=advance, engine=chosen)
     parts = manifest["parts"]
     tokens, active, size = (sum(part[name] for part in parts) for name in ("tokens", "active", "bytes"))
     dense = 2 * tokens * manifest["width"]

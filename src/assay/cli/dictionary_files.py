@@ -66,7 +66,8 @@ def import_(
 
         folder = keep_dictionary(Atlas(common.atlas), dictionary, model, kept_as)
     assumed = dictionary.provenance.get("imported", {}).get("assumed", [])
-    record = {"format": found.name, "name": dictionary.name, "folder": str(folder), "model": model, "digest": dictionary.digest,
+    digest = kept.read_record(folder)["digest"]
+    record = {"format": found.name, "name": dictionary.name, "folder": str(folder), "model": model, "digest": digest,
               "spec": dictionary.spec.json(), "provenance": dictionary.provenance, "assumed": assumed}  # fmt: skip
     lines = [f"{dictionary.name}: {_kind(dictionary)}, from {found.title}", f"  written: {folder}"]
     common.emit(record, lambda: "\n".join([*lines, *(f"  assumed: {one}" for one in assumed)]))
@@ -82,7 +83,7 @@ def export(common: Common, source: str, format_name: str, out: str) -> None:
     from assay.features.formats import FORMATS, write_dictionary
 
     FORMATS.get(format_name)
-    dictionary = _source(common, source)
+    dictionary = opened_source(common, source)
     written = write_dictionary(dictionary, _empty(out), format_name)
     record = {"name": dictionary.name, "digest": dictionary.digest, "format": written.format, "folder": str(written.folder),
               "files": sorted(str(file.relative_to(written.folder)) for file in written.folder.rglob("*") if file.is_file()),
@@ -110,7 +111,7 @@ def show(common: Common, source: str, bar: float) -> None:
 
     if not 0 < bar < 1:
         raise bad_argument("--bar", bar, "between 0 and 1")
-    dictionary = _source(common, source)
+    dictionary = opened_source(common, source)
     found = describe(dictionary, bar)
     evaluation, trained_on = _evaluation(common, dictionary), _harvests(common, dictionary)
     record = {"name": dictionary.name, "format": detect(source).name if Path(source).exists() else "native",
@@ -122,7 +123,7 @@ def show(common: Common, source: str, bar: float) -> None:
 # what they share ---------------------------------------------------------------------------------
 
 
-def _source(common: Common, source: str) -> "Dictionary":
+def opened_source(common: Common, source: str) -> "Dictionary":
     """A dictionary by path, or by its name in the atlas. Raises UsageError."""
     from assay.features.formats import load_dictionary
 
@@ -192,7 +193,9 @@ def _folded(common: Common, dictionary: "Dictionary", name: str) -> "Dictionary"
 def _model_of(dictionary: "Dictionary") -> str:
     """The model its provenance or the other tool's settings name."""
     said = dictionary.provenance.get("imported", {}).get("settings", {})
-    found = [dictionary.provenance.get("model"), *(said.get(key) for key in ("model_name", "lm_name", "model"))]
+    read = (dictionary.provenance.get("stream") or {}).get("model") or {}
+    found = [dictionary.provenance.get("model"), read.get("model") if isinstance(read, dict) else read,
+             *(said.get(key) for key in ("model_name", "lm_name", "model"))]  # fmt: skip
     return next((str(one) for one in found if one), "")
 
 

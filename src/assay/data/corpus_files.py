@@ -155,7 +155,7 @@ def _jsonl(corpus: Files, file: Path) -> Iterator[Document]:
             if line.strip():
                 try:
                     row = json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise CorpusError(f"corpus file {str(file)!r}, line {number}: not JSON ({error}).") from error
                 yield _text(row if isinstance(row, dict) else {}, corpus.text_key, f"{str(file)!r}, line {number}")
 

@@ -117,6 +117,18 @@ class Spec:
         for name in ("width", "d_in", "d_out"):
             if not _whole(record.get(name)):
                 raise bad_argument(f"spec: {name}", record.get(name), "1 or more")
+        for name in ("inputs", "outputs"):
+            sites = record.get(name, ())
+            if not isinstance(sites, list | tuple) or not all(isinstance(site, str) for site in sites):
+                raise bad_argument(f"spec: {name}", sites, "a list of sites")
+        for name in ("norm_limit", "target_limit"):
+            if record.get(name) is not None and not _number(record[name]):
+                raise bad_argument(f"spec: {name}", record[name], "a number or null")
+        for name in ("centred", "skip"):
+            if not isinstance(record.get(name, True), bool):
+                raise bad_argument(f"spec: {name}", record[name], "true or false")
+        if (first := record.get("skip_first", 0)) != 0 and not _whole(first):
+            raise bad_argument("spec: skip_first", first, "0 or more")
         try:
             return Spec(**{**record, "inputs": tuple(record.get("inputs", ())), "outputs": tuple(record.get("outputs", ()))})
         except (TypeError, AttributeError) as error:

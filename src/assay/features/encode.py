@@ -31,7 +31,7 @@ from assay.features.codes import Codes, from_arrays, to_arrays
 from assay.features.dictionary import Dictionary, Spec, make_dictionary
 from assay.features.engines import Engine, OneProcess
 from assay.features.shards import Shards, Text, read_tensors
-from assay.files import folder_of, read_file, size_of, write_file
+from assay.files import folder_of, names_in, read_file, size_of, write_file
 
 MANIFEST, FORMAT = "codes.json", 1
 Report = Callable[[int], Any]
@@ -71,8 +71,9 @@ def encode_shards(
     identity = {"assay": "codes", "format": FORMAT, "dictionary": dictionary.digest, "width": dictionary.width,
                 "harvest": list(shards.record["shards"]), "part_tokens": part_tokens}  # fmt: skip
     manifest = _manifest(target)
-    if manifest is None and size_of(target / _file_name(0)) is not None:
-        raise bad_argument("folder", f"{folder}, with codes of a run that cannot be told", "an empty folder")
+    if manifest is None and (strangers := [name for name in names_in(target) if not name.startswith(".")]):
+        held = f"It holds {', '.join(strangers[:3])}."
+        raise bad_argument("folder", f"{folder}, with files of others", "an empty folder", held)
     manifest = manifest or {**identity, "name": dictionary.name, "parts": [], "done": False}
     if differs := [key for key, value in identity.items() if manifest.get(key) != value]:
         raise bad_argument("folder", f"{folder}, with codes of another {', '.join(differs)}", "an empty folder")

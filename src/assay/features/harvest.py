@@ -38,7 +38,7 @@ from assay.data.corpus_rows import Row, Rows, packed
 from assay.errors import StoreError, UsageError, bad_argument
 from assay.features.blocks import Block, Order, shuffled
 from assay.features.engines import Engine, OneProcess, opened_there, opener_of
-from assay.features.massive import Limits, Mask, Sums, kinds_of, measure_limits, norms_of
+from assay.features.massive import Limits, Mask, Sums, check_factor, kinds_of, measure_limits, norms_of
 from assay.features.passes import DTYPES, Group, storable, walk_rows
 from assay.features.shards import FORMAT, MANIFEST, read_manifest, read_tensors, remove_temporary, sums_of
 from assay.files import folder_of, is_remote, names_in, reaching, sha256_of, size_of, write_file
@@ -190,6 +190,7 @@ class HarvestPlan:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise bad_argument("dtype", self.dtype, ", ".join(DTYPES))
+        check_factor(self.factor)
         for name in ("shard_tokens", "shard_bytes"):
             if getattr(self, name) < 1:
                 raise bad_argument(name, getattr(self, name), "1 or more")

@@ -37,8 +37,7 @@ def save(dictionary: Dictionary, folder: Path, dtype: str = "fp32") -> Path:
     if dtype not in DTYPES:
         raise bad_argument("dtype", dtype, ", ".join(DTYPES))
     numbers = {name: _rounded(name, value, dtype) for name, value in dictionary.state_dict().items()}
-    rounded = make_dictionary(dictionary.spec, dictionary.name)
-    rounded.load_state_dict({name: value.float() for name, value in numbers.items()})
+    rounded = as_kept(dictionary, dtype)
     x = probe_inputs(rounded)
     tensors = {**numbers, "probe.inputs": x, "probe.outputs": rounded.reconstruct(x).contiguous()}
     write_file(folder / TENSORS, save_tensors(tensors))
@@ -46,6 +45,15 @@ def save(dictionary: Dictionary, folder: Path, dtype: str = "fp32") -> Path:
               "digest": rounded.digest, "provenance": dictionary.provenance}  # fmt: skip
     write_file(folder / JSON, (json.dumps(record, indent=1, default=str) + "\n").encode())
     return folder
+
+
+def as_kept(dictionary: Dictionary, dtype: str) -> Dictionary:
+    """What `load` gives after `save` with this dtype, without its provenance: the numbers rounded, and their digest."""
+    if dtype not in DTYPES:
+        raise bad_argument("dtype", dtype, ", ".join(DTYPES))
+    found = make_dictionary(dictionary.spec, dictionary.name)
+    found.load_state_dict({name: _rounded(name, value, dtype).float() for name, value in dictionary.state_dict().items()})
+    return found.requires_grad_(False)
 
 
 def load(folder: Path) -> Dictionary:
@@ -78,10 +86,14 @@ def read_record(folder: Path) -> Mapping[str, Any]:
         record = json.loads(path.read_text())
         if record["format"] > FORMAT:
             raise StoreError(f"{path}: format {record['format']}; allowed: up to {FORMAT}. Install a newer version.")
-        return {**record, "spec": dict(record["spec"])}
+        provenance = record.get("provenance") or {}
+        parts = [provenance.get(key) or {} for key in ("stream", "imported")] if isinstance(provenance, dict) else [None]
+        if not all(isinstance(part, dict) for part in parts):
+            raise TypeError("provenance, and stream and imported in it, are objects")
+        return {**record, "spec": dict(record["spec"]), "provenance": provenance}
     except OSError as error:
         raise StoreError(f"{folder}: no dictionary ({JSON} cannot be read: {error.strerror}).") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise StoreError(f"{path}: not the description of a dictionary ({error}).") from error
 
 

@@ -9,6 +9,7 @@
    from sums that add up over shards: |x|^2, x and counts per class, in float64.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,14 +74,19 @@ def guard_of(model: Model, site: Site) -> Site:
     return wanted if wanted in model.layout.points and wanted not in model.layout.refused else site
 
 
+def check_factor(factor: float | None) -> None:
+    """Raises UsageError for one that is no limit."""
+    if factor is not None and not 1 < factor < math.inf:
+        raise bad_argument("factor", factor, "a number above 1, or None for no limit")
+
+
 def measure_limits(
     model: Model, rows: Rows, sites: Sequence[Site], skip_first: int = 1, factor: float | None = 10.0, seed: int = 0
 ) -> Limits:
     """Limits of these sites on a sample of rows, drawn by seed. Raises CorpusError where no row is long enough."""
     if skip_first < 0:
         raise bad_argument("skip_first", skip_first, "0 or more")
-    if factor is not None and not factor > 1:
-        raise bad_argument("factor", factor, "more than 1, or None for no limit")
+    check_factor(factor)
     guards = {str(site): str(guard_of(model, site)) for site in sites}
     read = list(dict.fromkeys([*sites, *(guard_of(model, site) for site in sites)]))
     norms: dict[str, list[Tensor]] = {str(site): [] for site in read}

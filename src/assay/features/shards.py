@@ -107,6 +107,7 @@ class Shards:
         self.skip_first: int = manifest["limits"]["skip_first"]
         self.record: Mapping[str, Any] = {
             "from": "shards", **manifest["identity"], "limits": manifest["limits"], "massive": manifest["massive"],
+            "buffer_tokens": self.buffer_tokens,
             "shards": [shard["sha256"] for shard in manifest["shards"]],
         }  # fmt: skip
         self._others: tuple[Shards, ...] = ()  # where a token must be typical, too

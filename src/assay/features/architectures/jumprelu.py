@@ -7,7 +7,8 @@
    would be active for k / width of a first batch (half of it without a k, which `tanh` does not need); the bandwidth
    starts from the spread of pre-activations there.
 
-Only pairs above threshold - bandwidth / 2 take part in a step: all others have value and gradients zero.
+Only pairs above threshold - bandwidth / 2, and above 0, take part in a step: all others have value and gradients zero. The
+rectangle of a threshold below bandwidth / 2 is cut off at 0, since no threshold lets a negative pre-activation through.
 """
 
 from typing import Any, ClassVar

@@ -89,7 +89,7 @@ def read_config(path: Path) -> Config:
     content = content_of(path, LARGEST_TEXT)
     try:
         values = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise bad_argument(str(path), f"{len(content)} bytes", "JSON", f"It cannot be read: {error}.") from error
     if not isinstance(values, dict):
         raise bad_argument(str(path), type(values).__name__, "a JSON object")

@@ -49,6 +49,8 @@ def read(path: Path) -> Dictionary:
         state["W_skip"] = numbers.take("W_skip", d, d)
     numbers.done()
     inputs, outputs, assumed = _sites(folder.name, transcode)
+    if config.values.get("multi_topk"):
+        assumed = [*assumed, "multi_topk is of its training: reconstructions are of k latents, with the skip connection"]
     spec = Spec(rule, width, d, d, k, inputs, outputs, not transcode, skip)
     run = _run(folder.parent / RUN)
     said = {key: run[key] for key in ("model", "dataset", "ctx_len", "split") if key in run}
