@@ -285,7 +285,7 @@ def test_codes_are_written_by_name_and_never_among_other_files(folder, trained):
 
 def test_a_corpus_of_less_than_a_batch_is_told(folder):
     (folder / "short.txt").write_text("Alice was very tired of the cat.")
-    sizes = ("--holdout", "0", "--context", "48", "--out", "short")
+    sizes = ("--holdout", "0", "--tokens", "100", "--context", "48", "--out", "short")
     run("harvest", "glass-en", "short.txt", *SITES[:2], *sizes, "--atlas", "atlas", cwd=folder)
     done = run("dictionary", "train", "short", "--site", "resid_post.2", "--width", "16", "--k", "2", "--atlas", "atlas",
                "--tokens", "2048", cwd=folder)  # fmt: skip
