@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 import torch
+import transformers
 
 from assay.circuits.trace import AT_ONCE, Descent, TracePlan, trace
 from assay.circuits.trace_graph import AttributionGraph, TraceNode, influence_of, normalised, suggest_supernodes
 from assay.circuits.trace_run import CleanRun
-from assay.errors import ShapeError, UsageError
+from assay.errors import ShapeError, SiteError, UsageError
 from assay.features.dictionary import Spec, make_dictionary
 from assay.sites import Site
 from conftest import FAMILIES, tiny_hf, wrap
@@ -190,6 +191,39 @@ def test_transcoders_of_another_model_are_said_to_be():
         dictionary.provenance = {"stream": {"model": {**own, "digest": "of another"}}}
     first, second = trace(model, PROMPT, dictionaries).notes
     assert "trained on other weights" in first and "1 other dictionaries" in second
+
+
+@pytest.mark.parametrize(("architecture", "options"), [
+    ("topk", {"input_norm": "layer"}), ("relu", {"input_norm": "root"}), ("matching_pursuit", {}),
+])  # fmt: skip
+def test_transcoders_whose_latents_are_not_of_the_input_as_it_is_are_refused(architecture, options):
+    given = {"inputs": ("mlp_in.1",), "outputs": ("mlp_out.1",), "centred": False, "options": options}
+    made = make_dictionary(Spec(architecture, 16, 32, 32, None if architecture == "relu" else 4, **given), "normed")
+    with pytest.raises(UsageError, match=f"normed, a {architecture}"):
+        trace(rough("llama"), PROMPT, [made])
+
+
+def test_a_soft_cap_is_no_scale_of_logits_however_straight():
+    """Logits with a common mean lie where a cap is nearly a line: one that does not go through 0."""
+    model = rough("llama")
+    run = CleanRun(model, PROMPT, [], -1)
+    x, unembed = run.value(Site("final_norm"))[run.last], model.hf.lm_head
+    rows = unembed.weight.detach().clone()
+    for shift, size in ((0.0, 0.15), (15.0, 0.4), (15.0, 1.0), (-40.0, 0.1)):
+        unembed.weight = torch.nn.Parameter(size * rows + shift * x / (x @ x))
+        plain = unembed.weight.detach() @ x
+        assert run.logit_scale(30 * (plain / 30).tanh(), run.last) == 1.0
+        assert run.logit_scale(0.3 * plain, run.last) == pytest.approx(0.3, rel=1e-4)
+
+
+def test_a_model_whose_values_cannot_be_read_is_refused_by_name():
+    """OLMo with `clip_qkv`: queries, keys and values are cut after their projections."""
+    config = transformers.OlmoConfig(vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                                     num_attention_heads=4, clip_qkv=0.5)  # fmt: skip
+    torch.manual_seed(0)
+    model = wrap(roughen(transformers.AutoModelForCausalLM.from_config(config).eval()), "olmo")
+    with pytest.raises(SiteError, match="attention cannot be taken apart"):
+        trace(model, PROMPT, [])
 
 
 def test_massive_tokens_are_error_as_a_whole():

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from assay.circuits.trace import trace
-from assay.circuits.trace_formats import cantor, graphml, neuronpedia_json, read_trace, trace_json, uncantor, write_trace
+from assay.circuits.trace_formats import (
+    _shares,
+    cantor,
+    graphml,
+    neuronpedia_json,
+    read_trace,
+    trace_json,
+    uncantor,
+    write_trace,
+)
 from assay.circuits.trace_graph import AttributionGraph, TraceNode, influence_of, normalised
 from assay.errors import UsageError
 from assay.report.trace_figures import about
@@ -146,6 +155,12 @@ def test_a_whole_graph_is_not_written(monkeypatch, graph, tmp_path):
     (lambda d: d["nodes"][0].update(bias=float("inf")), "finite"),
     (lambda d: d.pop("texts"), "texts"),
     (lambda d: d["supernodes"].append({"label": "z", "nodes": ["nowhere"]}), "nowhere"),
+    (lambda d: d["edges"].append([["embed@0"], "embed@1", 1.0]), r"edges\["),
+    (lambda d: d.update(plan=[1]), "plan"), (lambda d: d.update(scores="x"), "scores"),
+    (lambda d: d.update(validation="x"), "validation"), (lambda d: d.update(validation={"agreement": {}}), "validation.factor"),
+    (lambda d: d.update(validation={"factor": 0.0, "agreement": {"total": 1}}), "agreement.total"),
+    (lambda d: d.update(dictionaries=[{}]), "name"), (lambda d: d["dictionaries"][0].update(digest=3), r"dictionaries\[0\]"),
+    (lambda d: next(n for n in d["nodes"] if n["kind"] == "latent").update(dictionary=99), "dictionary"),
 ])  # fmt: skip
 def test_damage_in_our_file_is_named(tmp_path, graph, change, said):
     data = trace_json(graph)
@@ -162,6 +177,9 @@ def test_damage_in_our_file_is_named(tmp_path, graph, change, said):
     (lambda d: d["nodes"][3].update(ctx_idx=None), "ctx_idx"),
     (lambda d: d.update(nodes={}), "nodes"),
     (lambda d: d["qParams"].update(supernodes=[[1]]), "supernodes"),
+    (lambda d: d["metadata"].update(generation_settings=3), "generation_settings"),
+    (lambda d: d["metadata"].update(transcoder_list="abc"), "transcoder_list"),
+    (lambda d: next(n for n in d["nodes"] if n["activation"]).update(layer="\u00b2"), "layer"),
 ])  # fmt: skip
 def test_damage_in_their_file_is_named(tmp_path, graph, change, said):
     data = neuronpedia_json(graph, "x")
@@ -169,3 +187,21 @@ def test_damage_in_their_file_is_named(tmp_path, graph, change, said):
     (tmp_path / "g.json").write_text(json.dumps(data))
     with pytest.raises(UsageError, match=said):
         read_trace(tmp_path / "g.json")
+
+
+def test_digits_of_other_scripts_are_no_numbers(tmp_path, graph):
+    """An id such as E_\u00b2_0 says no token; the token of the embedding is then not known."""
+    data = neuronpedia_json(graph, "x")
+    row = next(row for row in data["nodes"] if row["node_id"].startswith("E_"))
+    old, row["node_id"] = row["node_id"], f"E_\u00b2_{row['ctx_idx']}"
+    for link in data["links"]:
+        link.update({side: row["node_id"] for side in ("source", "target") if link[side] == old})
+    (tmp_path / "g.json").write_text(json.dumps(data))
+    assert read_trace(tmp_path / "g.json").tokens == ()
+
+
+def test_shares_after_a_gap_are_no_larger_than_the_share_before():
+    """Of shares .4, .3, .2, .1 the second was pruned: what is left of it does not go to the next."""
+    found = _shares([0.4, None, 0.9, 1.0])
+    assert torch.allclose(found, torch.tensor([0.4, 0.0, 0.4, 0.1])) and _shares([0.4, 0.7, 0.9, 1.0]).sum() == pytest.approx(1)
+    assert torch.allclose(_shares([0.5, 0.5, 0.6]), torch.tensor([0.5, 0.0, 0.1]))

@@ -305,7 +305,7 @@ class _Tracer:
     def _logits(self) -> tuple[Targets, list[TraceNode]]:
         run, plan, model = self.run, self.plan, self.run.model
         vocab = model.dims.d_vocab
-        if bad := [token for token in plan.targets if not 0 <= token < vocab]:
+        if bad := [token for token in plan.targets if type(token) is not int or not 0 <= token < vocab]:
             raise bad_argument("targets", bad, f"token ids, 0 to {vocab - 1}")
         logits = model.logits([run.tokens], positions=[run.last])[0, 0].float().cpu()
         probability = logits.softmax(-1)

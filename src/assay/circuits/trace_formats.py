@@ -94,6 +94,26 @@ class _Own:
         file.needs(data, ("nodes", "edges", "texts", "n_layers"))
         if data.get("version") != VERSION:
             raise file.wrong("version", data.get("version"), str(VERSION))
+        given = [file.object(each, "dictionaries") for each in _list(file, data, "dictionaries", MOST_NODES, [])]
+        for at, each in enumerate(given):
+            file.needs(each, ("name", "digest"))
+            if not isinstance(each["name"], str) or not isinstance(each["digest"], str):
+                raise file.wrong(f"dictionaries[{at}]", dict(each), "name and digest as texts")
+        self.dictionaries = tuple(dict(each) for each in given)
+
+    def _part(self, key: str) -> dict[str, Any]:
+        """An object, empty where there is none."""
+        return dict(self.file.object(self.data.get(key) or {}, key))
+
+    def _validation(self) -> dict[str, Any] | None:
+        if self.data.get("validation") is None:
+            return None
+        found = self._part("validation")
+        _finite(self.file, found.get("factor"), "validation.factor")
+        rows = self.file.object(found.get("agreement"), "validation.agreement")
+        for name, row in rows.items():
+            self.file.object(row, f"validation.agreement.{name}")
+        return found
 
     def graph(self) -> AttributionGraph:
         file, data = self.file, self.data
@@ -104,7 +124,8 @@ class _Own:
             raise file.wrong("nodes", "two nodes of one name", "one node for each name")
         effects = torch.zeros(len(nodes), len(nodes))
         for at, edge in enumerate(_list(file, data, "edges", MOST_EDGES)):
-            if not isinstance(edge, list) or len(edge) != 3 or edge[0] not in number or edge[1] not in number:
+            ends = edge[:2] if isinstance(edge, list) and len(edge) == 3 else [None]
+            if not all(isinstance(end, str) and end in number for end in ends):
                 raise file.wrong(f"edges[{at}]", edge, "[from, to, effect] with names of nodes")
             effects[number[edge[1]], number[edge[0]]] = _finite(file, edge[2], f"edges[{at}]")
         if bool(effects.triu().any()):
@@ -117,8 +138,7 @@ class _Own:
             nodes, effects, bias, influence, _texts(file, data, "texts"), file.count(data, "n_layers", "the file"),
             tuple(_ints(file, data, "tokens")), file.text(data, "prompt"), file.text(data, "model"),
             file.text(data, "model_digest"),
-            tuple(dict(file.object(each, "dictionaries")) for each in _list(file, data, "dictionaries", MOST_NODES, [])),
-            dict(data.get("plan") or {}), dict(data.get("scores") or {}), (), data.get("validation"),
+            self.dictionaries, self._part("plan"), self._part("scores"), (), self._validation(),
             _texts(file, data, "notes"), ranks,
         )  # fmt: skip
         return graph.grouped([(file.text(group, "label"), _texts(file, group, "nodes")) for group in groups])
@@ -132,6 +152,8 @@ class _Own:
         needs = {"latent": ("layer", "index"), "error": ("layer",), "embed": (), "logit": ("index",)}[kind]
         if missing := [name for name in needs if numbers[name] is None]:
             raise file.wrong(f"{key}.{missing[0]}", None, "a whole number")
+        if (of := numbers["dictionary"]) is not None and of >= len(self.dictionaries):
+            raise file.wrong(f"{key}.dictionary", of, f"one of the {len(self.dictionaries)} dictionaries, counted from 0")
         value, probability = (
             None if row.get(name) is None else _finite(file, row[name], f"{key}.{name}") for name in ("value", "probability")
         )
@@ -240,7 +262,8 @@ class _Theirs:
         layers = [node.layer for node in nodes if node.layer is not None]
         tokens = {node.position: node.index for node in nodes if node.kind == "embed"}
         known = len(tokens) == len(self.texts) and all(value is not None for value in tokens.values())
-        plan = {"kept_nodes": self.meta.get("node_threshold"), **dict(self.meta.get("generation_settings") or {})}
+        settings = self.file.object(self.meta.get("generation_settings") or {}, "generation_settings")
+        plan = {"kept_nodes": self.meta.get("node_threshold"), **settings}
         graph = AttributionGraph(
             nodes, effects, torch.zeros(len(nodes)), influence, self.texts, self._n_layers(layers),
             tuple(int(tokens[at] or 0) for at in sorted(tokens)) if known else (), self.file.text(self.meta, "prompt"),
@@ -252,13 +275,15 @@ class _Theirs:
     def _n_layers(self, layers: Sequence[int]) -> int:
         """From logits, which are at layer n + 1, where a file has one; else as many as there are nodes of."""
         said = [
-            int(row["layer"]) - 1 for row in self.rows if row.get("feature_type") == LOGIT and str(row.get("layer")).isdigit()
+            int(row["layer"]) - 1 for row in self.rows if row.get("feature_type") == LOGIT and _digits(str(row.get("layer")))
         ]
         most = max(layers, default=-1) + 1
         return max(most, min(said)) if said else most
 
     def _dictionaries(self) -> tuple[Mapping[str, Any], ...]:
         names = self.meta.get("transcoder_list") or []
+        if not isinstance(names, list):
+            raise self.file.wrong("transcoder_list", names, "a list of names")
         return tuple({"name": str(name), "digest": "", "group": None} for name in names if isinstance(name, str))
 
     def _node(self, at: int, row: Mapping[str, Any]) -> TraceNode:
@@ -270,7 +295,7 @@ class _Theirs:
         position = file.count(row, "ctx_idx", key, 0)
         layer = None
         if kind in ("latent", "error"):
-            if not re.fullmatch(r"\d{1,6}", str(row["layer"])):
+            if not re.fullmatch(r"[0-9]{1,6}", str(row["layer"])):
                 raise file.wrong(f"{key}.layer", row["layer"], "a layer number")
             layer = int(row["layer"])
         value, probability = (
@@ -289,7 +314,7 @@ class _Theirs:
         if kind == "error":
             return None
         parts = str(row["node_id"]).split("_")
-        plain = len(parts) == 3 and all(part.isdigit() for part in parts[1:]) and int(parts[2]) == position
+        plain = len(parts) == 3 and all(map(_digits, parts[1:])) and int(parts[2]) == position
         feature = row.get("feature")
         if kind == "latent":
             if plain and parts[0] == str(layer):
@@ -352,11 +377,16 @@ class _Theirs:
 
 
 def _shares(cumulative: Sequence[float | None]) -> Tensor:
-    """Shares of influence out of cumulative ones: differences in order; 0 for nodes without one."""
+    """Shares of influence out of cumulative ones: differences in order; 0 for nodes without one.
+
+    Shares fall in that order, so one larger than the share before it holds those of nodes that were pruned, and is cut to that:
+    after a gap it is an upper bound.
+    """
     out = torch.zeros(len(cumulative))
-    before = 0.0
+    before, last = 0.0, math.inf
     for value, at in sorted((value, at) for at, value in enumerate(cumulative) if value is not None):
-        out[at], before = max(0.0, value - before), value
+        share = min(max(0.0, value - before), last)
+        out[at], before, last = share, value, share or last
     return out
 
 
@@ -391,6 +421,10 @@ def _xml(value: Any) -> Any:
 
 
 # checks ------------------------------------------------------------------------------------------
+
+
+def _digits(text: str) -> bool:
+    return text.isascii() and text.isdecimal()
 
 
 def slug(text: str) -> str:

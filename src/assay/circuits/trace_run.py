@@ -105,6 +105,11 @@ def _placed(model: Model, dictionary: Dictionary) -> Slots:
     if not is_transcoder(dictionary):
         got = f"{name}: {', '.join(spec.inputs) or 'no inputs'} to {', '.join(spec.outputs) or 'no outputs'}"
         raise bad_argument("dictionaries", got, "transcoders, mlp_in.L to mlp_out.L", "SAEs: see assay.circuits.latent_edges.")
+    if type(dictionary).select is Dictionary.select or dictionary.input_norm != "none":
+        normed = f" with input_norm {dictionary.input_norm!r}" if dictionary.input_norm != "none" else ""
+        raise bad_argument("dictionaries", f"{name}, a {dictionary.architecture}{normed}",
+                           "transcoders whose latents are chosen token by token, from inputs as they are",
+                           "Leave it out: its layer is an error node then.")  # fmt: skip
     inputs, outputs = (tuple(model.sites([parse_site(text) for text in sites])) for sites in (spec.inputs, spec.outputs))
     across = isinstance(dictionary, CrossLayer)
     if len(inputs) != len(outputs) or (len(inputs) > 1 and not across):
@@ -292,10 +297,12 @@ class CleanRun:
         position; 1 where that is no factor (a soft cap)."""
         weight, offset = affine(self.model.hf.get_submodule(self.model.layout.unembed), self.model.dims.d_model)
         plain = self.value(Site("final_norm"))[position] @ weight.detach().float().cpu() + offset.detach().float().cpu()
+        whole = float(logits @ plain / (plain @ plain).clamp_min(1e-30))
         plain, logits = plain - plain.mean(), logits - logits.mean()
         factor = float(logits @ plain / (plain @ plain).clamp_min(1e-30))
         off = float((logits - factor * plain).norm() / logits.norm().clamp_min(1e-30))
-        return 1.0 if off > LINEAR or abs(factor - 1) < LINEAR else factor
+        capped = abs(whole - factor) > LINEAR * abs(factor)  # far from 0 a cap is a line, but not through 0
+        return 1.0 if off > LINEAR or capped or abs(factor - 1) < LINEAR else factor
 
     def _joined(self, sites: Sequence[Site]) -> Float[Tensor, "pos d"]:
         return torch.cat([self.value(site) for site in sites], 1)

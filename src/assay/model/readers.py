@@ -109,8 +109,12 @@ class Readers:
         return mid if reader.name == "mlp_in" and mid in self.layout.points else Site("resid_pre", reader.layer)
 
     def projection(self, name: str, layer: int) -> Projection:
-        """q, k or v of a layer."""
-        point = self.layout.points[Site(name, layer)]
+        """q, k or v of a layer. Raises SiteError where they cannot be told apart."""
+        site = Site(name, layer)
+        if site not in self.layout.points or site in self.layout.refused:
+            why = self.layout.refused.get(site) or self.layout.absent.get(site, "this model has no such site")
+            raise SiteError(f"site {site} is not offered by this model: {why}. Its attention cannot be taken apart.")
+        point = self.layout.points[site]
         weight, bias = affine(self.hf.get_submodule(point.path), self.layout.dims.d_model)
         assert point.split is not None
         return Projection(point.split.get(weight).movedim(0, 1), point.split.get(bias))
