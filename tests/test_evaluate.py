@@ -27,6 +27,7 @@ from assay.features.held_out import HeldOut, Limits, SideBySide
 from assay.features.labelled import Labelled, labelled, of_concept
 from assay.features.ratios import ratio
 from assay.features.sparse_probing import linear_probe, sparse_probing, spurious_removal, targeted_perturbation, without
+from assay.features.spliced import MEAN, PLAIN, Losses
 from assay.features.stream import Paired, TensorStream
 from assay.features.train import TrainPlan, train
 from conftest import tiny
@@ -186,10 +187,24 @@ def test_loss_recovered_equals_raw_hooks(model, sae, found):
     assert own["CE"].value == pytest.approx(sums["own"][0] / n, rel=1e-4)
     for against in ("zero", "mean"):
         lost, most = sums["own"][0] - sums["plain"][0], sums[against][0] - sums["plain"][0]
-        assert own[f"CE recovered, against {against}"].value == pytest.approx(1 - lost / most, abs=2e-2 + 1e-5 / abs(most))
+        recovered = own[f"CE recovered, against {against}"]
+        if most > 0:
+            assert recovered.value == pytest.approx(1 - lost / most, abs=2e-2 + 1e-5 / most)
+        else:
+            assert recovered is None and any(f"Ablation ({against}" in note or f", {against})" in note for note in found.notes)
         assert own[f"KL recovered, against {against}"].value == pytest.approx(1 - sums["own"][1] / sums[against][1], abs=1e-3)
     everywhere = losses_by_hand(model, scored.rows, layer, lambda x, _, n: sae.reconstruct(x[0])[None])
     assert own["CE, every position"].value == pytest.approx(everywhere[0] / n, rel=1e-4)
+
+
+def test_nothing_is_recovered_where_ablation_costs_nothing():
+    """Loss 3, ablated 2.9, of the dictionary 3.1: a quotient would be 2, and praise what does harm."""
+    for ablated, wanted in ((2.9, None), (3.0, None), (3.4, 0.75)):
+        losses, places = Losses(4), torch.arange(4).repeat(5)
+        for name, ce in ((PLAIN, 3.0), (MEAN, ablated), ("own", 3.1)):
+            losses.add(name, places, torch.full((20,), ce), torch.full((20,), 0.1))
+        found = losses.recovered("own", MEAN)
+        assert found is None if wanted is None else found.value == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("skip", [False, True])

@@ -9,7 +9,7 @@ import transformers as T
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from assay.data.corpora import open_corpus
-from assay.errors import CorpusError
+from assay.errors import CorpusError, UsageError
 from assay.features.absorption import letter_words
 from assay.features.agreement import agreement
 from assay.features.codes import Codes, Pairs, from_arrays, to_arrays
@@ -41,6 +41,14 @@ def test_of_two_concepts_tpp_says_nothing_and_of_three_it_finds_specific_latents
     assert two.scores == () and "opposites" in two.why and two.base > 0.9
     three = targeted_perturbation(texts(3, 1), texts(3, 2), AXES, removed=(1,))
     assert three.scores[0][1] > 0.15 and not three.why
+
+
+def test_a_property_of_all_texts_or_of_none_is_refused_by_tpp():
+    for part in ("fit", "held"):
+        given = {"fit": texts(3, 1), "held": texts(3, 2)}
+        given[part].labels["a"][:] = False
+        with pytest.raises(UsageError, match=rf"texts \({part}\): got 'a: all or none'"):
+            targeted_perturbation(given["fit"], given["held"], AXES, removed=(1,))
 
 
 @pytest.mark.parametrize(("n", "most"), [(700, 500), (1200, 450), (300, 6000)])

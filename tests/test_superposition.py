@@ -116,6 +116,19 @@ def test_layers_against_raw_activations(family):
         S.layer_summaries(model, [[[3]]], [1])
 
 
+def test_neurons_that_write_nothing_overlap_with_none():
+    """A pruned neuron has no direction; overlap of the others by hand."""
+    model = tiny("llama")
+    with torch.no_grad():
+        model.hf.model.layers[1].mlp.down_proj.weight[:, 3] = 0.0
+    rows = S.neuron_outputs(model, 1)
+    rows = torch.cat([rows[:3], rows[4:]])
+    units = rows / rows.norm(dim=1, keepdim=True)
+    squares = (units @ units.T).square()[~torch.eye(len(rows), dtype=torch.bool)].mean()
+    (found,) = S.layer_summaries(model, [[[5, 9, 3, 17, 6, 8]]], [1])
+    assert found.output_interference == pytest.approx(float(squares) * rows.shape[1], rel=1e-4)
+
+
 # toy models --------------------------------------------------------------------------------------
 
 

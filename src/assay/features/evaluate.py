@@ -173,6 +173,8 @@ def evaluate(
     found = _measured(source, ways, plan, report, True, where, folder)
     columns = _columns(found, ways)
     notes = _notes(dictionary, source, controls)
+    if found.losses is not None and (free := [way for way in (MEAN, ZERO) if found.losses.recovered(OWN, way) is None]):
+        notes.append(f"Ablation ({', '.join(free)}) does not raise the cross-entropy: no share of that is recovered.")
     if controls.untrained is not None and isinstance(data, HeldOut):
         columns.append(_untrained(controls.untrained, data, plan, report, Where(engine, None), folder and folder / "untrained"))
     alive = found.latents[OWN].counts > 0

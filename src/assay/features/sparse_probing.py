@@ -126,6 +126,10 @@ def targeted_perturbation(
     names = list(fit.labels)
     if len(names) < 2:
         raise bad_argument("labels", names, "two properties or more", "TPP asks what latents of one do to another.")
+    for part, texts in (("fit", fit), ("held", held)):
+        for name in names:
+            if len(set(texts.label(name).tolist())) < 2:
+                raise bad_argument(f"texts ({part})", f"{name}: all or none", "texts that have it and texts that lack it")
     probes = {name: linear_probe(fit.y, fit.label(name)) for name in names}
     before = {name: _balanced(held.y, probes[name], held.label(name)) for name in names}
     mirrors = [f"{a} and {b}" for number, a in enumerate(names) for b in names[:number]

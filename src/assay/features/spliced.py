@@ -73,8 +73,10 @@ class Losses:
         return ratio(self.ce[name].numpy(), self.n.numpy())
 
     def recovered(self, name: str, against: str) -> Measure | None:
-        """Share of the cross-entropy that ablation costs and this does not."""
+        """Share of the cross-entropy that ablation costs and this does not; None where ablation costs nothing."""
         lost, most = self.ce[name] - self.ce[PLAIN], self.ce[against] - self.ce[PLAIN]
+        if float(most.sum()) <= 0:
+            return None
         return complement(ratio(lost.numpy(), most.numpy()))
 
     def kl_recovered(self, name: str, against: str) -> Measure | None:

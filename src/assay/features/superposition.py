@@ -239,5 +239,7 @@ def layer_summaries(
 
 def _summary(model: Model, layer: int, neurons: _Moments, stream: _Moments) -> LayerSummary:
     written = neuron_outputs(model, layer)
+    written = written[written.norm(dim=1) > 0]
+    overlap = _cosines(written)[1] * written.shape[1] if len(written) > 1 else float("nan")
     return LayerSummary(layer, model.dims.d_mlp, model.dims.d_model, neurons.n, neurons.spread / neurons.n, neurons.filled,
-                        stream.filled, _cosines(written)[1] * written.shape[1], neurons.kurtosis)  # fmt: skip
+                        stream.filled, overlap, neurons.kurtosis)  # fmt: skip

@@ -8,7 +8,7 @@
    its parent, and its value is scaled by the parent's.
 4. `recovery` compares a dictionary with the truth on tokens it was not trained on. Directions: mean over features of
    the largest cosine with a latent (MMCS), mean cosine of the best one-to-one matching (MCC), features found (cosine
-   above .9). Latents: those whose nearest feature nobody else has (unique), those near none (false), never active
+   above .9). Latents: distinct nearest features over active latents (unique), those near none (false), never active
    (dead). Firing: F1 of matched latents against their features, as detectors.
 5. Absorption: a parent's recall by its matched latent without a child, minus with one. Leakage: cosine of the child's
    latent with the parent's direction, beyond what the two directions share.
