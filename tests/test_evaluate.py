@@ -207,6 +207,17 @@ def test_nothing_is_recovered_where_ablation_costs_nothing():
         assert found is None if wanted is None else found.value == pytest.approx(wanted, rel=1e-5)
 
 
+def test_controls_are_trained_without_tokens_that_are_massive_at_one_of_several_sites(model):
+    sites = ("resid_post.0", "resid_post.1")
+    both = make_dictionary(Spec("crosscoder", 16, 64, 64, 4, sites, sites, options={"sizes": [32, 32]}))
+    held = held_of(n=10)
+    norms = model.capture([list(row) for row in held.rows], ["resid_post.1"]).rows("resid_post.1")
+    norms = torch.cat([rows[1:].norm(dim=1) for rows in norms])
+    limit = float(norms.quantile(0.8))
+    both.provenance = {"stream": {"limits": {"guards": {}, "norm_limits": {"resid_post.0": 1e9, "resid_post.1": limit}}}}
+    assert activations(model, both, held, 10**6).n_tokens == int((norms <= limit).sum()) < len(norms)
+
+
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_transcoder_is_spliced_into_the_mlp(model, skip):
     coder = trained(model, inputs=("mlp_in.1",), outputs=("mlp_out.1",), skip=skip)

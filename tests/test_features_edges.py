@@ -138,3 +138,15 @@ def test_latents_of_a_target_that_goes_with_what_is_spurious_are_not_taken_out()
     part = Labelled(x, x, latents, {"t": target, "s": spurious}, [str(number) for number in range(800)])
     probe, even = (AXES[1].double().numpy(), 0.0), _balanced_rows(part, "t", "s")
     assert used_latents(part, directions, probe, "s")[0] == 0 and used_latents(part, directions, probe, "s", even)[0] == 1
+
+
+def test_latents_are_ranked_as_the_two_scores_are_defined():
+    """Four latents: for it, less for it, against it (on without the property, along the probe), and twice against."""
+    has = np.arange(40) < 20
+    on = torch.tensor(np.stack([3.0 * has, 1.0 * has, 2.0 * ~has, 2.5 * ~has], 1)).float()
+    directions = torch.eye(4)[[0, 0, 0, 0]] * torch.tensor([1.0, 1.0, 1.0, -1.0])[:, None]
+    x = on @ directions
+    part = Labelled(x, x, on, {"p": has}, [str(number) for number in range(40)])
+    probe = (np.array([1.0, 0, 0, 0]), 0.0)
+    assert used_latents(part, directions, probe, "p") == [0, 1]  # (mean difference, 0 or more) x (direction . probe)
+    assert used_latents(part, directions, probe, "p", either=True) == [0, 3, 2, 1]  # by the size of the product

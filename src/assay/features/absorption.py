@@ -9,6 +9,9 @@
 3. First letters: words of the model's own vocabulary, each in the same short context and read at its token; the concepts
    are "begins with s". Words for fitting and words for scores are apart.
 
+SAEBench counts one latent (or the three largest) as carrying, of projections that are not centred, and up to ten main
+latents: its numbers are lower and not to be compared with these.
+
 A probe is fitted and can be wrong. Where it is at chance, nothing about the dictionary follows: its accuracy is beside.
 """
 

@@ -4,10 +4,10 @@
    deviations, chosen on texts for fitting; a logistic probe on them, scored on other texts. Beside it the same with the
    site's raw coordinates and its principal axes, and a probe on everything.
 2. Targeted probe perturbation (TPP, Karvonen et al. 2025, arXiv 2503.09532): linear probes for several properties; for
-   property i the n latents with the largest (mean difference) x (direction . probe i) are taken out of the activations.
+   property i the n latents with the largest (mean difference, 0 or more) x (direction . probe i) are taken out.
        TPP = mean_i (A_i - A_ii) - mean_(i != j) (A_j - A_ij),     A_ij: accuracy of probe j with latents of i taken out
 3. Spurious correlation removal (SCR, the same paper, after SHIFT of Marks et al. 2024): a probe for `target` learns from
-   texts where `spurious` goes with it; latents that a probe for `spurious` uses are taken out.
+   texts where `spurious` goes with it; the n latents that a probe for `spurious` uses most, either way, are taken out.
        SCR = (A - A_base) / (A_oracle - A_base)    on balanced texts; the oracle learned from balanced texts
    Where the biased probe is hardly worse than the oracle there is nothing to remove, and none is given.
    Both are defined with latents set to zero. That moves every text by what the latents add on average, past the
@@ -165,23 +165,26 @@ def spurious_removal(
     base, best = (_balanced(held.y[scored], probe, truth) for probe in (biased, oracle))
     if best - base < LEAST_GAP:
         return Removal("SCR", (), base, f"the biased probe ({base:.2f}) is hardly worse than the oracle ({best:.2f})")
-    order = used_latents(fit, directions, unwanted, spurious, even)  # in all rows, latents of the target differ as well
+    order = used_latents(fit, directions, unwanted, spurious, even, True)  # in all rows, latents of the target differ, too
     to = _set_to(fit, ablation)
     left = {n: _balanced(without(held, directions, order[:n], to)[scored], biased, truth) for n in removed}
     return Removal("SCR", tuple((n, (value - base) / (best - base)) for n, value in left.items()), base)
 
 
 def used_latents(
-    fit: Labelled, directions: Float[Tensor, "latent d"], probe: Direction, label: str, among: np.ndarray | None = None
-) -> list[int]:
-    """Latents by (mean of members - mean of others) x (direction . probe), largest first; those below 0 are left out.
+    fit: Labelled, directions: Float[Tensor, "latent d"], probe: Direction, label: str, among: np.ndarray | None = None,
+    either: bool = False,
+) -> list[int]:  # fmt: skip
+    """Latents by (mean of members - mean of others) x (direction . probe), largest first; those at 0 are left out.
 
-    `among`: the rows these means are of; None: all.
+    TPP takes a difference below 0 as 0; SCR (`either`) takes the product's size. `among`: the rows these means are of; None:
+    all.
     """
     chosen = slice(None) if among is None else torch.as_tensor(among)
     written, rows = fit.written[chosen], torch.as_tensor(fit.label(label))[chosen]
     gap = written[rows].mean(0) - written[~rows].mean(0)
-    effect = gap.double() * (directions.double() @ torch.as_tensor(probe[0]))
+    effect = (gap if either else gap.clamp_min(0)).double() * (directions.double() @ torch.as_tensor(probe[0]))
+    effect = effect.abs() if either else effect
     order = effect.argsort(descending=True)
     return order[effect[order] > 0].tolist()
 
