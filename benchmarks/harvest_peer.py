@@ -38,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(threads)
     ids = np.load(rows)
     ids = ids[: len(ids) // ROWS * ROWS]
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).eval()
     name, context, width = f"model.layers.{layer}", ids.shape[1], model.config.hidden_size
     hooked = HookedProxyLM(model, AutoTokenizer.from_pretrained(folder), hook_names=[name])
     store = ActivationsStore(

@@ -178,8 +178,6 @@ def _specs_of(stream: Any, inputs: tuple[str, ...], outputs: tuple[str, ...], gi
         raise bad_argument("--architecture", architecture, "one that trains", "It is only read from files.")
     for spec in found:
         made = make_dictionary(spec)  # its own errors, before any long work
-        if not made.trains:
-            raise bad_argument("--architecture", architecture, "one that trains", "It is only read from files.")
         if spec.k is None and not made.steered:
             raise bad_argument("--k", "none", f"1 to {spec.width} for this {architecture}", f"Without k: {WITHOUT_K}.")
     return found

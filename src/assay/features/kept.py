@@ -34,10 +34,8 @@ FORMAT = 1
 
 def save(dictionary: Dictionary, folder: Path, dtype: str = "fp32") -> Path:
     """Write a dictionary. Raises UsageError for another dtype or numbers that do not fit into it."""
-    if dtype not in DTYPES:
-        raise bad_argument("dtype", dtype, ", ".join(DTYPES))
-    numbers = {name: _rounded(name, value, dtype) for name, value in dictionary.state_dict().items()}
     rounded = as_kept(dictionary, dtype)
+    numbers = {name: value.to(DTYPES[dtype]).contiguous() for name, value in rounded.state_dict().items()}
     x = probe_inputs(rounded)
     tensors = {**numbers, "probe.inputs": x, "probe.outputs": rounded.reconstruct(x).contiguous()}
     write_file(folder / TENSORS, save_tensors(tensors))
@@ -48,7 +46,10 @@ def save(dictionary: Dictionary, folder: Path, dtype: str = "fp32") -> Path:
 
 
 def as_kept(dictionary: Dictionary, dtype: str) -> Dictionary:
-    """What `load` gives after `save` with this dtype, without its provenance: the numbers rounded, and their digest."""
+    """What `load` gives after `save` with this dtype, without its provenance: the numbers rounded, and their digest.
+
+    Raises UsageError for another dtype, and for numbers that do not fit into it.
+    """
     if dtype not in DTYPES:
         raise bad_argument("dtype", dtype, ", ".join(DTYPES))
     found = make_dictionary(dictionary.spec, dictionary.name)
