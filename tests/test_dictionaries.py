@@ -19,7 +19,7 @@ from assay.features.codes import above, bag, codes_of, from_arrays, join, read, 
 from assay.features.describe import describe
 from assay.features.dictionary import ARCHITECTURES, Spec, Stage, make_dictionary
 from assay.features.stream import Paired, TensorStream
-from assay.features.train import TrainPlan, rate, refit, train
+from assay.features.train import TrainPlan, k_scale, rate, refit, train
 
 SAES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated")
 D, WIDTH, K = 12, 32, 4
@@ -302,6 +302,45 @@ def test_the_rate_rises_stays_and_falls():
     rates = [rate(plan, step) for step in range(plan.steps)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)]) and rates[50] == 1
     assert rates[-1] == pytest.approx(0.05)
+
+
+def test_k_falls_from_where_an_architecture_begins_or_the_plan_says():
+    plan = TrainPlan(tokens=100 * 10, batch=10)
+    assert [k_scale(plan, 4, step, 2.0) for step in (0, 5, 10, 99)] == pytest.approx([2, 1.5, 1, 1])
+    assert k_scale(replace(plan, k_start=12), 4, 0, 2.0) == 3 and k_scale(replace(plan, k_start=4), 4, 0, 2.0) == 1
+    assert k_scale(plan, None, 0, 2.0) == k_scale(replace(plan, k_anneal=0.0), 4, 0, 2.0) == k_scale(plan, 4, 0) == 1
+    stream, plan = TensorStream({"acts": planted()}), TrainPlan(tokens=256 * 40, batch=256)
+    for architecture, first in (("topk", K), ("batchtopk", 2 * K), ("matryoshka", K)):
+        found = train(stream, [spec_of(architecture)], plan)[0]
+        assert [line.l0 for line in found.history[:1] + found.history[-1:]] == pytest.approx([first, K], rel=0.05)
+        assert found.dictionary.provenance["plan"]["k_start"] == first
+    with pytest.raises(UsageError, match="k_start: got 0; allowed: 1 or more"):
+        TrainPlan(k_start=0)
+
+
+def test_a_recipe_that_says_nothing_of_its_first_k_had_the_same_k_throughout():
+    plan = TrainPlan(tokens=256 * 30, batch=256)
+    found, plain = (train(TensorStream({"acts": planted()}), [spec_of("batchtopk")], each)[0].dictionary
+                    for each in (plan, replace(plan, k_start=K)))  # fmt: skip
+    assert found.digest != plain.digest and found.refit(planted()).digest == found.digest
+    found.provenance["plan"]["k_start"] = None  # as it was written before
+    assert found.refit(planted()).digest == plain.digest
+
+
+def test_jumprelu_aims_at_twice_k_first_and_never_at_more_than_there_are():
+    made = make_dictionary(spec_of("jumprelu"))
+    x = planted(512)
+    made.start(x, x, torch.Generator().manual_seed(0))
+    said = []
+    for scale in (1.0, 2.0, 1e9):
+        stage = Stage(0, 10, 1.0, 1.0, None, scale)
+        with torch.no_grad():
+            pairs = made.choose(made.scores(x), stage)
+            l0 = float((made.pre(x) > made.threshold).sum() / len(x))
+        said.append(made.objective(x, x, stage).penalty)
+        assert said[-1] == pytest.approx(6 * (l0 / min(K * scale, made.width) - 1) ** 2, rel=1e-4, abs=1e-6)
+        assert pairs.n_tokens == 512
+    assert said[0] < said[1] < said[2]
 
 
 def test_training_that_was_stopped_ends_with_the_same_numbers(tmp_path):

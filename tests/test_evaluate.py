@@ -18,7 +18,7 @@ from assay.features import sums
 from assay.features.absorption import absorption, first_letters, hierarchy_gap, vocabulary_words
 from assay.features.agreement import agreement, duplicates
 from assay.features.codes import codes_of
-from assay.features.concept_scores import concept_scores
+from assay.features.concept_scores import concept_scores, members
 from assay.features.cost import cost
 from assay.features.dictionary import Spec, make_dictionary
 from assay.features.evaluate import Controls, EvaluationPlan, activations, evaluate, same_recipe
@@ -650,6 +650,23 @@ def test_without_an_evaluation_limits_are_measured_on_the_texts(glass, monkeypat
     x = ev.read(glass, [SITE], held)
     assert len(told) == 6 and told[0].measured and told[0].x == pytest.approx(10 * float(x.norm(dim=1).median()))
     assert len(set(told)) == 1
+
+
+def test_members_of_two_concepts_are_one_text_and_on_one_side(glass):
+    texts = concept_texts(("animals", "tense"), 0)
+    coder = make_dictionary(Spec("topk", 16, glass.dims.d_model, glass.dims.d_model, k=2, inputs=(SITE,), outputs=(SITE,)))
+    animals, tense = (prepare_concept(texts[name][0], glass) for name in texts)
+    both = members(glass, coder, {"animals": animals, "tense": tense})
+    shared = prepare_concept([*texts["tense"][0], *texts["animals"][0][:6]], glass)
+    found = members(glass, coder, {"animals": animals, "tense": shared})
+    twice = sum(example.label == 1 for example in texts["animals"][0][:6])
+    assert twice and len(found.x) == len(both.x)
+    assert int((found.label("animals") & found.label("tense")).sum()) == twice
+    assert not (both.label("animals") & both.label("tense")).any()
+    member = next(example for example in texts["animals"][0] if example.label)
+    leaks = {**texts, "tense": (texts["tense"][0], [*texts["tense"][1], member])}
+    with pytest.raises(UsageError, match="members of another concept for scores"):
+        concept_scores(glass, coder, leaks)
 
 
 def test_first_letters_are_asked_of_the_models_own_words(glass):

@@ -346,6 +346,7 @@ def _concept_tables(further: Mapping[str, Any]) -> list[Any]:
         table.add_row(f"TPP: not said, {own['removal']['why']}")
     for concept in [letter["concept"] for letter in own["letters"]]:
         by_way = [{letter["concept"]: letter for letter in way["letters"]}.get(concept) for way in further.values()]
-        cells = ["" if each is None else f"{each['absorbed']:.3f} (probe {each['probe']:.2f})" for each in by_way]
+        cells = ["" if each is None else f"{each['absorbed']:.3f} (silent {each['silent']:.2f}, probe {each['probe']:.2f})"
+                 for each in by_way]  # fmt: skip
         table.add_row(f"absorbed, first letter {concept}", *cells)
     return [table]

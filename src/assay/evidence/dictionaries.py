@@ -79,8 +79,8 @@ def directions_of(dictionary: Dictionary) -> Float[Tensor, "latent d"]:
 class DictionarySetup:
     """What is fixed before sealed data are read. `total`: mean squared distance from the mean, on tune.
 
-    `errors`: reconstruction errors of tune examples; `twin`: an untrained host, the recipe refitted on it, and
-    mean and total there; `main`: the latent that ranks members best; `truth`: planted directions, if known.
+    `errors`: reconstruction errors of tune examples; `codes`: mean latents there; `twin`: an untrained host, the recipe
+    refitted on it, and mean and total there; `main`: the latent that ranks members best; `truth`: planted directions, if known.
     """
 
     site: str
@@ -88,6 +88,7 @@ class DictionarySetup:
     mean: Tensor
     total: float
     errors: Tensor
+    codes: Tensor
     random: Mapping[str, Tensor]
     twin: tuple[Host, Dictionary, Tensor, float] | None
     second: Dictionary | None

@@ -72,7 +72,7 @@ class Reconstructs:
         truth = getattr(host, "directions", None)
         twin = refitted(host, site, dictionary, tune, seed)
         setup = DictionarySetup(
-            site, dictionary, mean, total, acts - dictionary.decode(codes), random, twin, second,
+            site, dictionary, mean, total, acts - dictionary.decode(codes), codes.mean(0), random, twin, second,
             concept_probe(acts, member), best_latent(codes, member),
             None if truth is None else unit(torch.as_tensor(truth, dtype=torch.float32)), seed,
             sparse_probes(dictionary.encode, acts, member),

@@ -3,7 +3,7 @@
 1. Absorption (after Chanin et al. 2024, arXiv 2409.14507): a linear probe for the concept; main latents: sparse probes
    with one latent more each time, as long as F1 on the fitting texts rises by more than .03 (how many: splitting).
    Of members that the probe gets right: absorbed where all main latents are silent, and others that point along the
-   probe (cosine of .1 or more) carry .4 or more of the activation's projection on it.
+   probe (cosine of .1 or more) carry .4 or more of the activation's projection on it, both from their means for fitting.
 2. Hierarchy gap, where a narrower concept is labelled, too: recall of the concept by its best latent on members outside
    of the narrower concept, minus recall on those inside. A latent without holes has 0.
 3. First letters: words of the model's own vocabulary, each in the same short context and read at its token; the concepts
@@ -29,7 +29,7 @@ from assay.errors import UsageError, bad_argument
 from assay.features.dictionary import Dictionary
 from assay.features.held_out import Limits
 from assay.features.labelled import Labelled, labelled
-from assay.features.sparse_probing import linear_probe, mean_gaps
+from assay.features.sparse_probing import check_classes, linear_probe, mean_gaps
 from assay.model.model import Model
 
 ALIGNED, CARRIED, RISE, MOST_MAIN = 0.1, 0.4, 0.03, 5
@@ -38,7 +38,9 @@ FEWEST, CONTEXT = 20, "The next word in the list is"  # words of a letter on eac
 
 @dataclass(frozen=True)
 class Absorption:
-    """Of one concept. `absorbed`, `silent`: shares of the members the probe gets right (`n`); `splits`: main latents."""
+    """Of one concept. `absorbed`, `silent`: shares of the members the probe gets right (`n`); `splits`: how many main latents.
+
+    Without any (`main` is empty) all members are silent: none absorbed is then no merit."""
 
     concept: str
     absorbed: float
@@ -64,12 +66,14 @@ class Gap:
 
 
 def absorption(
-    fit: Labelled, held: Labelled, directions: Float[Tensor, "latent d"], label: str, reads: str = "y"
+    fit: Labelled, held: Labelled, directions: Float[Tensor, "latent d"], label: str
 ) -> Absorption | None:
-    """Of one concept, scored on `held`; `reads`: whether the probe is on targets or inputs. None: the probe finds no member."""
-    acts_fit, acts = getattr(fit, reads), getattr(held, reads)
-    weights, bias = linear_probe(acts_fit, fit.label(label), 0.1)
-    said = acts.numpy().astype(float) @ weights + bias > 0
+    """Of one concept, scored on `held`, with a probe on targets. None: the probe finds no member.
+
+    Raises UsageError where a class is missing on either side."""
+    check_classes(fit, held, label)
+    weights, bias = linear_probe(fit.y, fit.label(label), 0.1)
+    said = held.y.numpy().astype(float) @ weights + bias > 0
     right = torch.as_tensor(said & held.label(label))
     accuracy = float(balanced_accuracy_score(held.label(label), said))
     if not bool(right.any()):
@@ -80,19 +84,21 @@ def absorption(
     aligned = along >= ALIGNED * directions.norm(dim=1)
     aligned[list(main)] = False
     silent = (held.codes[:, list(main)] == 0).all(1)
-    projection = (acts - acts_fit.mean(0)) @ probe
-    carried = held.written[:, aligned] @ along[aligned]
+    projection = (held.y - fit.y.mean(0)) @ probe
+    carried = (held.written - fit.written.mean(0))[:, aligned] @ along[aligned]
     absorbed = silent & (projection > 0) & (carried >= CARRIED * projection)
     return Absorption(label, float(absorbed[right].float().mean()), float(silent[right].float().mean()), len(main), main,
                       accuracy, int(right.sum()))  # fmt: skip
 
 
 def main_latents(fit: Labelled, label: str) -> tuple[int, ...]:
-    """The latents that stand for a concept: one, and others as long as a probe on them gains."""
+    """The latents that stand for a concept: one, and others as long as a probe on them gains; none where no latent is
+    larger at members."""
     member = fit.label(label)
     rows = torch.as_tensor(member)
     signed = fit.codes[rows].mean(0) - fit.codes[~rows].mean(0)
-    order = torch.where(signed > 0, mean_gaps(fit.codes, member), -1.0).argsort(descending=True).tolist()
+    order = torch.where(signed > 0, mean_gaps(fit.codes, member), -1.0).argsort(descending=True, stable=True)
+    order = order[signed[order] > 0].tolist()
     best, chosen = -1.0, 1
     for k in range(1, min(MOST_MAIN, len(order)) + 1):
         weights, bias = linear_probe(fit.codes[:, order[:k]], member)
@@ -104,12 +110,17 @@ def main_latents(fit: Labelled, label: str) -> tuple[int, ...]:
     return tuple(order[:chosen])
 
 
-def hierarchy_gap(fit: Labelled, held: Labelled, parent: str, child: str) -> Gap:
-    """Holes of a parent's best latent where a child is. Raises UsageError where members with or without are missing."""
-    latent = main_latents(fit, parent)[0]
+def hierarchy_gap(fit: Labelled, held: Labelled, parent: str, child: str) -> Gap | None:
+    """Holes of a parent's best latent where a child is; None where no latent stands for the parent.
+
+    Raises UsageError where a class is missing, or members with or without the child."""
+    check_classes(fit, held, parent)
     member, inside = held.label(parent), held.label(child)
     if not (member & inside).any() or not (member & ~inside).any():
         raise bad_argument("texts", f"members of {parent!r} only with or only without {child!r}", "both")
+    if not (main := main_latents(fit, parent)):
+        return None
+    latent = main[0]
     firing = (held.codes[:, latent] > 0).numpy()
     return Gap(latent, float(firing[member & ~inside].mean()), float(firing[member & inside].mean()))
 
@@ -149,6 +160,8 @@ def letter_words(
     model: Model, words: int = 60
 ) -> tuple[list[str], tuple[list[tuple[int, str]], list[tuple[int, str]]]]:
     """Letters that enough words of the vocabulary begin with, and the words for fitting and for scores. Raises UsageError."""
+    if words < FEWEST:
+        raise bad_argument("words", words, f"{FEWEST} or more, of a letter on each side")
     sides = vocabulary_words(model, words)
     letters = [letter for letter in string.ascii_lowercase
                if min(sum(text.startswith(letter) for _, text in side) for side in sides) >= FEWEST]  # fmt: skip

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from assay.data.prepare_concept import PreparedConcept, prepare_concept
 from assay.errors import bad_argument
 from assay.features.absorption import Absorption, first_letters
@@ -43,12 +41,16 @@ def concept_scores(
 ) -> ConceptScores:  # fmt: skip
     """Probes of every concept of `texts`: name -> (examples for fitting, examples for scores).
 
-    Raises UsageError for texts on both sides, TaskError for examples that this model cannot read.
+    Raises UsageError for texts on both sides, of whichever concepts, TaskError for examples that this model cannot read.
     """
     prepared = {name: tuple(prepare_concept(side, model) for side in sides) for name, sides in texts.items()}
     for name, (ours, theirs) in texts.items():
         if shared := {example.text for example in ours} & {example.text for example in theirs}:
             raise bad_argument(f"texts of {name}", f"{len(shared)} on both sides, e.g. {min(shared)!r}", "none")
+    ours, theirs = ({example.text for sides in texts.values() for example in sides[side] if example.label} for side in (0, 1))
+    if shared := ours & theirs:
+        said = f"{len(shared)} members for fitting that are members of another concept for scores, e.g. {min(shared)!r}"
+        raise bad_argument("texts", said, "none: members of all concepts are one set", "Move them to one side.")
     if limits is None and prepared:
         limits = _limits(model, dictionary, [row for fit, _ in prepared.values() for row in fit.tokens])
     probes = {}
@@ -78,12 +80,13 @@ def _limits(model: Model, dictionary: Dictionary, rows: Sequence[Sequence[int]])
 def members(
     model: Model, dictionary: Dictionary, concepts: Mapping[str, PreparedConcept], limits: Limits | None = None
 ) -> Labelled:  # fmt: skip
-    """Members of all concepts; a text has the properties whose members it is among."""
-    rows, owners, clusters = [], [], []
+    """Members of all concepts, each text once; a text has the properties whose members it is among."""
+    owners: dict[tuple[int, ...], set[str]] = {}
+    clusters: dict[tuple[int, ...], str] = {}
     for name, prepared in concepts.items():
-        chosen = [number for number, label in enumerate(prepared.labels) if label]
-        rows += [prepared.tokens[number] for number in chosen]
-        clusters += [f"{name} {prepared.templates[number]}" for number in chosen]
-        owners += [name] * len(chosen)
-    labels = {name: np.array(owners) == name for name in concepts}
-    return labelled(model, dictionary, rows, {name: each.tolist() for name, each in labels.items()}, clusters, limits=limits)
+        for row, template, label in zip(prepared.tokens, prepared.templates, prepared.labels, strict=True):
+            if label:
+                owners.setdefault(tuple(row), set()).add(name)
+                clusters.setdefault(tuple(row), f"{name} {template}")
+    labels = {name: [int(name in each) for each in owners.values()] for name in concepts}
+    return labelled(model, dictionary, list(owners), labels, list(clusters.values()), limits=limits)

@@ -20,8 +20,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from assay.errors import bad_argument
+
 WEIGHT_BITS = 16
 SHARE = 0.01  # of the error that rounding may add
+ENOUGH = 100  # values, for bins to be counted as too many for them
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,22 @@ def cost(
     l0, which, weights = float(rates.double().sum()), _which(rates), WEIGHT_BITS * n_weights / max(corpus_tokens, 1)
     if not len(sizes) or l0 == 0:
         return Cost(which, 0.0, weights, 0.0)
+    if not math.isfinite(error):
+        raise bad_argument("error", error, "a finite number")
     step = float((12 * SHARE * max(error, 1e-12) / l0) ** 0.5)
-    counts = (sizes.double() / step).round().long().unique(return_counts=True)[1].double()
-    shares = counts / counts.sum()
-    return Cost(which, l0 * float(-(shares * shares.log2()).sum()), weights, step)
+    return Cost(which, l0 * _bits(sizes.double() / step), weights, step)
+
+
+def _bits(steps: Float[Tensor, " active"]) -> float:
+    """Entropy of values rounded to whole steps. A sample of n cannot show more than log2 n bits: where it fills more than
+    n / 10 bins, these are made twice as wide until it does not, and each time counts as the bit that it costs (values are
+    level within a narrow bin)."""
+    halvings, bins = 0, steps.round().unique(return_counts=True)[1]
+    while len(steps) >= ENOUGH and len(bins) > len(steps) / 10:
+        halvings += 1
+        bins = (steps / 2**halvings).round().unique(return_counts=True)[1]
+    shares = bins.double() / len(steps)
+    return halvings + float(-(shares * shares.log2()).sum())
 
 
 def cost_in_words(rates: Float[Tensor, " latent"], further: int, n_weights: int, corpus_tokens: int) -> Cost:

@@ -179,6 +179,7 @@ class Dictionary(nn.Module):
     stand_in: ClassVar[str] = ""  # what is trained for a control, where it does not train
     reads_texts: ClassVar[bool] = False  # latents of a token depend on those before it: `code_text`, `predict_text`
     unit_decoder: ClassVar[bool] = True  # decoder rows are kept at norm 1 in training
+    k_first: ClassVar[float] = 1.0  # times k latents are active at the first step of training, where a plan does not say
     per_latent: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "W_dec")  # what is divided where latents are
 
     def __init__(self, spec: Spec, name: str = "") -> None:

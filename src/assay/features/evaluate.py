@@ -202,7 +202,7 @@ def same_recipe(
     for sites the stream does not have.
     """
     record = dictionary.provenance.get("plan")
-    plan = TrainPlan() if record is None else plan_of(record)
+    plan = TrainPlan() if record is None else plan_of(record, dictionary.spec.k)
     plan = replace(plan, seed=plan.seed + 1 if seed is None else seed, tokens=min(plan.tokens, tokens or plan.tokens))
     if frozen:
         plan = replace(plan, frozen=("W_dec",))

@@ -42,6 +42,12 @@ class Labelled:
         counts = {len(self.x), len(self.y), len(self.codes), len(self.clusters), *map(len, self.labels.values())}
         if len(counts) != 1 or counts == {0}:
             raise bad_argument("texts", f"{sorted(counts)} rows of different parts", "as many of each, 1 or more")
+        for name in ("x", "y", "codes", "scaled"):
+            part = getattr(self, name)
+            if part is not None and not bool(torch.isfinite(part).all()):
+                rows = (~torch.isfinite(part)).any(1).nonzero().flatten().tolist()
+                said = f"numbers that are not finite in {len(rows)} of {len(part)} texts, e.g. text {rows[0]}"
+                raise bad_argument(f"texts: {name}", said, "finite ones")
 
     def label(self, name: str) -> np.ndarray:
         """One property. Raises UsageError for one that is not there."""
@@ -56,8 +62,11 @@ def labelled(
 ) -> Labelled:  # fmt: skip
     """Texts of token ids, read at one position each (`at`) or as means over typical tokens.
 
-    A text with no typical token is read as the mean of all its tokens.
+    A text with no typical token is read as the mean of all its tokens. Raises UsageError for a position a text does not have.
     """
+    for number, (row, place) in enumerate(zip(rows, at or (), strict=False)):
+        if not 0 <= place < len(row):
+            raise bad_argument("at", f"{place} for text {number}", f"0 to {len(row) - 1}, its positions")
     limits = limits or Limits(dictionary.spec.skip_first, dictionary.spec.norm_limit, dictionary.spec.target_limit)
     held, names = HeldOut(tuple(map(tuple, rows)), tuple(map(str, range(len(rows))))), list(map(str, range(len(rows))))
     parts: list[list[Tensor]] = [[], [], [], []]

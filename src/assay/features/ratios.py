@@ -35,10 +35,18 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike, level: float = 0.95) -
     whole, total = above.sum(), below.sum()
     if not len(below) or total == 0 or not np.isfinite([whole, total]).all():
         return None
-    value, k, rest = float(whole / total), len(above), total - below
-    if k < 2 or (rest == 0).any():
+    value, rest = float(whole / total), total - below
+    if (rest == 0).any():
         return Measure(value)
-    left = (whole - above) / rest
+    return jackknife(value, (whole - above) / rest, level)
+
+
+def jackknife(value: float, left_out: ArrayLike, level: float = 0.95) -> Measure:
+    """An estimate, and bounds from what it is without each document; none for one document, or where one is needed."""
+    left = np.asarray(left_out, float)
+    k = len(left)
+    if k < 2 or not np.isfinite(left).all():
+        return Measure(value)
     error = float(np.sqrt((k - 1) / k * ((left - left.mean()) ** 2).sum()))
     reach = float(stats.t.ppf((1 + level) / 2, k - 1)) * error
     return Measure(value, value - reach, value + reach)

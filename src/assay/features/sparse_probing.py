@@ -11,7 +11,8 @@
        SCR = (A - A_base) / (A_oracle - A_base)    on balanced texts; the oracle learned from balanced texts
    Where the biased probe is hardly worse than the oracle there is nothing to remove, and none is given.
    Both are defined with latents set to zero. That moves every text by what the latents add on average, past the
-   threshold of a probe that learned with them; `ablation="mean"` sets them to their mean instead.
+   threshold of a probe that learned with them; `ablation="mean"` sets them to their mean instead (SCR: over texts in which
+   the four combinations are as frequent, as they are where it is scored).
 
 Accuracies are balanced. TPP and SCR rank dictionaries unreliably at their usual settings (arXiv 2605.18229): read them
 as a check that removal does something, and sparse probing first.
@@ -31,9 +32,10 @@ from torch import Tensor
 
 from assay.errors import bad_argument
 from assay.features.labelled import Labelled
-from assay.features.ratios import Measure, ratio
+from assay.features.ratios import Measure, jackknife
 
 KS, REMOVED, LEAST_GAP = (1, 2, 5), (2, 5, 10, 20, 50), 0.05
+STILL, NOISE = 1e-12, 1e-8  # spreads over the largest value, and over that of the first axis, that are rounding
 Array = NDArray[np.float64]
 Direction = tuple[Array, float]
 Ablation = Literal["zero", "mean"]
@@ -62,30 +64,43 @@ class Removal:
 
 def sparse_probing(fit: Labelled, held: Labelled, label: str, ks: Sequence[int] = KS) -> tuple[Probed, ...]:
     """Probes on latents, raw coordinates and principal axes. Raises UsageError where a class is missing on either side."""
-    for name, part in (("fit", fit), ("held", held)):
-        if len(set(part.label(label).tolist())) < 2:
-            raise bad_argument(f"texts ({name})", f"one class of {label!r}", "members and others")
-    centre = fit.x.mean(0)
-    axes = torch.linalg.svd(fit.x - centre, full_matrices=False)[2].T
+    check_classes(fit, held, label)
+    if min(ks, default=1) < 1:
+        raise bad_argument("ks", list(ks), "1 or more each")
+    centre = fit.x.double().mean(0)
+    axes = _axes(fit.x - centre)
     ways = {
         "latents": (fit.codes, held.codes), "raw coordinates": (fit.x, held.x),
-        "principal axes": ((fit.x - centre) @ axes, (held.x - centre) @ axes),
+        "principal axes": (((fit.x - centre) @ axes).float(), ((held.x - centre) @ axes).float()),
     }  # fmt: skip
     found = []
     for name, (a, b) in ways.items():
         gaps = mean_gaps(a, fit.label(label))
         for k in ks:
-            chosen = gaps.argsort(descending=True)[: min(k, len(gaps))]
+            chosen = gaps.argsort(descending=True, stable=True)[: min(k, len(gaps))]
             found.append(_probed(name, k, a[:, chosen], b[:, chosen], fit, held, label, tuple(chosen.tolist())))
     return (*found, _probed("everything", None, fit.x, held.x, fit, held, label, ()))
 
 
+def check_classes(fit: Labelled, held: Labelled, label: str) -> None:
+    """Raises UsageError where all texts of a side have a property, or none."""
+    for name, part in (("fit", fit), ("held", held)):
+        if len(set(part.label(label).tolist())) < 2:
+            raise bad_argument(f"texts ({name})", f"one class of {label!r}", "members and others")
+
+
+def _axes(centred: Float[Tensor, "text d"]) -> Float[Tensor, "d axis"]:
+    """Principal axes that are more than rounding: of n texts at most n - 1."""
+    _, sizes, axes = torch.linalg.svd(centred, full_matrices=False)
+    return axes[sizes > NOISE * sizes[:1]].T
+
+
 def mean_gaps(values: Float[Tensor, "text feature"], member: np.ndarray) -> Float[Tensor, " feature"]:
     """|mean of members - mean of others| in standard deviations; 0 for features that do not vary."""
-    rows = torch.as_tensor(member)
-    gap = (values[rows].mean(0) - values[~rows].mean(0)).abs()
-    spread = values.std(0)
-    return torch.where(spread > 1e-9, gap / spread.clamp_min(1e-9), torch.zeros_like(gap))
+    rows, exact = torch.as_tensor(member), values.double()
+    gap = (exact[rows].mean(0) - exact[~rows].mean(0)).abs()
+    spread = exact.std(0)
+    return torch.where(spread > STILL * exact.abs().amax(0), gap / spread, 0.0).float()
 
 
 def _probed(
@@ -99,19 +114,26 @@ def _probed(
 def linear_probe(values: Float[Tensor, "text feature"], member: np.ndarray, weight: float = 1.0) -> Direction:
     """Logistic regression on standardised features, classes weighted alike; weights and bias for raw ones."""
     raw = values.numpy().astype(float)
-    mean, spread = raw.mean(0), np.maximum(raw.std(0), 1e-9)
-    model = LogisticRegression(C=weight, class_weight="balanced", max_iter=2000).fit((raw - mean) / spread, member)
-    weights = np.where(raw.std(0) > 1e-9, model.coef_[0] / spread, 0.0)
+    mean, spread = raw.mean(0), raw.std(0)
+    varies = spread > STILL * np.abs(raw).max(0)
+    spread = np.where(varies, spread, 1.0)
+    scaled = np.where(varies, (raw - mean) / spread, 0.0)
+    model = LogisticRegression(C=weight, class_weight="balanced", max_iter=2000).fit(scaled, member)
+    weights = np.where(varies, model.coef_[0] / spread, 0.0)
     return weights, float(model.intercept_[0] - weights @ mean)
 
 
 def _accuracy(said: np.ndarray, truth: np.ndarray, clusters: Sequence[str]) -> Measure | None:
-    """Balanced accuracy: each class counts half; bounds over clusters."""
-    weight = np.where(truth, 0.5 / max(truth.sum(), 1), 0.5 / max((~truth).sum(), 1))
+    """Balanced accuracy: each class counts half; bounds over clusters, none where a class is in one cluster alone."""
     names = {name: number for number, name in enumerate(dict.fromkeys(clusters))}
     places = np.array([names[name] for name in clusters])
-    hits, all_of = (np.bincount(places, values, len(names)) for values in (weight * (said == truth), weight))
-    return ratio(hits, all_of)
+    right = [np.bincount(places[truth == own], (said == truth)[truth == own], len(names)) for own in (True, False)]
+    count = [np.bincount(places[truth == own], minlength=len(names)) for own in (True, False)]
+    sums = list(zip(right, count, strict=True))
+    value = float(np.mean([hits.sum() / n.sum() for hits, n in sums]))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        left = np.mean([(hits.sum() - hits) / (n.sum() - n) for hits, n in sums], axis=0)
+    return jackknife(value, left)
 
 
 # what removing latents does ----------------------------------------------------------------------
@@ -123,6 +145,7 @@ def targeted_perturbation(
 ) -> Removal:  # fmt: skip
     """TPP over all properties of the texts. Says nothing where one property is the opposite of another: what is removed of one
     is removed of the other, and TPP is 0 whatever latents do. Raises UsageError for fewer than two."""
+    _check_removed(removed)
     names = list(fit.labels)
     if len(names) < 2:
         raise bad_argument("labels", names, "two properties or more", "TPP asks what latents of one do to another.")
@@ -137,7 +160,7 @@ def targeted_perturbation(
     if mirrors:
         why = f"each text is of either {mirrors[0]}: their probes are opposites. Three concepts are needed."
         return Removal("TPP", (), float(np.mean(list(before.values()))), why)
-    scores, to = [], _set_to(fit, ablation)
+    scores, to = [], _set_to(fit.written, ablation)
     for n in removed:
         own, others = [], []
         for name in names:
@@ -153,6 +176,7 @@ def spurious_removal(
     removed: Sequence[int] = REMOVED, ablation: Ablation = "zero",
 ) -> Removal:  # fmt: skip
     """SCR. Texts of all four combinations of the two properties are needed, for fitting and for scores."""
+    _check_removed(removed)
     for name, part in (("fit", fit), ("held", held)):
         if min(map(len, _cells(part, target, spurious))) < 2:
             raise bad_argument(f"texts ({name})", "a combination with fewer than 2 texts", "2 of each of the four")
@@ -166,7 +190,7 @@ def spurious_removal(
     if best - base < LEAST_GAP:
         return Removal("SCR", (), base, f"the biased probe ({base:.2f}) is hardly worse than the oracle ({best:.2f})")
     order = used_latents(fit, directions, unwanted, spurious, even, True)  # in all rows, latents of the target differ, too
-    to = _set_to(fit, ablation)
+    to = _set_to(fit.written[even], ablation)
     left = {n: _balanced(without(held, directions, order[:n], to)[scored], biased, truth) for n in removed}
     return Removal("SCR", tuple((n, (value - base) / (best - base)) for n, value in left.items()), base)
 
@@ -185,7 +209,7 @@ def used_latents(
     gap = written[rows].mean(0) - written[~rows].mean(0)
     effect = (gap if either else gap.clamp_min(0)).double() * (directions.double() @ torch.as_tensor(probe[0]))
     effect = effect.abs() if either else effect
-    order = effect.argsort(descending=True)
+    order = effect.argsort(descending=True, stable=True)
     return order[effect[order] > 0].tolist()
 
 
@@ -197,10 +221,15 @@ def without(
     return part.y - (part.written[:, chosen] - to[chosen]) @ directions[chosen]
 
 
-def _set_to(fit: Labelled, ablation: Ablation) -> Float[Tensor, " latent"]:
+def _check_removed(removed: Sequence[int]) -> None:
+    if min(removed, default=0) < 0:
+        raise bad_argument("removed", list(removed), "0 or more each, a number of latents")
+
+
+def _set_to(written: Float[Tensor, "text latent"], ablation: Ablation) -> Float[Tensor, " latent"]:
     if ablation not in ("zero", "mean"):
         raise bad_argument("ablation", ablation, "zero, mean")
-    mean = fit.written.mean(0)
+    mean = written.mean(0)
     return mean if ablation == "mean" else torch.zeros_like(mean)
 
 

@@ -111,7 +111,13 @@ def splice(
     losses.add(PLAIN, documents, -truth[at, wanted], torch.zeros(len(wanted)))
     for name, value in values.items():
         found = predictions(model, rows, edits_of(model, sites, value, [len(row) for row in rows])).log_softmax(-1)
-        losses.add(name, documents, -found[at, wanted], (truth.exp() * (truth - found)).sum(1))
+        losses.add(name, documents, -found[at, wanted], divergence(truth, found))
+
+
+def divergence(truth: Float[Tensor, "token vocab"], found: Float[Tensor, "token vocab"]) -> Float[Tensor, " token"]:
+    """KL of log-probabilities; what never occurs (-inf) adds nothing."""
+    share = truth.exp()
+    return torch.where(share > 0, share * (truth - found), 0.0).sum(1)
 
 
 def _by_model(models: SideBySide, sites: Sequence[str]) -> list[tuple[Model, list[str], list[int]]]:

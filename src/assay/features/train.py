@@ -55,7 +55,8 @@ class TrainPlan:
 
     `sparsity`: weight of the penalty (of relu, jumprelu, gated); it rises from 0 over the warm-up, and is steered from there
     where a relu, a gated or a jumprelu with `penalty: "tanh"` has a k.
-    `k_start`: active latents at the first step, falling to k over `k_anneal`. `dead_after`: tokens; default: a hundredth
+    `k_start`: active latents at the first step, falling to k over `k_anneal`; default: `k_first` times k, as the architecture
+    has it. `dead_after`: tokens; default: a hundredth
     of the run, ten batches at least. `optimiser`: adam or signum (signs of momentum). `frozen`: parameters that stay as
     they start (W_dec: the control whose directions were never fitted).
     """
@@ -69,7 +70,7 @@ class TrainPlan:
     clip: float = 1.0
     sparsity: float = 0.05
     k_start: int | None = None
-    k_anneal: float = 0.3
+    k_anneal: float = 0.1
     dead_after: int | None = None
     optimiser: str = "adam"
     frozen: tuple[str, ...] = ()
@@ -86,6 +87,8 @@ class TrainPlan:
         for name in ("warmup", "decay", "k_anneal"):
             if not 0 <= getattr(self, name) <= 1:
                 raise bad_argument(name, getattr(self, name), "0 to 1, a share of training")
+        if self.k_start is not None and self.k_start < 1:
+            raise bad_argument("k_start", self.k_start, "1 or more")
         if self.optimiser not in ("adam", "signum"):
             raise bad_argument("optimiser", self.optimiser, "adam, signum")
         if not 0 <= self.sparsity < math.inf:
@@ -239,7 +242,7 @@ def refit(dictionary: Dictionary, acts: Float[Tensor, "token d"]) -> Dictionary:
     record = dictionary.provenance.get("plan")
     if record is None or dictionary.spec.transcodes:
         raise UsageError(f"dictionary {dictionary.name}: it has no recipe that one site's activations are enough for.")
-    plan = plan_of(record)
+    plan = plan_of(record, dictionary.spec.k)
     plan = replace(plan, batch=min(plan.batch, len(acts)))
     site = dictionary.spec.inputs or ("acts",)
     stream = TensorStream({site[0]: acts})
@@ -247,9 +250,10 @@ def refit(dictionary: Dictionary, acts: Float[Tensor, "token d"]) -> Dictionary:
     return train(stream, [spec], plan)[0].dictionary
 
 
-def plan_of(record: Mapping[str, Any]) -> TrainPlan:
-    """From what a dictionary's provenance keeps."""
-    return TrainPlan(**{**record, "betas": tuple(record["betas"]), "frozen": tuple(record.get("frozen", ()))})
+def plan_of(record: Mapping[str, Any], k: int | None) -> TrainPlan:
+    """From what the provenance of a dictionary with k active latents keeps."""
+    first = record.get("k_start") or k  # where it says nothing, k was the same from the start
+    return TrainPlan(**{**record, "k_start": first, "betas": tuple(record["betas"]), "frozen": tuple(record.get("frozen", ()))})
 
 
 def with_recipe(dictionary: Dictionary) -> Dictionary:
@@ -269,12 +273,13 @@ def rate(plan: TrainPlan, step: int) -> float:
     return plan.lr * min(rise, fall)
 
 
-def k_scale(plan: TrainPlan, k: int | None, step: int) -> float:
-    """How many times k latents are active at a step."""
-    if plan.k_start is None or k is None or not plan.k_anneal:
+def k_scale(plan: TrainPlan, k: int | None, step: int, first: float = 1.0) -> float:
+    """How many times k latents are active at a step; `first` times at the first one, where the plan does not say."""
+    if k is None or not plan.k_anneal:
         return 1.0
+    first = first if plan.k_start is None else plan.k_start / k
     left = max(0.0, 1 - step / (plan.k_anneal * plan.steps))
-    return 1 + (plan.k_start / k - 1) * left
+    return 1 + (first - 1) * left
 
 
 def _advance(member: _Member, batch: Batch, plan: TrainPlan, step: int) -> None:
@@ -284,7 +289,8 @@ def _advance(member: _Member, batch: Batch, plan: TrainPlan, step: int) -> None:
     y = gathered(batch, spec.outputs) * member.scale_out if spec.transcodes else x
     warm = min(1.0, (step + 1) / max(1, round(plan.warmup * plan.steps)))
     dead = member.silent >= plan.death
-    stage = Stage(step, plan.steps, member.total, member.sparsity * warm, dead, k_scale(plan, spec.k, step))
+    k_now = k_scale(plan, spec.k, step, dictionary.k_first)
+    stage = Stage(step, plan.steps, member.total, member.sparsity * warm, dead, k_now)
     lr = rate(plan, step)
     for group in member.optimiser.param_groups:
         group["lr"] = lr
@@ -455,9 +461,11 @@ def _finish(member: _Member, batch: Batch, stream: ActivationStream, plan: Train
     if not apart < FOLD_TOLERANCE:
         raise UsageError(f"dictionary {dictionary.name}: folding the scales changed its reconstruction by {apart:.2g}.")
     dictionary = _collected(member).cpu().requires_grad_(False)
-    last = member.history[-1]
+    last, k = member.history[-1], spec.k
+    first = round(dictionary.k_first * k) if plan.k_start is None and k is not None else plan.k_start
+    recipe = {**asdict(plan), "k_start": first, "betas": list(plan.betas), "frozen": list(plan.frozen)}
     dictionary.provenance = {
-        "plan": {**asdict(plan), "betas": list(plan.betas), "frozen": list(plan.frozen)}, "stream": dict(stream.record),
+        "plan": recipe, "stream": dict(stream.record),
         "trained_tokens": plan.steps * plan.batch, "last": asdict(last), "torch": str(torch.__version__),
     }  # fmt: skip
     return Trained(with_recipe(dictionary), tuple(member.history), member.seconds)

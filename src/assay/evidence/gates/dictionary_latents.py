@@ -4,7 +4,8 @@
    cosines). Contrast per example: mean matched cosine of its active latents, weighted by activation; its bar is
    .7. Required for listing features when a second dictionary was given; the unweighted mean (MCC) is in the notes.
 2. Absorption: the latent that ranks members best is silent, and others that point along a probe for the concept
-   (cosine .1 or more) carry 40% or more of its projection (Chanin et al. 2024). Contrast per member: 1 - absorbed.
+   (cosine .1 or more) carry 40% or more of its projection, both from their means on tune (Chanin et al. 2024). Contrast per
+   member: 1 - absorbed.
 3. Recovery, on worlds whose directions are known: mean cosine of active latents with the nearest true
    direction, weighted by activation; the share of true directions found (cosine .9) is in the notes.
 
@@ -51,7 +52,7 @@ def measure_absorption(instrument, gate: GatePlan) -> Columns:
              - setup.dictionary.decode(torch.zeros(1, setup.dictionary.width))).norm(dim=1)  # fmt: skip
     aligned = along >= ALIGNED
     aligned[setup.main] = False
-    carried = codes[:, aligned] @ (along * sizes)[aligned]
+    carried = (codes - setup.codes)[:, aligned] @ (along * sizes)[aligned]
     projection = (instrument.acts - setup.mean) @ setup.probe
     absorbed = (codes[:, setup.main] == 0) & (projection > 0) & (carried >= CARRIED * projection)
     member = [example.label == 1 for example in instrument.data.examples]

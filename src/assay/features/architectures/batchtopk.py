@@ -1,5 +1,8 @@
 """BatchTopK (Bussmann et al. 2024, arXiv 2412.06410): in training the k x n largest pre-activations of a batch of n.
 
+Training begins with twice k (`k_first`), which falls to k over its first tenth: from k alone, latents of common concepts
+are taken over by those of what they contain more often (decision 008, 51).
+
 In use a token must not depend on its neighbours: a latent is active above one threshold, in training the running mean
 of the smallest value selected, in the end the value that keeps k latents active per token by the final weights.
 """
@@ -23,6 +26,7 @@ class BatchTopK(TopK):
     """k active latents per token on average. `threshold`: below 0 until the first step."""
 
     architecture: ClassVar[str] = "batchtopk"
+    k_first: ClassVar[float] = 2.0
     threshold: Tensor
 
     def __init__(self, spec: Spec, name: str = "") -> None:

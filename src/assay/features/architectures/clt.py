@@ -26,6 +26,7 @@ class CrossLayer(BatchTopK):
     """Transcoders of all layers in one. `spec.options["layers"]`: how many inputs and outputs there are."""
 
     architecture: ClassVar[str] = "clt"
+    k_first: ClassVar[float] = 1.0
     option_names: ClassVar[tuple[str, ...]] = ("layers",)
     W_dec: nn.ParameterList  # type: ignore[assignment]
 

@@ -23,6 +23,7 @@ class Crosscoder(BatchTopK):
     """Latents over sites. `spec.options["sizes"]`: features of each site, in order."""
 
     architecture: ClassVar[str] = "crosscoder"
+    k_first: ClassVar[float] = 1.0
     site_scale: Tensor
     option_names: ClassVar[tuple[str, ...]] = ("sizes",)
 

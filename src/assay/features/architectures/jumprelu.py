@@ -2,7 +2,8 @@
 
 1. value = pre where pre > threshold, else 0. The step has no gradient: thresholds learn through a rectangle of width
    `bandwidth` around them, d value / d threshold = -threshold / bandwidth, d L0 / d threshold = -1 / bandwidth.
-2. Penalty: 6 (L0 / k - 1)^2 (the quadratic that aims at k), or with `penalty: "tanh"` tanh(4 x value x norm / scale).
+2. Penalty: 6 (L0 / k - 1)^2 (the quadratic that aims at k, and at twice k to begin with: decision 008, 51), or with
+   `penalty: "tanh"` tanh(4 x value x norm / scale).
 3. Thresholds are raw numbers kept at 0 or more (under Adam the logarithm hardly moves), and start where each latent
    would be active for k / width of a first batch (half of it without a k, which `tanh` does not need); the bandwidth
    starts from the spread of pre-activations there.
@@ -31,6 +32,7 @@ class JumpReLU(Dictionary):
     """A threshold per latent."""
 
     architecture: ClassVar[str] = "jumprelu"
+    k_first: ClassVar[float] = 2.0
     option_names: ClassVar[tuple[str, ...]] = ("penalty", "bandwidth", "input_norm")
     per_latent: ClassVar[tuple[str, ...]] = (*Dictionary.per_latent, "threshold")
     bandwidth: Tensor
@@ -77,7 +79,8 @@ class JumpReLU(Dictionary):
             norms = self.W_dec.norm(dim=1)[pairs.latents]
             return world().total((TANH * values * norms / stage.total**0.5).tanh().sum() / pairs.n_tokens)
         l0 = following(world().total(step(inside, threshold, self.bandwidth).sum() / pairs.n_tokens))
-        return AIM * (l0 / float(self.spec.k or 1) - 1).square()
+        aim = min((self.spec.k or 1) * stage.k_scale, float(self.width * world().slices))
+        return AIM * (l0 / aim - 1).square()
 
     @torch.no_grad()
     def start(self, x: Tensor, y: Tensor, generator: torch.Generator) -> None:

@@ -20,6 +20,7 @@ class Matryoshka(BatchTopK):
     """Nested dictionaries in one."""
 
     architecture: ClassVar[str] = "matryoshka"
+    k_first: ClassVar[float] = 1.0  # the prefixes do what BatchTopK's first tenth is for
     option_names: ClassVar[tuple[str, ...]] = ("decoder", "prefixes", "input_norm")
 
     def __init__(self, spec: Spec, name: str = "") -> None:
