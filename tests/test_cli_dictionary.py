@@ -300,3 +300,18 @@ def test_a_second_dictionary_of_another_site_is_refused_before_any_work(folder):
     done = run("dictionary", "eval", "at-resid_post.2", "--second", "at-mlp_out.2", "--model", "glass-en",
                "--corpus", "text.txt", *QUIET, cwd=folder)  # fmt: skip
     assert done.returncode == 2 and "--second" in done.stderr and "resid_post.2 to resid_post.2" in done.stderr
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("nosuch",), "a dictionary of this atlas: "), (("",), "a dictionary of this atlas: "),
+    (("{own}", "--figure", "text.txt/x.png"), "--figure: got 'text.txt/x.png'"),
+    (("{own}", "--figure", "acts.png"), "--figure: got"), (("{own}", "--atlas", "blocked"), "--atlas: got"),
+])  # fmt: skip
+def test_an_evaluation_that_could_not_be_written_is_refused_before_any_work(folder, trained, words, said):
+    (folder / "acts.png").mkdir(exist_ok=True)
+    (folder / "blocked").mkdir(exist_ok=True)
+    (folder / "blocked" / "evaluating").write_text("")
+    own = trained["dictionaries"][0]["folder"]
+    done = run("dictionary", "eval", *(word.format(own=own) for word in words), "--model", "glass-en", "--corpus", "text.txt",
+               "--tokens", "600", *(QUIET if "--atlas" not in words else ()), cwd=folder)  # fmt: skip
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

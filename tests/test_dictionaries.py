@@ -19,7 +19,7 @@ from assay.features.codes import above, bag, codes_of, from_arrays, join, read, 
 from assay.features.describe import describe
 from assay.features.dictionary import ARCHITECTURES, Spec, Stage, make_dictionary
 from assay.features.stream import Paired, TensorStream
-from assay.features.train import TrainPlan, k_scale, rate, refit, train
+from assay.features.train import TrainPlan, forget, k_scale, rate, refit, train
 
 SAES = ("topk", "batchtopk", "matryoshka", "jumprelu", "relu", "gated")
 D, WIDTH, K = 12, 32, 4
@@ -513,3 +513,56 @@ def test_wrong_shapes_and_damaged_folders_are_refused(tmp_path):
     (folder / "dictionary.json").write_text(description)
     with pytest.raises(StoreError, match="not what was kept"):
         kept.load(folder)
+
+
+def damaged(folder, how):
+    """A kept dictionary with other numbers beside what was kept of it."""
+    from safetensors.torch import load_file, save_file
+
+    path, numbers = folder / "dictionary.safetensors", load_file(folder / "dictionary.safetensors")
+    fires = kept.load(folder).codes(numbers["probe.inputs"]).dense().any(0).tolist()
+    silent = fires.index(False)
+    if how == "infinite":
+        numbers["W_dec"][silent, 0] = torch.inf
+    elif how == "changed where no probe fires":
+        numbers["W_dec"][silent, 0] += 1
+    else:
+        numbers["W_enc"] = torch.randn(WIDTH, D)
+        numbers["probe.outputs"][0, 0] = torch.nan
+    save_file(numbers, path)
+
+
+@pytest.mark.parametrize(("how", "said"), [("infinite", "W_dec has numbers that are not finite"),
+                                           ("changed where no probe fires", "not what was kept"),
+                                           ("a probe that says nothing", "probe.outputs|not what was kept")])  # fmt: skip
+def test_numbers_that_changed_are_refused_even_where_no_probe_fires(tmp_path, how, said):
+    folder = kept.save(started("topk", planted(64)), tmp_path / "it")
+    damaged(folder, how)
+    with pytest.raises(StoreError, match=said):
+        kept.load(folder)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("name", None), ("name", 3), ("digest", None), ("digest", "0" * 64), ("format", -1), ("format", 2), ("format", "1"),
+    ("spec.architecture", None), ("spec.architecture", [1]), ("spec.width", 10**12), ("spec.norm_limit", -1),
+    ("spec.norm_limit", 0),
+])  # fmt: skip
+def test_descriptions_that_were_changed_are_refused_in_words(tmp_path, key, value):
+    folder = kept.save(started("topk", planted(64)), tmp_path / "it")
+    record = json.loads((folder / "dictionary.json").read_text())
+    inner = record["spec"] if key.startswith("spec.") else record
+    inner[key.removeprefix("spec.")] = value
+    (folder / "dictionary.json").write_text(json.dumps(record))
+    with pytest.raises((StoreError, UsageError)):
+        kept.load(folder)
+    del inner[key.removeprefix("spec.")]
+    (folder / "dictionary.json").write_text(json.dumps(record))
+    if key != "spec.norm_limit":
+        with pytest.raises((StoreError, UsageError)):
+            kept.load(folder)
+
+
+def test_a_state_that_cannot_be_deleted_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be deleted"):
+        forget(tmp_path / "file" / "inside")

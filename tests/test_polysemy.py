@@ -367,6 +367,13 @@ def test_the_command(tmp_path, monkeypatch, glass):
     assert record["encoder"]["name"] == "tfidf" and record["layers"][0]["layer"] == 1 and record["passport"]["model"]
     assert record["dictionary"]["neurons"]["n"] == glass.dims.d_mlp
     assert all((tmp_path / file).is_file() for file in record["figures"])
+    assert "--top 20: the corpus gives" not in done.output and "other weights" not in done.output
+    strange = dictionary(glass, "mlp_act.1", name="strange")
+    strange.provenance = {"stream": {"model": {"model": "another", "digest": "0" * 64, "dtype": "float32"}}}
+    save(strange, tmp_path / "kept")
+    done = CliRunner().invoke(cli, [*command, "--top", "200", "--json", str(tmp_path / "other.json")], catch_exceptions=False)
+    assert "--top 200: the corpus gives" in done.output and "strange was trained on other weights" in done.output
+    assert not {*record["figures"]} & {*json.loads((tmp_path / "other.json").read_text())["figures"]}
     with pytest.raises(TaskError, match="--per row"):
         few = [*command[:2], str(tmp_path / "few.txt"), *command[3:]]
         (tmp_path / "few.txt").write_text("one two three four\nfive six seven")
@@ -391,6 +398,37 @@ def test_the_command_reads_other_columns_and_no_further_than_the_model(tmp_path,
     assert done.exit_code == 0 and read == [(texts, 64)], done.output
     with pytest.raises(CorpusError, match="--text-key"):
         CliRunner().invoke(cli, command, catch_exceptions=False)
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (("--site", "mlp_act.*"), "site: got 'mlp_act.*'; allowed: one site"), (("--layers", "foo"), "--layers: got 'foo'"),
+    (("--layers", "9"), "--layers: got '9'; allowed: layers of 0 to "), (("--out", "texts.txt"), "--out: got"),
+    (("--dictionary", "nosuch"), "a dictionary of this atlas: mine"), (("--dictionary", "mine"), "latents of mine"),
+    (("--dictionary", "wide"), "wide, for 7 features"),
+])  # fmt: skip
+def test_what_cannot_be_looked_at_is_refused_before_any_text_is_read(tmp_path, monkeypatch, glass, words, said):
+    from assay.cli.main import cli
+    from assay.features.kept import save
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("assay.cli.common.Common.load", lambda *_: glass)
+    (tmp_path / "texts.txt").write_text("\n".join(mixed_texts(80, 3)))
+    save(dictionary(glass, "mlp_act.1", name="mine"), tmp_path / "atlas" / "dictionaries" / "mine")
+    spec = Spec("relu", 12, 7, 7, inputs=("mlp_act.1",), outputs=("mlp_act.1",))
+    save(make_dictionary(spec, "wide"), tmp_path / "atlas" / "dictionaries" / "wide")
+    monkeypatch.setattr("assay.data.corpus_rows.packed", lambda *_, **__: pytest.fail("texts were read"))
+    command = ["superposition", "glass-en", "texts.txt", "--site", "mlp_act.1", "--unit", "100", "--encoder", "tfidf", *words]
+    with pytest.raises(UsageError) as error:
+        CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("words", [("--top", "201"), ("--before", "1025"), ("--after", "1000000000000")])
+def test_contexts_larger_than_there_can_be_are_refused(tmp_path, words):
+    from assay.cli.main import cli
+
+    done = CliRunner().invoke(cli, ["superposition", "glass-en", "texts.txt", *words])
+    assert done.exit_code == 2 and "is not in the range" in done.output
 
 
 def test_records_are_plain(pool):

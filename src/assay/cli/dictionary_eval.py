@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from assay.cli.common import Common, common_options, engine_options, model_options
+from assay.cli.common import Common, check_place, common_options, engine_options, model_options
 from assay.errors import bad_argument
 
 ROWS = ("FVU", "explained variance", "explained variance, mean of ratios", "explained variance, error centred",
@@ -35,7 +35,8 @@ def corpus_options(command: Any) -> Any:
 @click.option("--corpus", required=True, metavar="CORPUS", help="A packaged corpus, a file, a folder; see harvest.")
 @corpus_options
 @click.option("--tokens", default=50_000, show_default=True, type=click.IntRange(16), help="Held-out tokens to read.")
-@click.option("--loss-tokens", default=16_384, show_default=True, type=click.IntRange(0), help="Of them spliced; 0 for none.")
+@click.option("--loss-tokens", default=16_384, show_default=True, type=click.IntRange(0),
+              help="Of them spliced, to the end of a batch; 0 for none.")  # fmt: skip
 @click.option("--context", type=click.IntRange(2), help="Tokens of a text at a time. Default: 256, or what the model reads.")
 @click.option("--frozen/--no-frozen", default=True, help="Beside it: the recipe with a decoder that stays random.")
 @click.option("--untrained/--no-untrained", default=True, help="Beside it: the recipe on an untrained model.")
@@ -84,6 +85,7 @@ def evaluate(common: Common, dictionary: str, name: str, corpus: str, **given: A
                            f"{held.n_tokens} tokens of one were read: some are for fitting, some for scores.")  # fmt: skip
     plan = ev.EvaluationPlan(loss_tokens=given["loss_tokens"], seed=common.seed)
     folder = _folder(common, one, host, whole, given)
+    check_place("--atlas", folder, True)
     controls = replace(_controls(common, one, host, whole.part("train", holdout), given, folder), seeds=tuple(others))
     with common.progress("evaluating", held.n_tokens) as report:
         found = ev.evaluate(one, held, host, plan, controls, report, engine, opener, folder)
@@ -91,14 +93,14 @@ def evaluate(common: Common, dictionary: str, name: str, corpus: str, **given: A
     found = replace(found, further=further, notes=(*found.notes, *unsure))
     record = {**found.json(), "corpus": whole.part("heldout", holdout).record()}
     record_evaluation(Atlas(common.atlas), one.digest, record)
-    shutil.rmtree(folder, ignore_errors=True)
+    common.emit(record, lambda: shown(record))
     if figure_to is not None:
         from assay.report.dictionary_figures import evaluation_figure
         from assay.report.figures import save_figure
 
         save_figure(evaluation_figure(found), figure_to)
         common.note(f"figure: {figure_to}")
-    common.emit(record, lambda: shown(record))
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def opened(common: Common, given: str) -> Any:
@@ -106,8 +108,15 @@ def opened(common: Common, given: str) -> Any:
     from assay.atlas.features import FOLDER, safe_name
     from assay.features.formats import load_dictionary
 
-    kept = common.atlas / FOLDER / safe_name(given)
-    return load_dictionary(kept if not Path(given).exists() and kept.is_dir() else Path(given))
+    place = common.atlas / FOLDER
+    kept = place / safe_name(given)
+    if given and Path(given).exists():
+        return load_dictionary(Path(given))
+    if not given or not kept.is_dir():
+        names = sorted(each.name for each in place.iterdir() if each.is_dir()) if place.is_dir() else []
+        said = f"a file or folder that exists, or a dictionary of this atlas: {', '.join(names[:20]) or 'it has none'}"
+        raise bad_argument("dictionary", given, said)
+    return load_dictionary(kept)
 
 
 def _division(one: Any, whole: Any) -> tuple[float, list[str]]:
@@ -276,6 +285,8 @@ def _figure_target(given: str | None) -> Path | None:
 
     if given is not None and Path(given).suffix.lower() not in SUFFIXES:
         raise bad_argument("--figure", given, f"a file that ends in {' or '.join(SUFFIXES)}")
+    if given is not None:
+        check_place("--figure", given, False)
     return None if given is None else Path(given)
 
 

@@ -1,13 +1,15 @@
 """`assay superposition MODEL CORPUS`."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from assay.cli.common import Common, common_options, model_options
+from assay.cli.common import Common, check_place, common_options, model_options
 from assay.cli.dictionary_eval import corpus_options, readable
+from assay.cli.dictionary_eval import opened as open_dictionary
 
 if TYPE_CHECKING:
     from assay.features.contexts import ContextPlan, UnitContexts, Units
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from assay.model.model import Model
 
 POOL, MOMENT_TOKENS, BATCH = 400, 8192, 16  # random contexts; tokens of layer summaries; rows read at a time
+AROUND = 1024  # tokens before or after one, at most
 CONTEXT = 128  # tokens of a row
 LABEL = "screening, not a claim: what a unit stands for is stated with: assay claim state --kind represents"
 
@@ -35,7 +38,8 @@ class _Rows:
 @click.argument("corpus", metavar="CORPUS")
 @click.option("--site", default=None, metavar="SITE", help="Units that are looked at. Default: mlp_act of the middle layer.")
 @click.option("--layers", default=None, metavar="L,L:L,*", help="MLPs that are summarised. Default: that of the site.")
-@click.option("--dictionary", "path", default=None, metavar="PATH", help="Any dictionary file: its latents beside the units.")
+@click.option("--dictionary", "path", default=None, metavar="DICTIONARY",
+              help="A dictionary file, or a name in the atlas: its latents beside the units.")  # fmt: skip
 @click.option("--units", default=10, show_default=True, type=click.IntRange(1), help="Drawn at random from the site.")
 @click.option("--unit", "named", multiple=True, type=click.IntRange(0), metavar="N", help="This unit (or latent); repeatable.")
 @click.option("--negative", is_flag=True, help="Where units are most negative, not most positive.")
@@ -44,9 +48,10 @@ class _Rows:
 @click.option("--context", type=click.IntRange(2), help=f"Tokens of a row. Default: {CONTEXT}, or what the model reads.")
 @click.option("--per", default="document", show_default=True, type=click.Choice(["document", "row"]),
               help="Contexts of a unit are from so many different ones.")  # fmt: skip
-@click.option("--top", default=40, show_default=True, type=click.IntRange(8), help="Contexts of a unit.")
-@click.option("--before", default=16, show_default=True, type=click.IntRange(0), help="Tokens before the one that fires.")
-@click.option("--after", default=8, show_default=True, type=click.IntRange(0), help="Tokens after it.")
+@click.option("--top", default=40, show_default=True, type=click.IntRange(8, POOL // 2), help="Contexts of a unit.")
+@click.option("--before", default=16, show_default=True, type=click.IntRange(0, AROUND),
+              help="Tokens before the one that fires.")  # fmt: skip
+@click.option("--after", default=8, show_default=True, type=click.IntRange(0, AROUND), help="Tokens after it.")
 @corpus_options
 @click.option("--out", metavar="DIR", help="Pictures go here instead of ATLAS/figures.")
 @model_options
@@ -64,10 +69,14 @@ def superposition(
     from assay.data.corpora import open_corpus
     from assay.data.corpus_rows import packed
     from assay.features.contexts import ContextPlan, latent_units, site_units
+    from assay.features.dictionary import of_another_model
     from assay.features.sentences import encoder_of
+    from assay.records import canonical
 
+    folder = Path(out) if out else common.atlas / "figures"
+    check_place("--out" if out else "--atlas", folder, True)
     opened = open_corpus(corpus, text_key=text_key, documents=documents)
-    dictionary = _dictionary(path)
+    dictionary = None if path is None else open_dictionary(common, path)
     model = common.load(name, dtype, prepend_bos)
     chosen = encoder_of(encoder)
     looked = site or f"mlp_act.{model.n_layers // 2}"
@@ -76,6 +85,9 @@ def superposition(
     sources: list[Units] = [site_units(model, looked, _drawn(site_units(model, looked).only, units, named, common.seed), sign)]
     if dictionary is not None:
         sources.append(latent_units(model, dictionary, _drawn(range(dictionary.width), units, named, common.seed)))
+        if other := of_another_model(dictionary, model.passport()):
+            common.note(other)
+    summarised = _layer_numbers(model, layers, looked)
     kept = packed(model, opened, context or min(CONTEXT, readable(model)), tokens=tokens)
     rows = _Rows(kept, per)
     found = [_contexts(common, source, rows, plan) for source in sources]
@@ -83,21 +95,13 @@ def superposition(
         "label": LABEL, "model": model.name, "corpus": opened.record(), "tokens": kept.n_tokens, "per": per,
         "site": looked, "sign": sign,
         "encoder": chosen.record, "plan": vars(plan), **_polysemy(common, model, found, rows, plan, chosen),
-        "layers": _layers(common, model, _layer_numbers(model, layers, looked), kept),
+        "layers": _layers(common, model, summarised, kept),
         "dictionary": None if dictionary is None else _geometry(model, dictionary), "passport": model.passport(),
     }  # fmt: skip
-    stem = f"superposition-{Path(name).name}-{looked}"
-    folder = Path(out) if out else common.atlas / "figures"
+    told = canonical({key: value for key, value in record.items() if key != "found"})
+    stem = f"superposition-{Path(name).name}-{looked}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"  # of this result alone
     record["figures"] = [str(file) for file in _figures(record, dictionary, folder, stem)]
     common.emit({key: value for key, value in record.items() if key != "found"}, lambda: shown(record))
-
-
-def _dictionary(path: str | None) -> "Dictionary | None":
-    if path is None:
-        return None
-    from assay.features.formats import load_dictionary
-
-    return load_dictionary(path)
 
 
 def _drawn(known: Sequence[int], n: int, named: Sequence[int], seed: int) -> list[int]:
@@ -127,6 +131,9 @@ def _polysemy(
 
     pool = list(dict.fromkeys(texts_of(model, random_contexts(rows, POOL, plan))))
     most = len(pool) // 2
+    if most < plan.top:
+        common.note(f"--top {plan.top}: the corpus gives {len(pool)} random contexts, so each unit has {most} at most."
+                    " Read more of it (--tokens), or take several of one document (--per row).")  # fmt: skip
     if most < FEWEST:
         raise TaskError(f"the corpus gives {len(pool)} random contexts, one per {rows.per}; {2 * FEWEST} are needed at least."
                         " Read more of it (--tokens), or take several of one document (--per row).")  # fmt: skip
@@ -141,11 +148,15 @@ def _polysemy(
 
 
 def _layer_numbers(model: "Model", layers: str | None, site: str) -> list[int]:
+    from assay.errors import SiteError, bad_argument
     from assay.sites import parse_site
 
     if layers is not None:
-        sites = [f"mlp_act.{part.strip()}" for part in layers.split(",")]
-        return [found.layer for found in model.sites(sites) if found.layer is not None]
+        try:
+            sites = model.sites([f"mlp_act.{part.strip()}" for part in layers.split(",")])
+        except SiteError as error:
+            raise bad_argument("--layers", layers, f"layers of 0 to {model.n_layers - 1}: 3, 2:5, *", str(error)) from error
+        return [found.layer for found in sites if found.layer is not None]
     layer = parse_site(site).resolve(model.n_layers).layer
     return [] if layer is None else [layer]
 

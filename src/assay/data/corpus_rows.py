@@ -151,7 +151,8 @@ def _build(
         writer.close()
         if not writer.n_tokens:
             raise CorpusError(f"corpus {corpus.name!r}: it has no text" + (
-                f" in its part {record['corpus']['split']!r}." if record["corpus"]["split"] != "all" else "."))  # fmt: skip
+                f" in its part {record['corpus']['split']!r}: whole documents are divided. Give more of them; of a text file"
+                " --documents line makes one of each line." if record["corpus"]["split"] != "all" else "."))  # fmt: skip
         (folder / "rows.json").write_text(json.dumps({**record, "n_tokens": writer.n_tokens}), encoding="utf-8")
         if target.exists():
             shutil.rmtree(target)

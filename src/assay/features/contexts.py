@@ -11,6 +11,7 @@
 Memory: units x (top + sample) x window numbers. The same rows give the same contexts, however they are batched.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -115,27 +116,35 @@ class LatentUnits:
 
 def site_units(model: Model, site: str, only: Sequence[int] | None = None, sign: int = 1, first: int = 1) -> SiteUnits:
     """Units of a site with one axis per token, all or `only` some. Raises SiteError or UsageError."""
-    (found,) = model.sites(site)
+    found, *others = model.sites(site)
+    if others:
+        raise bad_argument("site", site, f"one site, e.g. {found}", f"It names {1 + len(others)}.")
     shape = model.feature_shape(found)
     if found.index is not None or shape is None or len(shape) != 1:
         raise SiteError(f"site {found}: units of whole sites with one axis are read, e.g. mlp_act.3 or resid_post.3.")
     if sign not in (1, -1):
         raise bad_argument("sign", sign, "1 or -1")
-    return SiteUnits(model, found, _chosen(only, shape[0]), sign, first)
+    return SiteUnits(model, found, _chosen(only, shape[0], str(found)), sign, first)
 
 
 def latent_units(model: Model, dictionary: Dictionary, only: Sequence[int] | None = None) -> LatentUnits:
-    """Latents of a dictionary whose spec names its input sites, all or `only` some. Raises UsageError or SiteError."""
+    """Latents of a dictionary whose spec names its input sites, all or `only` some. Raises UsageError, also for a dictionary
+    of another width than these sites have here, or SiteError."""
     if not dictionary.spec.inputs:
         raise bad_argument("dictionary", f"{dictionary.name}, whose file names no input site", "one that says what it reads",
                            "Set spec.inputs when it is loaded.")  # fmt: skip
-    return LatentUnits(model, dictionary, tuple(model.sites(list(dictionary.spec.inputs))), _chosen(only, dictionary.width))
+    sites = tuple(model.sites(list(dictionary.spec.inputs)))
+    shapes = [model.feature_shape(site) for site in sites]
+    if None not in shapes and (width := sum(math.prod(shape or ()) for shape in shapes)) != dictionary.spec.d_in:
+        raise bad_argument("dictionary", f"{dictionary.name}, for {dictionary.spec.d_in} features",
+                           f"one for {width}, what {', '.join(map(str, sites))} of {model.name} has")  # fmt: skip
+    return LatentUnits(model, dictionary, sites, _chosen(only, dictionary.width, f"latents of {dictionary.name}"))
 
 
-def _chosen(only: Sequence[int] | None, width: int) -> tuple[int, ...]:
+def _chosen(only: Sequence[int] | None, width: int, what: str) -> tuple[int, ...]:
     chosen = tuple(range(width)) if only is None else tuple(dict.fromkeys(only))
     if not chosen or not all(0 <= unit < width for unit in chosen):
-        raise bad_argument("units", list(chosen)[:8], f"numbers from 0 to {width - 1}")
+        raise bad_argument("units", list(chosen)[:8], f"numbers from 0 to {width - 1}: {what}")
     return chosen
 
 

@@ -114,6 +114,8 @@ class Spec:
         """From what `json` made. Raises UsageError for a key that is not known, or a value that is none of `json`'s."""
         if unknown := set(record) - set(Spec.__dataclass_fields__):
             raise bad_argument("spec", f"keys {sorted(unknown)}", ", ".join(Spec.__dataclass_fields__))
+        if not isinstance(record.get("architecture"), str):
+            raise bad_argument("spec: architecture", record.get("architecture"), "the name of one")
         for name in ("width", "d_in", "d_out"):
             if not _whole(record.get(name)):
                 raise bad_argument(f"spec: {name}", record.get(name), "1 or more")
@@ -122,8 +124,8 @@ class Spec:
             if not isinstance(sites, list | tuple) or not all(isinstance(site, str) for site in sites):
                 raise bad_argument(f"spec: {name}", sites, "a list of sites")
         for name in ("norm_limit", "target_limit"):
-            if record.get(name) is not None and not _number(record[name]):
-                raise bad_argument(f"spec: {name}", record[name], "a number or null")
+            if record.get(name) is not None and not (_number(record[name]) and record[name] > 0):
+                raise bad_argument(f"spec: {name}", record[name], "a number above 0, or null")
         for name in ("centred", "skip"):
             if not isinstance(record.get(name, True), bool):
                 raise bad_argument(f"spec: {name}", record[name], "true or false")

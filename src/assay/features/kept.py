@@ -1,8 +1,8 @@
 """Dictionaries on disk: a folder with `dictionary.json` (what it is) and `dictionary.safetensors` (its numbers).
 
 1. Numbers are kept as fp32 or fp16 and are fp32 again when they are read.
-2. A few inputs and what the dictionary makes of them lie beside the numbers; a folder whose numbers no longer do that is
-   refused.
+2. A few inputs and what the dictionary makes of them lie beside the numbers, and their digest in the json; a folder whose
+   numbers are not finite, no longer do that, or have another digest is refused.
 3. Both files are written beside and then renamed, the json last: a folder without it is not a dictionary.
 
 `shipped` lists what comes with this package for a model.
@@ -67,7 +67,10 @@ def load(folder: Path) -> Dictionary:
         tensors = load_tensors(path.read_bytes())
     except (OSError, SafetensorError) as error:
         raise StoreError(f"{path}: cannot be read ({error}). Fetch or train it again.") from error
-    dictionary = make_dictionary(Spec.of(record["spec"]), str(record["name"]))
+    spec = Spec.of(record["spec"])
+    if 4 * spec.width * (spec.d_in + spec.d_out) > LARGEST:
+        raise StoreError(f"{folder / JSON}: {spec.width} latents; allowed: as many as {LARGEST >> 30} GB hold.")
+    dictionary = make_dictionary(spec, record["name"])
     x, y = tensors.pop("probe.inputs", None), tensors.pop("probe.outputs", None)
     try:
         dictionary.load_state_dict({name: value.float() for name, value in tensors.items()})
@@ -75,7 +78,10 @@ def load(folder: Path) -> Dictionary:
         raise StoreError(f"{path}: not the numbers of a {record['spec']['architecture']} ({error}).") from error
     dictionary.provenance = dict(record.get("provenance") or {})
     dictionary.requires_grad_(False)
-    if x is None or y is None or _apart(dictionary.reconstruct(x), y) > TOLERANCE:
+    if bad := [name for name, value in tensors.items() if not bool(value.isfinite().all())]:
+        raise StoreError(f"{path}: {bad[0]} has numbers that are not finite. Fetch or train it again.")
+    does = x is not None and y is not None and _apart(dictionary.reconstruct(x), y) <= TOLERANCE
+    if not does or record["digest"] != dictionary.digest:
         raise StoreError(f"{folder}: what its numbers do is not what was kept beside them. Fetch or train it again.")
     return with_recipe(dictionary)
 
@@ -85,7 +91,10 @@ def read_record(folder: Path) -> Mapping[str, Any]:
     path = folder / JSON
     try:
         record = json.loads(path.read_text())
-        if record["format"] > FORMAT:
+        for key in ("name", "digest"):
+            if not isinstance(record[key], str):
+                raise TypeError(f"{key} is text")
+        if record["format"] not in range(1, FORMAT + 1):
             raise StoreError(f"{path}: format {record['format']}; allowed: up to {FORMAT}. Install a newer version.")
         provenance = record.get("provenance") or {}
         parts = [provenance.get(key) or {} for key in ("stream", "imported")] if isinstance(provenance, dict) else [None]

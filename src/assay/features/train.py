@@ -178,8 +178,11 @@ def train(
 
 
 def forget(folder: Path) -> None:
-    """Delete the state of a training whose dictionaries are kept."""
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    """Delete the state of a training whose dictionaries are kept. Raises StoreError where that cannot be."""
+    try:
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder / CHECKPOINT}: cannot be deleted ({error.strerror}).") from error
 
 
 class Training:
