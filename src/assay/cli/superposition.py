@@ -98,8 +98,9 @@ def superposition(
         "layers": _layers(common, model, summarised, kept),
         "dictionary": None if dictionary is None else _geometry(model, dictionary), "passport": model.passport(),
     }  # fmt: skip
-    told = canonical({key: value for key, value in record.items() if key != "found"})
-    stem = f"superposition-{Path(name).name}-{looked}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"  # of this result alone
+    told = {"model": model.digest, **{key: value for key, value in record.items() if key not in ("found", "passport")}}
+    mark = hashlib.sha256(canonical(told).encode()).hexdigest()[:8]  # of this result: no other one has its pictures
+    stem = f"superposition-{Path(name).name}-{looked}-{mark}"
     record["figures"] = [str(file) for file in _figures(record, dictionary, folder, stem)]
     common.emit({key: value for key, value in record.items() if key != "found"}, lambda: shown(record))
 
