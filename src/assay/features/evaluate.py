@@ -61,8 +61,8 @@ FEW_FIT = 3  # tokens per dimension: means and axes of fewer are rough
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """How to evaluate. `batch`: tokens at a time; `loss_tokens`: how many are spliced into the model, to the end of a batch, 0 for none;
-    `fit`: share of documents for means and axes; `corpus_tokens`: over which the cost of weights is spread."""
+    """How to evaluate. `batch`: tokens at a time; `loss_tokens`: how many are spliced into the model, to the end of a batch, 0
+    for none; `fit`: share of documents for means and axes; `corpus_tokens`: over which the cost of weights is spread."""
 
     batch: int = 4096
     loss_tokens: int = 16_384
