@@ -182,6 +182,8 @@ def test_features_that_do_not_vary_have_no_gap_and_tiny_ones_have():
     member = np.arange(40) < 13
     values = torch.full((40, 1), 0.1)
     assert mean_gaps(values, member).tolist() == [0.0]
+    values[:13] = torch.nextafter(values[:13], torch.tensor(1.0))  # the same, added up in another order
+    assert mean_gaps(values, member).tolist() == [0.0] and linear_probe(values, member)[0].tolist() == [0.0]
     varied = torch.tensor(member, dtype=torch.float32)[:, None] + torch.rand(40, 1, generator=torch.Generator().manual_seed(0))
     assert mean_gaps(1e-10 * varied, member).item() == pytest.approx(mean_gaps(varied, member).item(), rel=1e-4)
     weights, bias = linear_probe(1e-10 * varied, member)

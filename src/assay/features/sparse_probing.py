@@ -35,7 +35,7 @@ from assay.features.labelled import Labelled
 from assay.features.ratios import Measure, jackknife
 
 KS, REMOVED, LEAST_GAP = (1, 2, 5), (2, 5, 10, 20, 50), 0.05
-STILL, NOISE = 1e-12, 1e-8  # spreads over the largest value, and over that of the first axis, that are rounding
+STILL, NOISE = 2e-7, 1e-8  # spreads over the largest value, and over that of the first axis, that are rounding
 Array = NDArray[np.float64]
 Direction = tuple[Array, float]
 Ablation = Literal["zero", "mean"]
