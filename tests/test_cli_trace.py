@@ -7,6 +7,7 @@ import torch
 
 from assay.atlas.features import graphs
 from assay.atlas.store import Atlas
+from assay.errors import UsageError
 from assay.features.dictionary import Spec, make_dictionary
 from assay.features.kept import save
 from assay.testing import planted_induction
@@ -106,10 +107,27 @@ def test_what_is_printed_says_how_well_it_held(folder, prompt):
     (["trace", "model", "--prompt", "x", "--dictionaries", "made", "--edges", "1.5"], "edges"),
     (["trace", "model", "--from", "x.json"], "a file alone"),
     (["trace", "--from", "x.json"], "x.json"),
+    (["trace", "--from", "x.json", "--nodes", "0.5", "--target", "a"], "a file and --nodes, --target"),
+    (["trace", "model", "--prompt", "x", "--dictionaries", "made", "--out", "prompt.txt"], "--out: got 'prompt.txt'"),
+    (["trace", "model", "--prompt", "x", "--json", "prompt.txt/x.json"], "--json: 'prompt.txt/x.json'"),
+    (["trace", "model", "--prompt", "", "--dictionaries", "made"], "--prompt: got ''"),
+    (["trace", "model", "--prompt", "x", "--dictionaries", ""], "--dictionaries: got ''"),
+    (["trace", "model", "--prompt", "x \udcff", "--dictionaries", "made"], "text of valid Unicode"),
 ])  # fmt: skip
 def test_mistakes_are_one_line(folder, words, said):
     done = run(*words, cwd=folder)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_prompt_longer_than_the_model_was_made_for_is_told_and_one_that_takes_too_much_refused(monkeypatch):
+    from assay.cli import trace as command
+
+    model = planted_induction()
+    assert command.check_prompt(model, "a") == len(model.tokens(["a"])[0])
+    monkeypatch.setattr(command, "PATTERNS", 4 * model.n_layers * model.dims.n_heads * 9)  # three tokens
+    words = " ".join(list(model.tokenizer.get_vocab())[5:12])
+    with pytest.raises(UsageError, match="--prompt: got .* tokens'?; allowed: 3 at most"):
+        command.check_prompt(model, words)
 
 
 def test_the_graph_stands_in_the_atlas(folder, traced, prompt):

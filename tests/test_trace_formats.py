@@ -68,6 +68,7 @@ def test_their_file_comes_back_without_a_model(tmp_path, graph):
     back = read_trace(write_trace(tmp_path / "g.json", graph, "neuronpedia"))
     same(back, graph)
     assert back.n_layers == 3 and back.texts == graph.texts
+    assert back.scores == {name: pytest.approx(graph.scores[name]) for name in ("replacement", "completeness")}
     theirs = {n.name: n for n in back.nodes}
     for node in graph.nodes:
         assert theirs[node.name].index == node.index and theirs[node.name].layer == node.layer

@@ -267,10 +267,15 @@ class _Theirs:
         graph = AttributionGraph(
             nodes, effects, torch.zeros(len(nodes)), influence, self.texts, self._n_layers(layers),
             tuple(int(tokens[at] or 0) for at in sorted(tokens)) if known else (), self.file.text(self.meta, "prompt"),
-            model=str(self.meta.get("scan", "")), dictionaries=self._dictionaries(), plan=plan, notes=tuple(self.notes),
-            ranks=ranks,
+            model=str(self.meta.get("scan", "")), dictionaries=self._dictionaries(), plan=plan, scores=self._scores(),
+            notes=tuple(self.notes), ranks=ranks,
         )  # fmt: skip
         return graph.grouped(self._groups(nodes))
+
+    def _scores(self) -> dict[str, float]:
+        """Of the graph that was traced, where a file has them."""
+        given = {name: self.meta.get(f"{name}_score") for name in ("replacement", "completeness")}
+        return {name: float(value) for name, value in given.items() if isinstance(value, int | float) and math.isfinite(value)}
 
     def _n_layers(self, layers: Sequence[int]) -> int:
         """From logits, which are at layer n + 1, where a file has one; else as many as there are nodes of."""

@@ -202,7 +202,7 @@ def check_json_target(target: str | None) -> None:
     if not target or target == "-":
         return
     path = Path(target).resolve()
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise UsageError(f"--json: {target!r} cannot be written; allowed: a file in a writable directory, or -.")
 
 

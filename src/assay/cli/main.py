@@ -146,7 +146,7 @@ def main() -> None:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: nothing is half-written, and the same command goes on from what was kept.", err=True)
+        click.echo("interrupted: nothing is half-written. The same command again does not repeat what was kept.", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()

@@ -1,15 +1,19 @@
 """`assay trace`: the attribution graph of one prompt, through transcoders."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from assay.cli.common import Common, common_options, model_options
+from assay.cli.common import Common, check_place, common_options, model_options
 from assay.errors import bad_argument
 
 SHOWN = 12
+PATTERNS = 4 << 30  # bytes of attention patterns
+TRACING = ("nodes", "edges", "logits", "mass", "targets", "most", "similar", "validate")
 SUFFIX = {"assay": ".json", "neuronpedia": ".neuronpedia.json", "graphml": ".graphml"}
 
 
@@ -46,11 +50,13 @@ def trace(
 
     if form not in FORMATS:
         raise bad_argument("--format", form, ", ".join(FORMATS))
+    folder = common.atlas / "graphs" if out is None else Path(out)
+    if out is not None:
+        check_place("--out", out, True)
     if source is not None:
         graph = _read(source, name, prompt, folders)
     else:
         graph = _traced(common, name, prompt, folders, dtype, prepend_bos, given)
-    folder = Path(out) if out else common.atlas / "graphs"
     paths = _write(folder, graph, form)
     if source is None:
         _keep(common, graph, paths[0])
@@ -64,6 +70,11 @@ def _read(source: str, name: str | None, prompt: str | None, folders: Sequence[s
 
     if name is not None or prompt is not None or folders:
         raise bad_argument("--from", "a file and a model, prompt or dictionaries", "a file alone", "It holds its own.")
+    context = click.get_current_context()
+    said = [f"--{name.removesuffix('s') if name == 'targets' else name}" for name in TRACING
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]  # fmt: skip
+    if said:
+        raise bad_argument("--from", f"a file and {', '.join(said)}", "a file alone", "It was traced and pruned already.")
     return read_trace(source)
 
 
@@ -77,8 +88,13 @@ def _traced(
     from assay.circuits.trace import TracePlan, decoders_of, trace
     from assay.circuits.trace_graph import check_cosine, check_shares, suggest_supernodes
     from assay.circuits.trace_validate import ValidatePlan, validate_trace
+    from assay.model.context import context_length
 
-    if name is None or not prompt:
+    if prompt is not None and not prompt:
+        raise bad_argument("--prompt", prompt, "a text of one token or more")
+    if "" in folders:
+        raise bad_argument("--dictionaries", "", "a folder or file that exists")
+    if name is None or prompt is None:
         raise bad_argument(
             "MODEL, --prompt", "not both", "both, or --from FILE", 'Try: assay trace MODEL --prompt "The capital of"'
         )
@@ -90,6 +106,7 @@ def _traced(
         raise bad_argument("--validate", given["validate"], "0 or more")
     dictionaries = load_transcoders(name, folders)
     model = common.load(name, dtype, prepend_bos)
+    n_tokens = check_prompt(model, prompt)
     plan = replace(plan, targets=tuple(_token(model, prompt, text) for text in given["targets"]))
     with common.progress("tracing") as advance:
         whole = trace(model, prompt, dictionaries, plan, progress=advance)
@@ -101,7 +118,21 @@ def _traced(
                 model, dictionaries, whole, ValidatePlan(given["validate"], seed=common.seed), progress=advance
             )
         graph = replace(graph, validation=found.json())
+    made_for = context_length(model.hf)
+    if made_for is not None and n_tokens > made_for:
+        said = f"The prompt has {n_tokens} tokens; the model was made for {made_for}, and does badly beyond."
+        graph = replace(graph, notes=(*graph.notes, said))
     return graph
+
+
+def check_prompt(model: Any, prompt: str) -> int:
+    """How many tokens a prompt has. Raises UsageError where its attention patterns, which are held, take too much memory."""
+    n_tokens = len(model.tokens([prompt])[0])
+    most = math.isqrt(PATTERNS // (4 * model.n_layers * model.dims.n_heads))
+    if n_tokens > most:
+        raise bad_argument("--prompt", f"{n_tokens} tokens", f"{most} at most for {model.name}",
+                           f"Attention patterns of all layers may take {PATTERNS >> 30} GB.")  # fmt: skip
+    return n_tokens
 
 
 def load_transcoders(name: str, folders: Sequence[str]) -> list[Any]:
@@ -144,6 +175,8 @@ def _token(model: Any, prompt: str, text: str) -> int:
     before, after = model.tokens([prompt, prompt + text])
     if after[: len(before)] != before or len(after) != len(before) + 1:
         raise bad_argument("--target", text, "a text that is one token after the prompt, leading space included")
+    if after[-1] == model.tokenizer.unk_token_id and text != model.tokenizer.unk_token:
+        raise bad_argument("--target", text, "a token that the model has", f"It is {model.tokenizer.unk_token} for this one.")
     return after[-1]
 
 
@@ -203,7 +236,7 @@ def _text(graph: Any, paths: Sequence[Path]) -> Any:
         table = Table("latent", "where", "influence", title="The most influential latents", title_justify="left")
         for at in order[:SHOWN]:
             node = graph.nodes[at]
-            table.add_row(Text(label_of(graph, node)), Text(about(graph, node)), f"{float(graph.influence[at]):.3f}")
+            table.add_row(Text(label_of(graph, node)), Text(about(graph, node)), f"{float(graph.influence[at]):.3g}")
         parts.append(table)
     if graph.validation:
         table = Table("changes of", "Pearson", "Spearman", "slope", "n", "pairs", title_justify="left",

@@ -185,7 +185,10 @@ class Model:
     def _text(self, text: str) -> list[int]:
         if self.tokenizer is None:
             raise UsageError(f"model {self.name} has no tokenizer: give token ids instead of text.")
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        try:
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        except (TypeError, UnicodeEncodeError) as error:
+            raise bad_argument("prompts", ascii(text)[:60], "text of valid Unicode") from error
         return [self.bos_id, *ids] if self.prepend_bos and self.bos_id is not None else list(ids)
 
     def text(self, tokens: Sequence[int]) -> str:
