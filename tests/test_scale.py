@@ -166,7 +166,8 @@ def test_codes_whose_driver_is_killed_are_gone_on_with(whole, tmp_path):
     while process.poll() is None and len(list(out.glob("codes-*"))) < 6:
         time.sleep(0.001)
     process.kill()
-    assert process.communicate()[1] == "" and process.returncode == -signal.SIGKILL
+    told = [line for line in process.communicate()[1].splitlines() if "workers have started" not in line]  # on a busy machine
+    assert told == [] and process.returncode == -signal.SIGKILL
     time.sleep(2)  # workers without a driver end by themselves
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("codes-*")}
     torch.set_num_threads(1)
