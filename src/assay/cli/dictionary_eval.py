@@ -283,11 +283,12 @@ def _further(
 def _figure_target(given: str | None) -> Path | None:
     from assay.report.figures import SUFFIXES
 
-    if given is not None and Path(given).suffix.lower() not in SUFFIXES:
+    if given is None:
+        return None
+    if Path(given).suffix.lower() not in SUFFIXES:
         raise bad_argument("--figure", given, f"a file that ends in {' or '.join(SUFFIXES)}")
-    if given is not None:
-        check_place("--figure", given, False)
-    return None if given is None else Path(given)
+    check_place("--figure", given, False)
+    return Path(given)
 
 
 # what is printed ---------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """`assay superposition MODEL CORPUS`."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +70,7 @@ def superposition(
     from assay.features.contexts import ContextPlan, latent_units, site_units
     from assay.features.dictionary import of_another_model
     from assay.features.sentences import encoder_of
-    from assay.records import canonical
+    from assay.records import digest
 
     folder = Path(out) if out else common.atlas / "figures"
     check_place("--out" if out else "--atlas", folder, True)
@@ -99,8 +98,7 @@ def superposition(
         "dictionary": None if dictionary is None else _geometry(model, dictionary), "passport": model.passport(),
     }  # fmt: skip
     told = {"model": model.digest, **{key: value for key, value in record.items() if key not in ("found", "passport")}}
-    mark = hashlib.sha256(canonical(told).encode()).hexdigest()[:8]  # of this result: no other one has its pictures
-    stem = f"superposition-{Path(name).name}-{looked}-{mark}"
+    stem = f"superposition-{Path(name).name}-{looked}-{digest(told)[:8]}"  # no two results in one picture
     record["figures"] = [str(file) for file in _figures(record, dictionary, folder, stem)]
     common.emit({key: value for key, value in record.items() if key != "found"}, lambda: shown(record))
 
