@@ -191,7 +191,7 @@ def test_interrupted_training_goes_on_with_the_same_command(folder):
     assert state.exists()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
-    assert process.returncode == 130 and "same command goes on" in said
+    assert process.returncode == 130 and "same command again" in said
     done = run(*words, "--json", "-", "--quiet", cwd=folder)
     assert done.returncode == 0, done.stderr
     whole = run(*words[:-2], "--atlas", "whole", "--json", "-", "--quiet", cwd=folder)

@@ -289,7 +289,7 @@ def test_ctrl_c_says_so_keeps_what_is_done_and_goes_on(folder, tmp_path):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=120)
-    assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
+    assert process.returncode == 130 and "The same command again" in said and "Traceback" not in said
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".") and path.suffix == ".json"]
 
 
