@@ -3,9 +3,10 @@
 import ast
 from pathlib import Path
 
-ORDER = ["errors", "files", "records", "passport", "registry", "statistics", "sites", "permissions", "signing", "model", "data",
-         "features", "probe", "circuits", "steer", "explain", "organisms", "monitor", "evidence", "atlas", "scale", "mapping",
-         "vision", "report", "demo", "testing", "calibrate", "audit", "replicate", "serving", "app", "cli"]  # fmt: skip
+ORDER = ["errors", "large_pages", "files", "records", "passport", "registry", "statistics", "sites", "permissions",
+         "signing", "model", "data", "features", "probe", "circuits", "steer", "explain", "organisms", "monitor", "evidence",
+         "atlas", "scale", "mapping", "vision", "report", "demo", "testing", "calibrate", "audit", "replicate", "serving",
+         "app", "cli"]  # fmt: skip
 ROOT = Path(__file__).parent.parent / "src" / "assay"
 
 

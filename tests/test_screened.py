@@ -120,25 +120,56 @@ def test_the_few_largest_of_a_row():
         assert all(len(set(row)) == 24 for row in places.tolist())
 
 
+def test_the_few_largest_where_few_are_positive():
+    generator = torch.Generator().manual_seed(3)
+    rough = torch.randn(6, 512, generator=generator).bfloat16()
+    rough[0] = -rough[0].abs() - 1
+    rough[1, 5:] = -rough[1, 5:].abs()
+    rough[2] = -0.0
+    for rows in (rough, rough[3:]):  # with rows of negative numbers, and without
+        values, places = few_largest(rows, 24)
+        assert torch.equal(rows.gather(1, places), values)
+        assert torch.equal(values.float().sort(1).values, rows.float().topk(24).values.sort(1).values)
+
+
+@fast
+@pytest.mark.parametrize("case", CASES)
+def test_values_of_what_was_chosen_are_made_once(case, monkeypatch):
+    x, w, b = drawn(case)
+    for choose in (top_k, top_batch):
+        pre = Screened(x, w, b)
+        pairs = choose(pre, 8)
+        again = Screened(x, w, b).at(pairs.tokens, pairs.latents.clone())
+        made, plain = [], screened.dots
+        monkeypatch.setattr(screened, "dots", lambda *given, plain=plain, made=made: made.append(1) or plain(*given))
+        kept = values_at(pre, pairs)
+        monkeypatch.undo()
+        size = x.norm(dim=1)[pairs.tokens] * w.norm(dim=1)[pairs.latents] + b[pairs.latents].abs()
+        assert bool(made) is not bool(pre.made) and (pre.made or choose is top_batch)  # which may need the whole product
+        assert bool(((kept - again).abs() <= 1e-5 * size).all())
+
+
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk", "matryoshka", "jumprelu", "crosscoder"])
 def test_training_and_use_are_the_same_either_way(architecture, monkeypatch):
-    generator = torch.Generator().manual_seed(2)
-    atoms = torch.nn.functional.normalize(torch.randn(48, 32, generator=generator), dim=1)
-    codes = torch.rand(3000, 48, generator=generator) * (torch.rand(3000, 48, generator=generator) < 0.1)
-    acts = codes @ atoms + 0.01 * torch.randn(3000, 32, generator=generator)
-    options = {"sizes": (16, 16)} if architecture == "crosscoder" else {}
-    spec = Spec(architecture, 128, 32, 32, 4, inputs=("acts",), outputs=("acts",), options=options)
-    made = {}
-    for way in (False, True):
-        monkeypatch.setattr(screened, "SMALLEST", (1, 1, 1))
-        monkeypatch.setattr(screened, "multiplies_bf16", lambda way=way: way)
-        assert worth_it(acts, torch.zeros(128, 32), 4) is way
-        made[way] = train(TensorStream({"acts": acts}), [spec], TrainPlan(tokens=256 * 40, batch=256))[0].dictionary
-    whole, first = made[False], made[True]
-    apart = (whole.reconstruct(acts) - first.reconstruct(acts)).norm() / whole.reconstruct(acts).norm()
-    assert float(apart) < 1e-3
-    monkeypatch.setattr(screened, "multiplies_bf16", lambda: True)
-    seen = first.codes(acts)
-    monkeypatch.setattr(screened, "multiplies_bf16", lambda: False)
-    assert torch.equal(seen.latents.sort().values, first.codes(acts).latents.sort().values)
-    torch.testing.assert_close(seen.dense(), first.codes(acts).dense(), rtol=1e-4, atol=1e-5)
+    apart = []
+    for seed in (2, 3, 4):
+        generator = torch.Generator().manual_seed(seed)
+        atoms = torch.nn.functional.normalize(torch.randn(48, 32, generator=generator), dim=1)
+        codes = torch.rand(3000, 48, generator=generator) * (torch.rand(3000, 48, generator=generator) < 0.1)
+        acts = codes @ atoms + 0.01 * torch.randn(3000, 32, generator=generator)
+        options = {"sizes": (16, 16)} if architecture == "crosscoder" else {}
+        spec = Spec(architecture, 128, 32, 32, 4, inputs=("acts",), outputs=("acts",), options=options)
+        made = {}
+        for way in (False, True):
+            monkeypatch.setattr(screened, "SMALLEST", (1, 1, 1))
+            monkeypatch.setattr(screened, "multiplies_bf16", lambda way=way: way)
+            assert worth_it(acts, torch.zeros(128, 32), 4) is way
+            made[way] = train(TensorStream({"acts": acts}), [spec], TrainPlan(tokens=256 * 40, batch=256))[0].dictionary
+        whole, first = made[False], made[True]
+        apart.append(float((whole.reconstruct(acts) - first.reconstruct(acts)).norm() / whole.reconstruct(acts).norm()))
+        monkeypatch.setattr(screened, "multiplies_bf16", lambda: True)
+        seen = first.codes(acts)
+        monkeypatch.setattr(screened, "multiplies_bf16", lambda: False)
+        assert torch.equal(seen.latents.sort().values, first.codes(acts).latents.sort().values)
+        torch.testing.assert_close(seen.dense(), first.codes(acts).dense(), rtol=1e-4, atol=1e-5)
+    assert sorted(apart)[1] < 1e-5 and max(apart) < 0.02  # a tie that rounding decides, once in several runs, goes its own way

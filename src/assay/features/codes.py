@@ -142,9 +142,9 @@ def top_k(pre: Scores, k: int) -> Pairs:
         best = pre.topk(min(k, pre.shape[1]), dim=1, sorted=False)
         keep = world().largest(best.values, k)
         return _grouped(keep.sum(1), best.indices[keep], pre.shape[1])
-    found = pre.top(k, contenders(k)) if isinstance(pre, Screened) else pre.topk(k, dim=1, sorted=False).indices
+    found = pre.top(k, contenders(k)) if isinstance(pre, Screened) else pre.topk(k, dim=1, sorted=False).indices.flatten()
     offsets = torch.arange(len(pre) + 1, device=pre.device) * k
-    return Pairs(offsets, found.reshape(-1), pre.shape[1])
+    return Pairs(offsets, found, pre.shape[1])
 
 
 def top_batch(pre: Scores, k: int) -> Pairs:
@@ -163,7 +163,10 @@ def top_batch(pre: Scores, k: int) -> Pairs:
             break
         few, pre = min(width, 2 * few), whole(pre)
     keep = (values >= bar) & (values > 0)
-    return _grouped(keep.sum(1), latents[keep], width)
+    found = _grouped(keep.sum(1), latents[keep], width)
+    if isinstance(pre, Screened):
+        pre.made.append((found.latents, values[keep]))
+    return found
 
 
 def _largest(pre: Scores, few: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,7 +231,7 @@ class _Read(torch.autograd.Function):
         weights = transposed(grad, x, pairs)
         if shift is None:
             return None, None, weights, bias, None, None
-        return None, None, weights.addr_(bias, shift, alpha=-1), bias, -(bias @ encoder), None
+        return None, None, weights.addr_(bias, shift, alpha=-1), bias, -(encoder.T @ bias), None
 
 
 class _Spread(torch.autograd.Function):

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from assay.errors import ShapeError, UsageError, bad_argument
 from assay.features.codes import Codes, Pairs, bag, codes_of, contenders, join, read, spread
-from assay.features.screened import Scores, Screened, worth_it
+from assay.features.screened import Scores, Screened, row_blocks, worth_it
 from assay.features.world import drawn, world
 from assay.registry import Registry
 
@@ -463,8 +463,8 @@ class Dictionary(nn.Module):
     def project(self) -> None:
         """Take from the decoder's gradient what would only change the norm of its rows."""
         if self.unit_decoder and self.W_dec.grad is not None:
-            along = torch.einsum("ld,ld->l", self.W_dec.grad, self.W_dec)
-            self.W_dec.grad.addcmul_(self.W_dec, along[:, None], value=-1)
+            for grad, rows in row_blocks(self.W_dec.grad, self.W_dec):
+                grad.addcmul_(rows, (grad * rows).sum(1, keepdim=True), value=-1)
 
     @torch.no_grad()
     def after_step(self, found: Objective, stage: Stage) -> None:
@@ -552,7 +552,7 @@ def texts_of(x: Float[Tensor, "token d"], positions: Int[Tensor, " token"] | Non
 
 def fvu(y: Tensor, found: Tensor, total: float) -> Float[Tensor, ""]:
     """Squared error per token over `total`: the fraction of variance unexplained."""
-    return (y - found).square().sum() / (len(y) * total)
+    return torch.nn.functional.mse_loss(found, y, reduction="sum") / (len(y) * total)
 
 
 def spread_total(y: Float[Tensor, "token d"]) -> float:

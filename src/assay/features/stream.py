@@ -95,7 +95,7 @@ class TensorStream:
                     epoch, order = turn, torch.randperm(self.n_tokens, generator=generator)
                 parts.append(order[rows[rows.div(self.n_tokens, rounding_mode="floor") == turn] % self.n_tokens])
             chosen = torch.cat(parts)
-            yield {site: x[chosen].float() for site, x in self.values.items()}
+            yield {site: x.index_select(0, chosen).float() for site, x in self.values.items()}
             number += 1
 
 

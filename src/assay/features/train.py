@@ -34,8 +34,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from assay import large_pages
 from assay.errors import StoreError, UsageError, bad_argument
-from assay.features.dictionary import Dictionary, Objective, Spec, Stage, make_dictionary, site_scales, spread_total
+from assay.features.dictionary import Dictionary, Objective, Spec, Stage, fvu, make_dictionary, site_scales, spread_total
 from assay.features.stream import ActivationStream, Batch, TensorStream
 from assay.features.world import world
 from assay.files import write_file
@@ -189,6 +190,7 @@ class Training:
     """Dictionaries in training, step by step; `done` steps so far."""
 
     def __init__(self, stream: ActivationStream, specs: Sequence[Spec], plan: TrainPlan, names: Sequence[str] = ()) -> None:
+        large_pages.ask()
         specs = [_completed(spec, stream) for spec in specs]
         if plan.batch % world().parts:
             raise bad_argument("batch", plan.batch, f"a multiple of {world().parts}, the number of processes")
@@ -209,6 +211,7 @@ class Training:
         for member in self.members:
             _advance(member, batch, self.plan, self.done)
         self.done += 1
+        large_pages.ask()
 
     def words(self) -> str:
         """Where it is, in a few words."""
@@ -231,6 +234,7 @@ class Training:
     def finish(self) -> list[Trained]:
         """Thresholds set, scales folded, provenance written: what is kept. Of divided latents process 0 gets all, to be used
         after the processes have parted."""
+        large_pages.give_back()
         return [_finish(member, self._first, self.stream, self.plan) for member in self.members]
 
 
@@ -331,7 +335,7 @@ def _observe(member: _Member, found: Objective, y: Tensor, plan: TrainPlan, step
     fired[latents] = True
     member.silent += len(y) * world().parts
     member.silent[world().any(fired)] = 0
-    share = (y - found.reconstruction).square().sum() / (len(y) * member.total)
+    share = fvu(y, found.reconstruction, member.total)
     told = torch.stack([found.loss.detach(), share, world().total(share.new_tensor(len(latents) / len(y)))]).double()
     loss, share, l0 = world().mean(told).tolist()
     k = member.dictionary.spec.k
