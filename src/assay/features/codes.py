@@ -22,10 +22,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from assay.errors import bad_argument
-from assay.features.screened import Scores, Screened, dots, whole
+from assay.features.screened import NEAR, Scores, Screened, dots, whole
 from assay.features.world import world
 
 HALF, NOTHING = 1e-3, 1e-7  # of a value, and of the largest one: may be lost in half precision
+FEWEST = 64  # columns of a table, below which its rows are too short to be read in parts
 CANDIDATES = 4  # times k: latents of one token that may be among the largest of a batch, before more are looked at
 
 
@@ -49,7 +50,8 @@ class Pairs:
     @cached_property
     def by_latent(self) -> tuple[Int[Tensor, " active"], Int[Tensor, " latent_and_one"]]:
         """The order that sorts pairs by latent, and where each latent begins in it."""
-        order = self.latents.argsort(stable=True)
+        short = self.width <= 1 << 15
+        order = (self.latents.short() if short else self.latents).argsort(stable=True)
         counts = torch.bincount(self.latents, minlength=self.width)
         return order, torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
@@ -251,12 +253,21 @@ class _Spread(torch.autograd.Function):
 
 
 def bag(values: Tensor, rows: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
-    """Sums of table rows, each row times its value, over the stretches that offsets begin."""
+    """Sums of table rows, each row times its value, over the stretches that offsets begin.
+
+    Where rows are read several times, some columns at a time: as many as stay in the processor's cache.
+    """
     if not len(rows):
         return table.new_zeros(len(offsets) - 1, table.shape[1])
-    return torch.nn.functional.embedding_bag(
-        rows, table, offsets, mode="sum", per_sample_weights=values, include_last_offset=True
-    )
+    columns = NEAR // len(table)
+    again = table.device.type == "cpu" and len(rows) >= 4 * len(table) and FEWEST <= columns < table.shape[1]
+    parts = [
+        torch.nn.functional.embedding_bag(
+            rows, part.contiguous(), offsets, mode="sum", per_sample_weights=values, include_last_offset=True
+        )
+        for part in (table.split(columns, 1) if again else [table])
+    ]
+    return torch.cat(parts, 1) if again else parts[0]
 
 
 def transposed(values: Tensor, table: Float[Tensor, "token d"], pairs: Pairs) -> Float[Tensor, "latent d"]:

@@ -29,6 +29,7 @@ SUM = 2.0**-24  # of the sum of magnitudes, what one fp32 addition loses
 PARTS, PLACES = 8, 1 << 16
 MANY = 8  # where more than this part of all pairs may be above a threshold, the whole product is made
 SMALLEST = (64, 1024, 128)  # tokens, latents, numbers read: below, bookkeeping costs more than the product
+NEAR = 3 << 17  # numbers of a matrix that stay in the processor's cache while others are read
 CACHED = 1 << 16  # numbers worked on at a time, where several passes follow each other: they stay in the processor's cache
 
 
@@ -215,14 +216,27 @@ def row_blocks(*matrices: Float[Tensor, "row number"]) -> Iterator[tuple[Tensor,
 def dots(
     a: Float[Tensor, "token d"], rows: Float[Tensor, "latent d"], tokens: Tensor, latents: Tensor, offsets: Tensor | None = None
 ) -> Float[Tensor, " pair"]:
-    """a[token] . row[latent] of each pair; pairs are sorted by token, and `offsets` say where each token's begin."""
+    """a[token] . row[latent] of each pair; pairs are sorted by token, and `offsets` say where each token's begin.
+
+    Where there are many, those of some tokens are made latent by latent: the tokens stay in the processor's cache.
+    """
     if not len(latents):
         return a.new_zeros(0)
     if offsets is None:
         offsets = torch.searchsorted(tokens.contiguous(), torch.arange(len(a), device=a.device))
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(  # the kernel that reads each row once
-        a, rows, latents, offsets, tokens, 0
-    )
+    near = NEAR // a.shape[1]  # tokens
+    if a.device.type != "cpu" or len(latents) < 4 * len(rows) or (-(-len(a) // near)) * len(rows) > PLACES:
+        return _dots(a, rows, latents, offsets, tokens)
+    key = (tokens.div(near, rounding_mode="floor") * len(rows) + latents).to(torch.uint16).numpy()
+    order = torch.from_numpy(np.argsort(key, kind="stable"))
+    found = a.new_empty(len(latents))
+    found[order] = _dots(a, rows, latents[order], offsets, tokens[order])
+    return found
+
+
+def _dots(a: Tensor, rows: Tensor, latents: Tensor, offsets: Tensor, tokens: Tensor) -> Tensor:
+    """By the kernel that reads each row once."""
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(a, rows, latents, offsets, tokens, 0)
 
 
 Scores = Tensor | Screened

@@ -316,10 +316,12 @@ def _advance(member: _Member, batch: Batch, plan: TrainPlan, step: int) -> None:
 @torch.no_grad()
 def _clip(dictionary: Dictionary, most: float) -> None:
     """Gradients of all slices together to a norm of at most `most`."""
-    if world().slices == 1:
-        torch.nn.utils.clip_grad_norm_(dictionary.parameters(), most)
-        return
     grads = {name: each.grad for name, each in dictionary.named_parameters() if each.grad is not None}
+    if world().slices == 1:
+        norm = torch.nn.utils.get_total_norm(grads.values())
+        if not norm <= most:
+            torch.nn.utils.clip_grads_with_norm_(dictionary.parameters(), most, norm)
+        return
     squares = {name: grad.square().sum() for name, grad in grads.items()}
     own = sum((squares[name] for name in grads if name in dictionary.per_latent), torch.zeros((), device=world().device))
     norm = (world().total(own) + sum(squares[name] for name in grads if name not in dictionary.per_latent)).sqrt()
