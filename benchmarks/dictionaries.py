@@ -121,19 +121,21 @@ def stepper(architecture: str, width: int, train: Any) -> Any:
 
 
 def measure_quality(train: Any, held: Any, options: Any) -> list[dict[str, Any]]:
-    """Held-out FVU and dead latents of every architecture."""
+    """Held-out FVU and dead latents of every architecture, and the time of its steps, as the peers' are timed."""
     from assay.features.dictionary import Spec
     from assay.features.stream import TensorStream
-    from assay.features.train import TrainPlan
-    from assay.features.train import train as fit
+    from assay.features.train import Training, TrainPlan
 
     rows = []
     for width in options.widths[:1]:
         for name in ARCHITECTURES:
             spec = Spec(name, width, train.shape[1], train.shape[1], K, ("acts",), ("acts",))
+            training = Training(TensorStream({"acts": train}), [spec], TrainPlan(tokens=options.steps * BATCH, batch=BATCH))
             began = time.process_time()
-            made = fit(TensorStream({"acts": train}), [spec], TrainPlan(tokens=options.steps * BATCH, batch=BATCH))[0]
+            for _ in range(options.steps):
+                training.step()
             spent = time.process_time() - began
+            made = training.finish()[0]
             rows.append({"width": width, "trainer": f"Assay {name}", "ms": 1000 * spent / options.steps,
                          **quality(made.dictionary.codes, made.dictionary.reconstruct, train, held, width)})  # fmt: skip
     return rows

@@ -120,14 +120,18 @@ def test_mistakes_are_one_line(folder, words, said):
 
 
 def test_a_prompt_longer_than_the_model_was_made_for_is_told_and_one_that_takes_too_much_refused(monkeypatch):
-    from assay.cli import trace as command
+    from assay.circuits import trace_run
+    from assay.circuits.trace import trace
 
     model = planted_induction()
-    assert command.check_prompt(model, "a") == len(model.tokens(["a"])[0])
-    monkeypatch.setattr(command, "PATTERNS", 4 * model.n_layers * model.dims.n_heads * 9)  # three tokens
     words = " ".join(list(model.tokenizer.get_vocab())[5:12])
-    with pytest.raises(UsageError, match="--prompt: got .* tokens'?; allowed: 3 at most"):
-        command.check_prompt(model, words)
+    assert not any("made for" in note for note in trace(model, words, []).notes)
+    monkeypatch.setattr("assay.circuits.trace.context_length", lambda hf: 4)
+    n_tokens = len(model.tokens([words])[0])
+    assert f"the prompt has {n_tokens} tokens; the model was made for 4, and does badly beyond" in trace(model, words, []).notes
+    monkeypatch.setattr(trace_run, "PATTERNS", 4 * model.n_layers * model.dims.n_heads * 9)  # three tokens
+    with pytest.raises(UsageError, match="prompt: got .* tokens'?; allowed: 3 at most"):
+        trace(model, words, [])
 
 
 def test_the_graph_stands_in_the_atlas(folder, traced, prompt):

@@ -37,6 +37,7 @@ from assay.circuits.trace_graph import AttributionGraph, TraceNode, graph_scores
 from assay.circuits.trace_run import LOGITS, Active, CleanRun, Slots, stream_before
 from assay.errors import bad_argument
 from assay.features.dictionary import Dictionary, of_another_model
+from assay.model.context import context_length
 from assay.model.model import Model
 from assay.model.readers import affine
 from assay.model.run import Progress
@@ -74,7 +75,8 @@ def trace(
 
     Dictionaries are transcoders: they read `mlp_in.L` (or the stream before it) and write `mlp_out.L`, for any subset of
     layers; at most one writes to a layer. An empty list gives the graph of embeddings and whole MLPs.
-    Raises UsageError for dictionaries that do not fit, SiteError where the model's norms or attention are not understood.
+    Raises UsageError for dictionaries that do not fit and for a prompt whose attention patterns would take too much memory,
+    SiteError where the model's norms or attention are not understood.
     """
     plan = TracePlan() if plan is None else plan
     plan.check()
@@ -382,6 +384,9 @@ class _Tracer:
             notes += (f"no dictionary for {len(without)} of {model.n_layers} layers: there the whole MLP is error",)
         if traced < self.n_active:
             notes += (f"{self.n_active - traced} of {self.n_active} active latents were not traced: they count as error",)
+        made_for = context_length(model.hf)
+        if made_for is not None and self.run.n > made_for:
+            notes += (f"the prompt has {self.run.n} tokens; the model was made for {made_for}, and does badly beyond",)
         return replace(graph, influence=influence, scores={**graph_scores(graph), **about}, notes=notes)
 
 

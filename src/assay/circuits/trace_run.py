@@ -9,6 +9,7 @@
 Weights are read from the model as it is (`readers.py`), as fp32 in main memory: the way down runs there.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ from assay.model.readers import Norm, affine
 from assay.sites import Site, parse_site
 
 LOGITS = Site("logits")
+PATTERNS = 4 << 30  # bytes of attention patterns of a prompt
 HELD_FLOATS = 1 << 28  # of attention weights, in the form used here, kept between passes
 LINEAR = 0.02  # of logits: what a factor may leave unexplained, and how far from 1 one is that is told
 READS = ("mlp_in", "resid_mid", "resid_pre")
@@ -246,6 +248,14 @@ class FrozenSkip:
         return (g @ self.weight) * self.scale[: len(g), None, None]
 
 
+def check_length(model: Model, n_tokens: int) -> None:
+    """Raises UsageError where the attention patterns of so many tokens, which are held, take too much memory."""
+    most = math.isqrt(PATTERNS // (4 * model.n_layers * model.dims.n_heads))
+    if n_tokens > most:
+        raise bad_argument("prompt", f"{n_tokens} tokens", f"{most} at most for {model.name}",
+                           f"Attention patterns of all layers may take {PATTERNS >> 30} GB.")  # fmt: skip
+
+
 class CleanRun:
     """One prompt's run, its dictionaries' latents, and the linear model around it."""
 
@@ -259,6 +269,7 @@ class CleanRun:
         self.last = position + self.n if position < 0 else position
         if not 0 <= self.last < self.n:
             raise bad_argument("position", position, f"a token of the prompt, 0 to {self.n - 1} or -{self.n} to -1")
+        check_length(model, self.n)
         self.slots = place_dictionaries(model, dictionaries)
         self.acts = self._capture()
         self.layers = range(model.n_layers)

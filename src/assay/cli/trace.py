@@ -1,6 +1,5 @@
 """`assay trace`: the attribution graph of one prompt, through transcoders."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from assay.cli.common import Common, check_place, common_options, model_options
 from assay.errors import bad_argument
 
 SHOWN = 12
-PATTERNS = 4 << 30  # bytes of attention patterns
 TRACING = ("nodes", "edges", "logits", "mass", "targets", "most", "similar", "validate")
 SUFFIX = {"assay": ".json", "neuronpedia": ".neuronpedia.json", "graphml": ".graphml"}
 
@@ -88,7 +86,6 @@ def _traced(
     from assay.circuits.trace import TracePlan, decoders_of, trace
     from assay.circuits.trace_graph import check_cosine, check_shares, suggest_supernodes
     from assay.circuits.trace_validate import ValidatePlan, validate_trace
-    from assay.model.context import context_length
 
     if prompt is not None and not prompt:
         raise bad_argument("--prompt", prompt, "a text of one token or more")
@@ -106,7 +103,6 @@ def _traced(
         raise bad_argument("--validate", given["validate"], "0 or more")
     dictionaries = load_transcoders(name, folders)
     model = common.load(name, dtype, prepend_bos)
-    n_tokens = check_prompt(model, prompt)
     plan = replace(plan, targets=tuple(_token(model, prompt, text) for text in given["targets"]))
     with common.progress("tracing") as advance:
         whole = trace(model, prompt, dictionaries, plan, progress=advance)
@@ -118,21 +114,7 @@ def _traced(
                 model, dictionaries, whole, ValidatePlan(given["validate"], seed=common.seed), progress=advance
             )
         graph = replace(graph, validation=found.json())
-    made_for = context_length(model.hf)
-    if made_for is not None and n_tokens > made_for:
-        said = f"The prompt has {n_tokens} tokens; the model was made for {made_for}, and does badly beyond."
-        graph = replace(graph, notes=(*graph.notes, said))
     return graph
-
-
-def check_prompt(model: Any, prompt: str) -> int:
-    """How many tokens a prompt has. Raises UsageError where its attention patterns, which are held, take too much memory."""
-    n_tokens = len(model.tokens([prompt])[0])
-    most = math.isqrt(PATTERNS // (4 * model.n_layers * model.dims.n_heads))
-    if n_tokens > most:
-        raise bad_argument("--prompt", f"{n_tokens} tokens", f"{most} at most for {model.name}",
-                           f"Attention patterns of all layers may take {PATTERNS >> 30} GB.")  # fmt: skip
-    return n_tokens
 
 
 def load_transcoders(name: str, folders: Sequence[str]) -> list[Any]:
