@@ -42,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import torch
 
     torch.set_num_threads(1)
+    if options.small_pages:
+        from assay import large_pages
+
+        large_pages.ask = bool  # asks for nothing
     train, held = activations(options.harvest, options.tokens)
     found: dict[str, Any] = {"versions": environment.versions(), "tokens": len(train), "held": len(held), "d": train.shape[1]}
     for part in options.only or PARTS:
@@ -63,6 +67,7 @@ def _options(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--widths", type=lambda text: tuple(map(int, text.split(","))), default=WIDTHS)
     parser.add_argument("--only", action="append", choices=PARTS)
     parser.add_argument("--peers", metavar="PYTHON")
+    parser.add_argument("--small-pages", action="store_true", help="train in pages of 4 kB, to see what large ones are worth")
     parser.add_argument("--json")
     return parser.parse_args(arguments)
 

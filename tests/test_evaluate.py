@@ -468,6 +468,14 @@ def test_the_bounds_of_a_ratio_hold_their_level():
     assert ratio([1.0], [2.0]).low is None and ratio([0.0], [0.0]) is None
 
 
+def test_directions_that_are_not_numbers_are_refused():
+    a = torch.randn(5, 4)
+    b = a.clone()
+    b[2, 1] = torch.nan
+    with pytest.raises(UsageError, match="directions: got '1 of 5 with NaN or infinity'"):
+        agreement(a, b)
+
+
 def test_agreement_equals_the_matching_by_scipy_and_knows_copies():
     rng = torch.Generator().manual_seed(0)
     a, b = torch.randn(20, 8, generator=rng), torch.randn(30, 8, generator=rng)

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from assay.errors import ShapeError
+from assay.errors import ShapeError, bad_argument
 
 SHARED, DUPLICATE = 0.7, 0.9
 CHUNK = 1 << 24  # cosines at a time
@@ -42,13 +42,17 @@ class Agreement:
 def agreement(
     a: Float[Tensor, "latent_a d"], b: Float[Tensor, "latent_b d"], seed: int = 0, most: int = MATCHABLE
 ) -> Agreement:
-    """Directions of two dictionaries, active latents only. Raises ShapeError for other widths or for none.
+    """Directions of two dictionaries, active latents only. Raises ShapeError for other widths or for none,
+    UsageError for numbers that are not finite.
 
     Where they have more than `most` x `most` pairs, as many of a are drawn as have so many with all of b: those that were left
     out take no partner away, so the matching may be a little too good, and identical dictionaries have 1.
     """
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or not len(a) or not len(b):
         raise ShapeError(f"directions: got {tuple(a.shape)} and {tuple(b.shape)}; allowed: (latent, d) of one d, not empty.")
+    for rows in (a, b):
+        if broken := int((~rows.isfinite()).any(1).sum()):
+            raise bad_argument("directions", f"{broken} of {len(rows)} with NaN or infinity", "finite numbers")
     generator = torch.Generator().manual_seed(seed)
     best, place = nearest(a, b)
     drawn = _drawn(a, max(1, most * most // len(b)), generator)
