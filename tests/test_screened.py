@@ -111,9 +111,12 @@ def test_without_bf16_no_more_is_made_at_a_time_than_a_part(monkeypatch):
     assert made == [50, 50, 20]
 
 
-def test_the_few_largest_of_a_row():
+@pytest.mark.parametrize("threads", [1, screened.THREADS + 1])
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+def test_the_few_largest_of_a_row(kind, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     for width in (512, 513, 128):
-        rough = torch.randn(20, width, generator=torch.Generator().manual_seed(1)).bfloat16()
+        rough = torch.randn(20, width, generator=torch.Generator().manual_seed(1)).to(kind)
         values, places = few_largest(rough, 24)
         assert torch.equal(rough.gather(1, places), values)
         assert torch.equal(values.sort(1).values, rough.topk(24).values.sort(1).values)
@@ -126,7 +129,7 @@ def test_the_few_largest_where_few_are_positive():
     rough[0] = -rough[0].abs() - 1
     rough[1, 5:] = -rough[1, 5:].abs()
     rough[2] = -0.0
-    for rows in (rough, rough[3:]):  # with rows of negative numbers, and without
+    for rows in (rough, rough[3:], rough.float(), rough.t().contiguous().t()):  # with rows of negative numbers, and without
         values, places = few_largest(rows, 24)
         assert torch.equal(rows.gather(1, places), values)
         assert torch.equal(values.float().sort(1).values, rows.float().topk(24).values.sort(1).values)
@@ -136,16 +139,17 @@ def test_the_few_largest_where_few_are_positive():
 @pytest.mark.parametrize("case", CASES)
 def test_values_of_what_was_chosen_are_made_once(case, monkeypatch):
     x, w, b = drawn(case)
-    for choose in (top_k, top_batch):
+    bar = 0.7 * float((x @ w.T + b).max(1).values.median())
+    for choose in (top_k, top_batch, above):
         pre = Screened(x, w, b)
-        pairs = choose(pre, 8)
+        pairs = choose(pre, bar if choose is above else 8)
         again = Screened(x, w, b).at(pairs.tokens, pairs.latents.clone())
         made, plain = [], screened.dots
         monkeypatch.setattr(screened, "dots", lambda *given, plain=plain, made=made: made.append(1) or plain(*given))
         kept = values_at(pre, pairs)
         monkeypatch.undo()
         size = x.norm(dim=1)[pairs.tokens] * w.norm(dim=1)[pairs.latents] + b[pairs.latents].abs()
-        assert bool(made) is not bool(pre.made) and (pre.made or choose is top_batch)  # which may need the whole product
+        assert bool(made) is not bool(pre.made) and (pre.made or choose is not top_k)  # others may need all
         assert bool(((kept - again).abs() <= 1e-5 * size).all())
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from assay.errors import bad_argument
-from assay.features.screened import NEAR, Scores, Screened, dots, whole
+from assay.features.screened import NEAR, Scores, Screened, dots, few_largest, whole
 from assay.features.world import world
 
 HALF, NOTHING = 1e-3, 1e-7  # of a value, and of the largest one: may be lost in half precision
@@ -144,7 +144,7 @@ def top_k(pre: Scores, k: int) -> Pairs:
         best = pre.topk(min(k, pre.shape[1]), dim=1, sorted=False)
         keep = world().largest(best.values, k)
         return _grouped(keep.sum(1), best.indices[keep], pre.shape[1])
-    found = pre.top(k, contenders(k)) if isinstance(pre, Screened) else pre.topk(k, dim=1, sorted=False).indices.flatten()
+    found = pre.top(k, contenders(k)) if isinstance(pre, Screened) else few_largest(pre, k)[1].flatten()
     offsets = torch.arange(len(pre) + 1, device=pre.device) * k
     return Pairs(offsets, found, pre.shape[1])
 
@@ -175,8 +175,8 @@ def _largest(pre: Scores, few: int) -> tuple[Tensor, Tensor, Tensor]:
     """The largest few of each token: their values, their latents, and what no other exceeds."""
     if isinstance(pre, Screened):
         return pre.largest(few)
-    best = pre.topk(few, dim=1, sorted=False)
-    return best.values, best.indices, best.values.min(1).values
+    values, latents = few_largest(pre, few)
+    return values, latents, values.min(1).values
 
 
 def above(pre: Scores, threshold: Tensor | float) -> Pairs:

@@ -27,6 +27,7 @@ U = 1 / 255  # bf16 rounds by at most 2^-8 of a value, so by at most 1 / 255 of 
 EB = 2.0**-16  # of a bias, what two bf16 numbers do not hold
 SUM = 2.0**-24  # of the sum of magnitudes, what one fp32 addition loses
 PARTS, PLACES = 8, 1 << 16
+THREADS = 8  # with more of them torch's own search is faster than one thread of numpy
 MANY = 8  # where more than this part of all pairs may be above a threshold, the whole product is made
 SMALLEST = (64, 1024, 128)  # tokens, latents, numbers read: below, bookkeeping costs more than the product
 NEAR = 3 << 17  # numbers of a matrix that stay in the processor's cache while others are read
@@ -166,20 +167,26 @@ class Screened:
             return (self.whole() > threshold).nonzero(as_tuple=True)  # type: ignore[return-value]
         tokens, latents = maybe.nonzero(as_tuple=True)
         bars = self.bias.new_zeros(len(self.bias)) + threshold
-        keep = self.at(tokens, latents) > bars[latents]
-        return tokens[keep], latents[keep]
+        values = self.at(tokens, latents)
+        keep = values > bars[latents]
+        found = latents[keep]
+        self.made.append((found, values[keep]))
+        return tokens[keep], found
 
     def whole(self, rows: Int[Tensor, " token"] | slice = slice(None)) -> Float[Tensor, "token latent"]:
         """All pre-activations of some tokens."""
         return torch.nn.functional.linear(self.x[rows], self.encoder, self.bias)
 
 
-def few_largest(rough: Float[Tensor, "token latent"], few: int) -> tuple[Tensor, Int[Tensor, "token few"]]:
-    """Values (bf16) and places of the few largest of each row."""
-    places, left = divmod(rough.shape[1], PARTS)
-    if left or not few < places <= PLACES:
-        return tuple(rough.topk(few, dim=1, sorted=False))  # type: ignore[return-value]
-    bits = rough.view(torch.int16)
+def few_largest(scores: Float[Tensor, "token latent"], few: int) -> tuple[Tensor, Int[Tensor, "token few"]]:
+    """Values and places of the few largest of each row."""
+    places, left = divmod(scores.shape[1], PARTS)
+    if left or not few < places <= PLACES or scores.device.type != "cpu" or torch.get_num_threads() > THREADS:
+        return tuple(scores.topk(few, dim=1, sorted=False))  # type: ignore[return-value]
+    scores = scores.detach()
+    if scores.dtype != torch.bfloat16:
+        return _few_largest(scores, few)
+    bits = scores.contiguous().view(torch.int16)
     best, found = _few_largest(bits, few)
     if int(best.min()) < 0:  # bits of negative numbers are in the wrong order
         best, found = _few_largest(turned(bits), few)
@@ -187,8 +194,8 @@ def few_largest(rough: Float[Tensor, "token latent"], few: int) -> tuple[Tensor,
     return best.view(torch.bfloat16), found
 
 
-def _few_largest(keys: Int[Tensor, "token latent"], few: int) -> tuple[Tensor, Int[Tensor, "token few"]]:
-    parts = keys.view(len(keys), PARTS, -1)
+def _few_largest(keys: Tensor, few: int) -> tuple[Tensor, Int[Tensor, "token few"]]:
+    parts = keys.reshape(len(keys), PARTS, -1)
     top = _largest_places(parts.amax(1), few)
     keys = parts.gather(2, top[:, None, :].expand(-1, PARTS, -1)).flatten(1)
     best = _largest_places(keys, few)
@@ -196,8 +203,10 @@ def _few_largest(keys: Int[Tensor, "token latent"], few: int) -> tuple[Tensor, I
     return keys.gather(1, best), part * parts.shape[2] + top.gather(1, best - part * few)
 
 
-def _largest_places(keys: Int[Tensor, "token number"], few: int) -> Int[Tensor, "token few"]:
-    """Where the few largest of each row are, in any order: each key and its place are one number."""
+def _largest_places(keys: Tensor, few: int) -> Int[Tensor, "token few"]:
+    """Where the few largest of each row are, in any order. Of 16 bits, each key and its place are one number."""
+    if keys.dtype != torch.int16:
+        return torch.from_numpy(np.argpartition(keys.numpy(), -few, axis=1)[:, -few:])
     packed = (keys.int() << 16) | torch.arange(keys.shape[1], dtype=torch.int32)
     return torch.from_numpy(np.partition(packed.numpy(), -few, axis=1)[:, -few:]).long() & (PLACES - 1)
 
