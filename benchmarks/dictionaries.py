@@ -3,7 +3,7 @@
     python benchmarks/dictionaries.py --harvest DIR                   of assay harvest smollm2-135m mixed --site resid_post.15
     python benchmarks/dictionaries.py --harvest DIR --peers PYTHON    also SAELens, dictionary_learning, sparsify, where that
                                                                       interpreter has them (`dictionary_peers.py`)
-    python benchmarks/dictionaries.py --only bound                    one part: step, quality, peers, encode, bound
+    python benchmarks/dictionaries.py --only bound                    one part: step, quality, peers, turns, encode, bound
 
 1. Base: the dense encoder product (batch, d) x (d, width). Steps of every architecture, and the base, take turns in one
    process; ratios of CPU times of one round, medians over rounds.
@@ -11,7 +11,9 @@
    tokens. Peers run their own training code, with their defaults and with the best of a few learning rates.
 3. Encode: a held-out matrix to sparse codes as written, and to a dense fp16 matrix as written, from the same codes and as is
    usual (the whole product, its k largest put into zeros): bytes and CPU time. The three take turns.
-4. Bound: the k largest of a token without the whole fp32 product (`features/screened.py`), against making all of it; how
+4. Turns: TopK here and each peer's take turns, each in a process of its own, for `--turn` steps; ratios of CPU times of one
+   round, medians over rounds. A machine whose speed changes within minutes changes the ratio little.
+5. Bound: the k largest of a token without the whole fp32 product (`features/screened.py`), against making all of it; how
    many tokens the bound leaves open, which are then done whole. On processors without bf16 products it is not used.
 """
 
@@ -22,14 +24,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import environment
 
-PARTS = ("step", "quality", "peers", "encode", "bound")
+PARTS = ("step", "quality", "peers", "turns", "encode", "bound")
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "jumprelu")
 WIDTHS, K, BATCH, HELD = (4096, 16384), 32, 2048, 4096
 PEERS = ("saelens", "dictionary_learning", "sparsify")
@@ -49,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train, held = activations(options.harvest, options.tokens)
     found: dict[str, Any] = {"versions": environment.versions(), "tokens": len(train), "held": len(held), "d": train.shape[1]}
     for part in options.only or PARTS:
-        if part == "peers" and not options.peers:
+        if part in ("peers", "turns") and not options.peers:
             continue
         found[part] = globals()[f"measure_{part}"](train, held, options)
     sys.stdout.write(markdown(found))
@@ -63,6 +66,7 @@ def _options(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--harvest", required=True, help="a folder that assay harvest made")
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--steps", type=int, default=200, help="of quality and peers")
+    parser.add_argument("--turn", type=int, default=40, help="steps of one turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--widths", type=lambda text: tuple(map(int, text.split(","))), default=WIDTHS)
     parser.add_argument("--only", action="append", choices=PARTS)
@@ -155,23 +159,53 @@ def quality(codes: Any, reconstruct: Any, train: Any, held: Any, width: int) -> 
 
 def measure_peers(train: Any, held: Any, options: Any) -> list[dict[str, Any]]:
     """What `dictionary_peers.py` measures in the other interpreter, on the same activations."""
-    from safetensors.torch import save_file
-
     rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "acts.safetensors"
-        save_file({"train": train.contiguous(), "held": held.contiguous()}, file)
+    with _filed(train, held) as file:
         for width in options.widths:
             steps = options.steps if width == options.widths[0] else 10
             for peer in PEERS:
-                command = [options.peers, str(Path(__file__).with_name("dictionary_peers.py")), peer, str(file), str(width),
-                           str(K), str(BATCH), str(steps)]  # fmt: skip
-                done = subprocess.run(command, capture_output=True, text=True)
-                if done.returncode:
-                    sys.stderr.write(f"{peer}: {done.stderr.strip().splitlines()[-1] if done.stderr else 'failed'}\n")
-                    continue
-                rows += [{**row, "width": width, "steps": steps} for row in json.loads(done.stdout.splitlines()[-1])]
+                rows += [{**row, "width": width, "steps": steps} for row in _trained(options.peers, peer, file, width, steps)]
     return rows
+
+
+def measure_turns(train: Any, held: Any, options: Any) -> list[dict[str, Any]]:
+    """CPU time of a step of each trainer, over that of the one here in the same round."""
+    rows = []
+    with _filed(train, held) as file:
+        for width in options.widths:
+            times: dict[str, list[float]] = {}
+            for _ in range(options.rounds):
+                for name in ("assay", *PEERS):
+                    python = sys.executable if name == "assay" else options.peers
+                    for row in _trained(python, name, file, width, options.turn)[-1:]:
+                        times.setdefault(name, []).append(row["ms"])
+            for name, found in times.items():
+                ratios = [a / b for a, b in zip(found, times["assay"], strict=True)]
+                rows.append({"width": width, "trainer": name, "ms": statistics.median(found), "low": min(ratios),
+                             "ratio": statistics.median(ratios), "high": max(ratios)})  # fmt: skip
+    return rows
+
+
+@contextmanager
+def _filed(train: Any, held: Any) -> Iterator[Path]:
+    """Activations in a file that other interpreters read."""
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "acts.safetensors"
+        save_file({"train": train.contiguous(), "held": held.contiguous()}, file)
+        yield file
+
+
+def _trained(python: str, trainer: str, file: Path, width: int, steps: int) -> list[dict[str, Any]]:
+    """What one trainer says of itself in an interpreter; nothing, and why, where it failed."""
+    numbers = map(str, (width, K, BATCH, steps))
+    command = [python, str(Path(__file__).with_name("dictionary_peers.py")), trainer, str(file), *numbers]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.stderr.write(f"{trainer}: {done.stderr.strip().splitlines()[-1] if done.stderr else 'failed'}\n")
+        return []
+    return list(json.loads(done.stdout.splitlines()[-1]))
 
 
 def measure_encode(train: Any, held: Any, options: Any) -> list[dict[str, Any]]:
@@ -259,6 +293,10 @@ def markdown(found: dict[str, Any]) -> str:
     if rows := [*found.get("quality", []), *found.get("peers", [])]:
         lines += ["", "| latents | trainer | CPU ms a step | held-out FVU | L0 | dead |", "|---|---|---|---|---|---|"]
         lines += [f"| {r['width']:,} | {r['trainer']} | {r['ms']:.0f} | {r['fvu']:.3f} | {r['l0']:.1f} | {r['dead']:.1%} |"
+                  for r in rows]  # fmt: skip
+    if rows := found.get("turns"):
+        lines += ["", "| latents | trainer, in turns | step, CPU ms | times Assay's (range) |", "|---|---|---|---|"]
+        lines += [f"| {r['width']:,} | {r['trainer']} | {r['ms']:.0f} | {r['ratio']:.2f} ({r['low']:.2f} to {r['high']:.2f}) |"
                   for r in rows]  # fmt: skip
     if rows := found.get("encode"):
         lines += ["", "| latents | of held-out tokens | bytes a token | CPU us a token |", "|---|---|---|---|"]

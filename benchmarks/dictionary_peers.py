@@ -3,7 +3,8 @@
     PYTHON dictionary_peers.py PEER acts.safetensors WIDTH K BATCH STEPS
 
 Prints JSON: CPU milliseconds of a step, held-out FVU, L0 and dead latents, with the peer's defaults and, of SAELens, with
-its learning rate times ten. Batches are rows drawn by the same seed for all.
+its learning rate times ten. Batches are rows drawn by the same seed for all; `assay`, which takes turns with the peers,
+draws its own, and the time for that is in its steps.
 """
 
 import importlib.util
@@ -91,7 +92,24 @@ def sparsify(train: torch.Tensor, width: int, k: int, batch: int, steps: int, lr
     return step, encode, lambda x: coder(x).sae_out
 
 
-TRAINERS = {"saelens": (saelens, (3e-4, 3e-3)), "dictionary_learning": (dictionary_learning, (0.0,)),
+def assay(train: torch.Tensor, width: int, k: int, batch: int, steps: int, lr: float) -> tuple[Any, Callable, Callable]:
+    from assay.features.dictionary import Spec
+    from assay.features.stream import TensorStream
+    from assay.features.train import Training, TrainPlan
+
+    spec = Spec("topk", width, train.shape[1], train.shape[1], k, ("acts",), ("acts",))
+    training = Training(TensorStream({"acts": train}), [spec], TrainPlan(tokens=steps * batch, batch=batch))
+    made: list[Any] = []
+
+    def finished() -> Any:
+        if not made:
+            made.append(training.finish()[0].dictionary)
+        return made[0]
+
+    return lambda x: training.step(), lambda x: finished().encode(x), lambda x: finished().reconstruct(x)
+
+
+TRAINERS = {"assay": (assay, (0.0,)), "saelens": (saelens, (3e-4, 3e-3)), "dictionary_learning": (dictionary_learning, (0.0,)),
             "sparsify": (sparsify, (5e-3,))}  # fmt: skip
 
 
