@@ -1,7 +1,7 @@
 """Memory in pages of 2 MB, for work that reads rows of large matrices at random.
 
-1. A processor remembers where some two thousand pages are. 65,536 rows taken at random from a matrix of 9 MB miss it all the
-   time when pages have 4 kB, and nearly never when they have 2 MB: the step of a sparse dictionary takes half as long.
+1. A processor remembers where some two thousand pages are. Rows taken at random from a matrix of 40 MB miss it most of the
+   time when pages have 4 kB, and nearly never when they have 2 MB.
 2. Linux gives large pages to memory that asks for them (`madvise`). glibc takes large tensors from mappings of their own and
    gives them back when they are freed, page by page. `ask` makes it take them from its heap, in steps of `STEP`, keep what is
    freed, and asks for large pages there; `ask` again, when the heap may have grown. `give_back` undoes it.
