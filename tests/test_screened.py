@@ -123,6 +123,10 @@ def test_the_few_largest_of_a_row(kind, threads, monkeypatch):
         assert all(len(set(row)) == 24 for row in places.tolist())
 
 
+def test_of_no_tokens_none_are_the_largest():
+    assert top_k(torch.zeros(0, 512), 8).latents.shape == (0,)
+
+
 def test_the_few_largest_where_few_are_positive():
     generator = torch.Generator().manual_seed(3)
     rough = torch.randn(6, 512, generator=generator).bfloat16()

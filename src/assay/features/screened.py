@@ -181,7 +181,8 @@ class Screened:
 def few_largest(scores: Float[Tensor, "token latent"], few: int) -> tuple[Tensor, Int[Tensor, "token few"]]:
     """Values and places of the few largest of each row."""
     places, left = divmod(scores.shape[1], PARTS)
-    if left or not few < places <= PLACES or scores.device.type != "cpu" or torch.get_num_threads() > THREADS:
+    plain = scores.device.type != "cpu" or torch.get_num_threads() > THREADS or not len(scores)
+    if plain or left or not few < places <= PLACES:
         return tuple(scores.topk(few, dim=1, sorted=False))  # type: ignore[return-value]
     scores = scores.detach()
     if scores.dtype != torch.bfloat16:
@@ -233,7 +234,7 @@ def dots(
         return a.new_zeros(0)
     if offsets is None:
         offsets = torch.searchsorted(tokens.contiguous(), torch.arange(len(a), device=a.device))
-    near = NEAR // a.shape[1]  # tokens
+    near = max(1, NEAR // a.shape[1])  # tokens
     if a.device.type != "cpu" or len(latents) < 4 * len(rows) or (-(-len(a) // near)) * len(rows) > PLACES:
         return _dots(a, rows, latents, offsets, tokens)
     key = (tokens.div(near, rounding_mode="floor") * len(rows) + latents).to(torch.uint16).numpy()
