@@ -71,7 +71,7 @@ def _options(arguments: Sequence[str] | None) -> Any:
     parser.add_argument("--widths", type=lambda text: tuple(map(int, text.split(","))), default=WIDTHS)
     parser.add_argument("--only", action="append", choices=PARTS)
     parser.add_argument("--peers", metavar="PYTHON")
-    parser.add_argument("--small-pages", action="store_true", help="train in pages of 4 kB, to see what large ones are worth")
+    parser.add_argument("--small-pages", action="store_true", help="step and quality in pages of 4 kB, for comparison")
     parser.add_argument("--json")
     return parser.parse_args(arguments)
 
@@ -173,16 +173,18 @@ def measure_turns(train: Any, held: Any, options: Any) -> list[dict[str, Any]]:
     rows = []
     with _filed(train, held) as file:
         for width in options.widths:
-            times: dict[str, list[float]] = {}
+            rounds: list[dict[str, float]] = []
             for _ in range(options.rounds):
+                rounds.append({})
                 for name in ("assay", *PEERS):
                     python = sys.executable if name == "assay" else options.peers
                     for row in _trained(python, name, file, width, options.turn)[-1:]:
-                        times.setdefault(name, []).append(row["ms"])
-            for name, found in times.items():
-                ratios = [a / b for a, b in zip(found, times["assay"], strict=True)]
-                rows.append({"width": width, "trainer": name, "ms": statistics.median(found), "low": min(ratios),
-                             "ratio": statistics.median(ratios), "high": max(ratios)})  # fmt: skip
+                        rounds[-1][name] = row["ms"]
+            for name in ("assay", *PEERS):
+                both = [found for found in rounds if {name, "assay"} <= set(found)]
+                if ratios := [found[name] / found["assay"] for found in both]:
+                    rows.append({"width": width, "trainer": name, "ms": statistics.median(found[name] for found in both),
+                                 "low": min(ratios), "ratio": statistics.median(ratios), "high": max(ratios)})  # fmt: skip
     return rows
 
 

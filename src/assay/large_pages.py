@@ -44,7 +44,10 @@ def ask() -> bool:
     if heap.end == heap.begin:
         for name, value in ((MMAP_THRESHOLD, NEVER), (TRIM_THRESHOLD, NEVER), (TOP_PAD, STEP)):
             heap.libc.mallopt(name, value)
-        heap.libc.free(heap.libc.malloc(STEP))
+        heap.libc.free(room := heap.libc.malloc(STEP))
+        if room is None:  # a limit on addresses: growing in large steps would fail where small ones do not
+            give_back()
+            return False
     heap.ask()
     return True
 
@@ -52,7 +55,7 @@ def ask() -> bool:
 def give_back() -> None:
     """Memory that is free goes back to the system; from now on glibc does as it would by itself."""
     heap = _heap()
-    if heap is not None and heap.end != heap.begin:
+    if heap is not None:
         for name, value in ((MMAP_THRESHOLD, MMAP_MOST), (TRIM_THRESHOLD, 2 * MMAP_MOST), (TOP_PAD, 0)):
             heap.libc.mallopt(name, value)
         heap.libc.malloc_trim(0)
@@ -68,5 +71,8 @@ def _heap() -> _Heap | None:
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.restype, libc.free.argtypes = None, [ctypes.c_void_p]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[heap]")]
+    try:
+        lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith("[heap]")]
+    except OSError:
+        return None
     return _Heap(libc, int(lines[0].split("-")[0], 16)) if lines else None

@@ -161,18 +161,21 @@ def train(
 
     Raises UsageError for sites the stream does not have, for divergence, and for a kept state of another run.
     """
-    training = Training(stream, specs, plan, names)
-    if folder is not None:
-        training.take_up(folder / CHECKPOINT)
-    while training.done < plan.steps:
-        training.step()
-        if report is not None:
-            report(training.words(), training.done, plan.steps)
-        if folder is not None and training.done % plan.checkpoint_every == 0 and training.done < plan.steps:
+    try:
+        training = Training(stream, specs, plan, names)
+        if folder is not None:
+            training.take_up(folder / CHECKPOINT)
+        while training.done < plan.steps:
+            training.step()
+            if report is not None:
+                report(training.words(), training.done, plan.steps)
+            if folder is not None and training.done % plan.checkpoint_every == 0 and training.done < plan.steps:
+                training.keep(folder / CHECKPOINT)
+        if folder is not None and keep:
             training.keep(folder / CHECKPOINT)
-    if folder is not None and keep:
-        training.keep(folder / CHECKPOINT)
-    found = training.finish()
+        found = training.finish()
+    finally:
+        large_pages.give_back()  # of a training that was stopped, too
     if folder is not None and not keep and world().rank == 0:
         forget(folder)
     return found
@@ -234,8 +237,9 @@ class Training:
     def finish(self) -> list[Trained]:
         """Thresholds set, scales folded, provenance written: what is kept. Of divided latents process 0 gets all, to be used
         after the processes have parted."""
+        found = [_finish(member, self._first, self.stream, self.plan) for member in self.members]
         large_pages.give_back()
-        return [_finish(member, self._first, self.stream, self.plan) for member in self.members]
+        return found
 
 
 def _range(values: Sequence[float]) -> str:
