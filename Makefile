@@ -1,5 +1,7 @@
 # setup: .venv, pinned packages, packaged models.  demo: a finding on the real model.  test: everything.
 # docs: generated pages, and the site in site/.
+# What Python compiles is kept, whatever the caller's environment says: without it each process compiles torch anew.
+export PYTHONDONTWRITEBYTECODE :=
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,12 +31,12 @@ test:
 	$(LINT)
 	$(BIN)/pyright
 	$(BIN)/python src/assay/app/web/build.py --check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(LINT)
 	$(BIN)/pyright
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m 'not slow and not whole'
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 -m 'not slow and not whole'
 
 browser:
 	@command -v chromium >/dev/null || [ -n "$$CHROMIUM" ] || { SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); \

@@ -178,7 +178,7 @@ def measure_turns(train: Any, held: Any, options: Any) -> list[dict[str, Any]]:
                 rounds.append({})
                 for name in ("assay", *PEERS):
                     python = sys.executable if name == "assay" else options.peers
-                    for row in _trained(python, name, file, width, options.turn)[-1:]:
+                    for row in _trained(python, name, file, width, options.turn, "time"):
                         rounds[-1][name] = row["ms"]
             for name in ("assay", *PEERS):
                 both = [found for found in rounds if {name, "assay"} <= set(found)]
@@ -199,10 +199,10 @@ def _filed(train: Any, held: Any) -> Iterator[Path]:
         yield file
 
 
-def _trained(python: str, trainer: str, file: Path, width: int, steps: int) -> list[dict[str, Any]]:
+def _trained(python: str, trainer: str, file: Path, width: int, steps: int, *words: str) -> list[dict[str, Any]]:
     """What one trainer says of itself in an interpreter; nothing, and why, where it failed."""
     numbers = map(str, (width, K, BATCH, steps))
-    command = [python, str(Path(__file__).with_name("dictionary_peers.py")), trainer, str(file), *numbers]
+    command = [python, str(Path(__file__).with_name("dictionary_peers.py")), trainer, str(file), *numbers, *words]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.stderr.write(f"{trainer}: {done.stderr.strip().splitlines()[-1] if done.stderr else 'failed'}\n")

@@ -1,10 +1,10 @@
 """One peer's training of a TopK dictionary, in the interpreter that has it: `dictionaries.py --peers` calls this.
 
-    PYTHON dictionary_peers.py PEER acts.safetensors WIDTH K BATCH STEPS
+    PYTHON dictionary_peers.py PEER acts.safetensors WIDTH K BATCH STEPS [time]
 
 Prints JSON: CPU milliseconds of a step, held-out FVU, L0 and dead latents, with the peer's defaults and, of SAELens, with
-its learning rate times ten. Batches are rows drawn by the same seed for all; `assay`, which takes turns with the peers,
-draws its own, and the time for that is in its steps.
+its learning rate times ten; with `time` the milliseconds alone, of the last rate. Batches are rows drawn by the same seed
+for all; `assay`, which takes turns with the peers, draws its own, and the time for that is in its steps.
 """
 
 import importlib.util
@@ -114,14 +114,15 @@ TRAINERS = {"assay": (assay, (0.0,)), "saelens": (saelens, (3e-4, 3e-3)), "dicti
 
 
 def main() -> None:
-    peer, file, *numbers = sys.argv[1:]
+    peer, file, *numbers = sys.argv[1:7]
     width, k, batch, steps = map(int, numbers)
+    only_time = sys.argv[7:] == ["time"]
     torch.set_num_threads(1)
     data = load_file(file)
     train, held = data["train"], data["held"]
     make, rates = TRAINERS[peer]
-    rows = []
-    for lr in rates:
+    rows: list[dict[str, Any]] = []
+    for lr in rates[-1:] if only_time else rates:
         step, encode, rebuild = make(train, width, k, batch, steps, lr)
         source = batches(train, batch)
         spent = 0.0
@@ -130,15 +131,17 @@ def main() -> None:
             began = time.process_time()
             step(x)
             spent += time.process_time() - began
+        name = f"{peer} {lr:g}" if lr else peer
+        rows.append({"trainer": name, "ms": 1000 * spent / steps})
+        if only_time:
+            continue
         with torch.no_grad():
             fired = torch.zeros(width, dtype=torch.bool)
             for part in train[:51_200].split(2048):
                 fired |= (encode(part) != 0).any(0)
             error = float((held - rebuild(held)).square().sum() / (held - held.mean(0)).square().sum())
             l0 = float((encode(held) != 0).float().sum(1).mean())
-        name = f"{peer} {lr:g}" if lr else peer
-        dead = 1 - float(fired.float().mean())
-        rows.append({"trainer": name, "ms": 1000 * spent / steps, "fvu": error, "l0": l0, "dead": dead})
+        rows[-1] |= {"fvu": error, "l0": l0, "dead": 1 - float(fired.float().mean())}
     print(json.dumps(rows))  # noqa: T201
 
 

@@ -44,7 +44,7 @@ from assay.records import PatchResult, TaskSummary, Verdict, digest, plain
 from assay.report.context import DemoReport
 
 SET_SIZES = (2, 3, 4, 6, 8, 12, 16, 24)
-PLAN = Settings(tune=40, confirm=80, ood=40, draws=19, control_pairs=2)
+PLAN = Settings(tune=40, confirm=40, ood=20, draws=19, control_pairs=2)  # two pairs a sentence pattern: more narrow little
 MARGIN = 0.3  # on tune, one and a half times the bar of the gates: what is chosen by looking shrinks later
 MAP_TOKENS, MAP_LATENTS = 24_000, 256
 Bar = Callable[[str, int | None], AbstractContextManager[Callable[..., None]]]
