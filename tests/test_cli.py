@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -10,7 +11,10 @@ import time
 import pytest
 from click.testing import CliRunner
 
+from assay.cli.common import check_json_target, check_place, write_json
 from assay.cli.main import NOUNS, cli
+from assay.errors import UsageError
+from assay.files import write_file
 from assay.testing import planted_induction
 from assay_process import run
 from planted_task import write_task
@@ -29,6 +33,33 @@ def commands(group=cli, path=()):
             yield from commands(command, (*path, name))
         else:
             yield (*path, name), command
+
+
+def test_places_that_cannot_be_written_are_refused_before_the_work_and_devices_are_written_to(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    nowhere = [(place, folder) for place in ("x" * 300, "/proc/there", "file/x", "a\0b") for folder in (True, False)]
+    for place, folder in (*nowhere, ("file", True), (os.devnull, True), (".", False)):
+        with pytest.raises(UsageError, match="--out"):
+            check_place("--out", place, folder)
+    for place in (*(place for place, _ in nowhere), ".", "new/x"):
+        with pytest.raises(UsageError, match="--json"):
+            check_json_target(place)
+    for fine in ("file", "x", os.devnull, "-", None):
+        check_json_target(fine)
+    for place, folder in (("new/x", False), ("new/x", True), (".", True), (os.devnull, False)):
+        check_place("--out", place, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    reading, writing = os.pipe()
+    write_json({"a": 1}, f"/dev/fd/{writing}")
+    assert json.loads(os.read(reading, 99)) == {"a": 1}
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    write_file(fifo, b"told")
+    assert os.read(reader, 99) == b"told" and stat.S_ISFIFO(fifo.stat().st_mode)
+    for handle in (reading, writing, reader):
+        os.close(handle)
 
 
 def test_help_does_not_import_torch():

@@ -91,13 +91,14 @@ def by_hand(model, dictionary, held):
 
 
 def test_reconstruction_equals_sums_by_hand(model, sae, found):
-    x, typical, documents, _, _ = by_hand(model, sae, held_of())
+    x, typical, documents, _, scored = by_hand(model, sae, held_of())
     made = sae.reconstruct(x.float()).double()
     keep = typical.numpy()
     y, error = x[typical], (x - made)[typical].square().sum(1)
     centred = (y - y.mean(0)).square().sum(1)
     own = found.of()
     assert (found.tokens, found.typical) == (len(x), int(typical.sum()))
+    assert found.predictions == found.json()["predictions"] == sum(len(row) - 1 for row in scored.rows)
     assert own["FVU"].value == pytest.approx(float(error.sum() / centred.sum()), rel=1e-5)
     assert own["explained variance"].value == pytest.approx(1 - own["FVU"].value)
     residual = (x - made)[typical]

@@ -91,6 +91,11 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
+def is_device(path: Path) -> bool:
+    """Whether there is a pipe or a device: `/dev/null`, `/dev/stdout`, what a shell makes of `>(...)`."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write beside, then rename; folders are made. Raises StoreError when it cannot be written."""
     if is_remote(path):
@@ -98,6 +103,9 @@ def write_file(path: Path, content: bytes) -> None:
             path.write_bytes(content)
         return
     try:
+        if is_device(path):  # nothing is renamed over it
+            path.write_bytes(content)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:

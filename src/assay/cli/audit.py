@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from assay.cli.common import Common, check_place, common_options, model_options
+from assay.cli.common import Common, common_options, model_options
 
 FAMILIES = ("sandbag", "liar", "backdoor", "loyalty", "denied")
 
@@ -38,8 +38,6 @@ def audit(
     from assay.report.audit_page import audit_html, audit_markdown, summary
 
     plan = AuditPlan(budget, alpha, families, box)
-    if out:
-        check_place("--out", out, folder=True)
     model = common.load(name, dtype, prepend_bos)
     base = common.load(reference, dtype, prepend_bos) if reference else None
     latents = opened(common, dictionary) if dictionary else None

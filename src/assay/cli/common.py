@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import click
 
 from assay.cli.roles import permitted
 from assay.errors import UsageError, bad_argument
-from assay.files import write_file
+from assay.files import is_device, write_file
 
 if TYPE_CHECKING:
     from assay.model.model import Model
@@ -98,7 +99,7 @@ class Common:
 
 
 def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options and hands them to the command as `common`. Refuses an unwritable --json early.
+    """Adds the options and hands them to the command as `common`. Refuses an unwritable --json or --out DIR early.
 
     The command's role is required and its entry written to the audit log before it runs (`roles.py`).
     """
@@ -111,6 +112,8 @@ def common_options(command: Callable[..., Any]) -> Callable[..., Any]:
         if not 0 <= seed <= LARGEST_SEED:
             raise bad_argument("--seed", seed, f"0 to {LARGEST_SEED}")
         with permitted(Path(atlas), options), signatures_told(quiet, require_signature):
+            if (folder := options.get("out")) is not None and _is_folder("out"):
+                check_place("--out", folder, folder=True)
             return command(common=Common(json_to, seed, device, Path(atlas), quiet), **options)
 
     for option in reversed(OPTIONS):
@@ -188,22 +191,43 @@ def task_source(task: str | None, task_file: str | None) -> str:
     return task if task in TASKS or task in CONCEPTS else str(task_path(task))  # a concept has errors of its own
 
 
+def _is_folder(name: str) -> bool:
+    """Whether an option of the command that runs takes a folder of this machine."""
+    command = click.get_current_context().command
+    return any(option.name == name and option.metavar == "DIR" for option in command.params)
+
+
 def check_place(option: str, given: str | Path, folder: bool) -> None:
-    """Refuse, before any long work, a file or folder that cannot be made, as far as the folders that are there tell."""
-    path = Path(given).absolute()
-    there = next(each for each in (path, *path.parents) if each.exists())
-    fits = there.is_dir() == folder if there == path else there.is_dir()
-    if not fits or not os.access(there, os.W_OK):
-        raise bad_argument(option, str(given), f"a {'folder' if folder else 'file'} that can be written")
+    """Refuse, before any long work, a file or folder that cannot be made: a file is written beside it, and removed."""
+    if why := _unwritable(Path(given).absolute(), folder):
+        raise bad_argument(option, str(given), f"a {'folder' if folder else 'file'} that can be written ({why})")
 
 
 def check_json_target(target: str | None) -> None:
     """Refuse an unwritable target before any long work."""
     if not target or target == "-":
         return
-    path = Path(target).resolve()
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise UsageError(f"--json: {target!r} cannot be written; allowed: a file in a writable directory, or -.")
+    path = Path(target).absolute()
+    if why := _unwritable(path, False) if path.parent.is_dir() else "there is no such directory":
+        raise UsageError(f"--json: {target!r} cannot be written ({why}); allowed: a file in a writable directory, or -.")
+
+
+def _unwritable(path: Path, folder: bool) -> str:
+    """Why a file or folder cannot be made there; empty where it can."""
+    try:
+        if is_device(path) and not folder:
+            return "" if os.access(path, os.W_OK) else "no permission"
+        there = next(each for each in (path, *path.parents) if each.exists())
+        if there == path and there.is_dir() != folder:
+            return f"it is a {'file' if folder else 'directory'}"
+        missing = path.relative_to(there).parts
+        place = there if folder or missing else there.parent
+        handle, name = tempfile.mkstemp(dir=place, prefix=f".{max(missing, key=len, default=path.name)}.")
+    except (OSError, ValueError) as error:
+        return str(getattr(error, "strerror", None) or error)
+    os.close(handle)
+    os.unlink(name)
+    return ""
 
 
 def write_json(record: Any, target: str) -> None:

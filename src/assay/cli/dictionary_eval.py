@@ -313,6 +313,8 @@ def shown(record: Mapping[str, Any]) -> Any:
     head = (f"{record['dictionary']}: {record['architecture']}, {record['width']} latents,"
             f" {inputs if inputs == outputs else f'{inputs} to {outputs}'}; {record['typical']:,} typical of"
             f" {record['tokens']:,} held-out tokens, {record['documents']} documents")  # fmt: skip
+    if predictions := record.get("predictions"):
+        head += f"; losses over {predictions:,} predictions"
     parts: list[Any] = [Text(head), table, *(Text(line) for line in _lines(record))]
     return Group(*parts, *_concept_tables(record["further"]), *(Text(note, style="dim") for note in record["notes"]))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from assay.cli.common import Common, check_place, common_options, model_options
+from assay.cli.common import Common, common_options, model_options
 
 DEFAULT = "smollm2-135m"
 
@@ -51,7 +51,6 @@ def make(
     if out:
         if len(chosen) > 1:
             raise bad_argument("--out", f"{out} for {len(chosen)} organisms", "one organism at a time")
-        check_place("--out", out, folder=True)
         check_target(Path(out))
     model = common.load(base, dtype, prepend_bos)
     rows = []

@@ -96,9 +96,7 @@ def _check_asked(common: Common, given: Mapping[str, Any]) -> None:
     if given["causal"] is not None and (given["path"] or kind in NO_DIRECTION):
         got = "with --dictionary" if given["path"] else f"with --probe {kind}"
         raise bad_argument("--causal", got, "a probe that reads one direction of a site of the model, such as linear")
-    for option, folder in (("--atlas", common.atlas), ("--out", given["out"])):
-        if folder is not None:
-            check_place(option, folder, folder=True)
+    check_place("--atlas", common.atlas, folder=True)
 
 
 def _check_causal(model: Any, plan: Any, task: Any, texts: Sequence[Any]) -> None:

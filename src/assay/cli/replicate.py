@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from assay.cli.common import Common, check_place, common_options, model_options
+from assay.cli.common import Common, common_options, model_options
 
 DEFAULT = "smollm2-135m"
 
@@ -39,8 +39,6 @@ def replicate(
                                              "assay replicate NAME, or all"]))  # fmt: skip
         return
     chosen = FINDINGS.names() if names == ("all",) else [FINDINGS.get(name).name for name in names]
-    if out:
-        check_place("--out", out, folder=True)
     rows = [row for name in models or (DEFAULT,) for row in _tried(common, name, chosen, pairs, again, dtype, prepend_bos)]
     record = {"replications": rows, "picture": _picture(common, rows, out)}
     common.emit(record, lambda: shown(record))

@@ -138,9 +138,8 @@ def _asked(given: Mapping[str, Any]) -> Asked:
         raise bad_argument("--threshold", given["threshold"], "with --condition FILE")
     if given["save"] and not given["save"].lower().endswith(".safetensors"):
         raise bad_argument("--save", given["save"], "a .safetensors file")
-    for option in ("save", "out"):
-        if given[option]:
-            check_place(f"--{option}", given[option], folder=option == "out")
+    if given["save"]:
+        check_place("--save", given["save"], folder=False)
     asked = Asked(given["file"], given["feature"], given["concept"], given["method"], given["at"], given["site"],
                   given["dictionary"], tuple(each for each in given["allow"] if each in ACCEPTED))  # fmt: skip
     asked.check()

@@ -73,7 +73,7 @@ def superposition(
     from assay.records import digest
 
     folder = Path(out) if out else common.atlas / "figures"
-    check_place("--out" if out else "--atlas", folder, True)
+    check_place("--atlas", common.atlas, folder=True)
     opened = open_corpus(corpus, text_key=text_key, documents=documents)
     dictionary = None if path is None else open_dictionary(common, path)
     model = common.load(name, dtype, prepend_bos)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from assay.cli.common import Common, check_place, common_options, model_options
+from assay.cli.common import Common, common_options, model_options
 from assay.errors import bad_argument
 
 SHOWN = 12
@@ -49,8 +49,6 @@ def trace(
     if form not in FORMATS:
         raise bad_argument("--format", form, ", ".join(FORMATS))
     folder = common.atlas / "graphs" if out is None else Path(out)
-    if out is not None:
-        check_place("--out", out, True)
     if source is not None:
         graph = _read(source, name, prompt, folders)
     else:

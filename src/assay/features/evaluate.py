@@ -102,7 +102,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that was measured. `columns`: the dictionary first, then its controls."""
+    """All that was measured. `columns`: the dictionary first, then its controls; `predictions`: over which losses are."""
 
     dictionary: str
     digest: str
@@ -121,6 +121,7 @@ class Evaluation:
     agreement: tuple[Agreement, ...]
     notes: tuple[str, ...]
     plan: EvaluationPlan
+    predictions: int = 0
     further: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, column: str = OWN) -> Mapping[str, Measure]:
@@ -136,7 +137,7 @@ class Evaluation:
                    for each in self.columns]  # fmt: skip
         bits = {"which": self.cost.which, "values": self.cost.values, "weights": self.cost.weights, "total": self.cost.total}
         return {**{name: getattr(self, name) for name in ("dictionary", "digest", "architecture", "width", "tokens", "typical",
-                                                          "documents")},
+                                                          "documents", "predictions")},
                 "inputs": list(self.inputs), "outputs": list(self.outputs), "model": dict(self.model),
                 "limits": dict(self.limits), "columns": columns, "rates": vars(self.rates), "bits_per_token": bits,
                 "agreement": [vars(each) for each in self.agreement], "notes": list(self.notes), "plan": vars(self.plan),
@@ -187,6 +188,7 @@ def evaluate(
         len(source.names), source.limits.json(), tuple(columns), found.latents[OWN].histogram(),
         found.latents[OWN].cost(dictionary, found.typical[OWN].mse, plan.corpus_tokens),
         tuple(agreement(own, other, plan.seed) for other in others if len(own) and len(other)), tuple(notes), plan,
+        int(found.losses.n.sum()) if found.losses is not None else 0,
     )  # fmt: skip
 
 
