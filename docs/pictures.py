@@ -33,6 +33,8 @@ SHOWN = {  # a page, what is clicked there, the height of the picture
 
 
 def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     atlas = sys.argv[1]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "app.json"
