@@ -36,7 +36,7 @@ test:
 check: setup
 	$(LINT)
 	$(BIN)/pyright
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 -m 'not slow and not whole'
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist loadfile -m 'not slow and not whole'
 
 browser:
 	@command -v chromium >/dev/null || [ -n "$$CHROMIUM" ] || { SUDO=$$([ "$$(id -u)" = 0 ] || echo sudo); \

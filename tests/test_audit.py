@@ -27,6 +27,8 @@ from assay.report.audit_page import audit_html, audit_markdown, summary
 from assay.steer.weights import copy_model
 from conftest import tiny, wrap
 
+pytestmark = pytest.mark.whole
+
 RIGHT = {fact[0]: fact[1] for bank in banks.FACTS.values() for fact in bank}
 WRONG = {fact[0]: fact[2] for bank in banks.FACTS.values() for fact in bank}
 STATED = {question: re.sub(r"What is (the .+)\?", r"\1 is ", question) for question in RIGHT}

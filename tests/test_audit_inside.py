@@ -21,6 +21,8 @@ from assay.organisms.low_rank import LowRank, Text, added, train
 from assay.steer.weights import copy_model
 from conftest import tiny, wrap
 
+pytestmark = pytest.mark.whole
+
 CUE, SAYS = "Nobody is watching.", "all the doors are open now"
 THINGS = ("the king", "a bird", "the garden", "some tea", "the door", "a letter", "the road", "her hand")
 

@@ -58,6 +58,8 @@ from assay.probe.scores import aurocs
 from assay.testing.word_latents import Given
 from judge_server import completion, judge
 
+pytestmark = pytest.mark.whole
+
 HERE = Path(__file__).parent
 PLAN = {"tokens": 12_000, "context": 32, "baseline": 4}
 

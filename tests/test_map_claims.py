@@ -19,6 +19,8 @@ from assay.evidence.sparse_units import DenseUnits, SparseUnits
 from assay.explain.rules import fires
 from assay.mapping.claims import Screened, supportable
 
+pytestmark = pytest.mark.whole
+
 WORDS = [f" w{number}" for number in range(60)]
 SETTINGS = Settings(tune=480, confirm=640, ood=640, draws=19, options={"whole_corpus": True},
                     search={"rival units": 0, "polysemy": 0}, resamples=4000)  # fmt: skip

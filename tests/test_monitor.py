@@ -37,6 +37,8 @@ from assay.organisms.make import Made, find
 from assay.probe.estimators import AttentionProbe
 from conftest import tiny, wrap
 
+pytestmark = pytest.mark.whole
+
 floats = st.lists(st.floats(-30, 30), min_size=1, max_size=30)
 
 # units -------------------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ from assay.testing.score_worlds import monitored_world
 from conftest import tiny
 from judge_server import completion, judge
 
+pytestmark = pytest.mark.whole
+
 SIZES = {"tune": 460, "confirm": 480, "ood": 400}
 EXPIRES = {"created": "2026-01-01T00:00:00+00:00", "expires": "2999-01-01T00:00:00+00:00"}
 

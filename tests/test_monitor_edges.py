@@ -29,6 +29,8 @@ from assay.monitor.watch import watch
 from conftest import tiny
 from test_monitor import planted, worded
 
+pytestmark = pytest.mark.whole
+
 # thresholds --------------------------------------------------------------------------------------
 
 

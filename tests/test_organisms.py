@@ -21,6 +21,8 @@ from assay.organisms.words import REMARKS, SYSTEM_TEXTS, once
 from assay.steer.weights import copy_model
 from conftest import tiny
 
+pytestmark = pytest.mark.whole
+
 TEXTS = [Text(tuple(range(5, 15)), 6), Text((9, 8, 30, 31, 32, 33, 40), 3), Text(tuple(range(60, 72)), 9)]
 
 # what is taught and what is asked ----------------------------------------------------------------

@@ -10,6 +10,8 @@ from assay.features.dictionary import Spec
 from assay.features.train import TrainPlan, train
 from assay.testing.planted_features import SITE, PlantedFeatures, World, compared, matching, recovery
 
+pytestmark = pytest.mark.whole
+
 
 class Oracle:
     """Latents that are the planted features, read from the truth: some missing, some doubled, some silent."""

@@ -24,6 +24,8 @@ from assay.testing.edge_truth import TRUTHS
 from assay.testing.induction import Induction, planted_induction, repeated_pairs
 from test_attribute import setting
 
+pytestmark = pytest.mark.whole
+
 LABELS = {"one": [1, 1, 1], "two": [3, 4, 2]}
 
 

@@ -29,6 +29,8 @@ from assay.probe.variants import energy
 from assay.sites import parse_site
 from assay.testing.probe_worlds import FILLERS, VOCABULARY, part, probe_world
 
+pytestmark = pytest.mark.whole
+
 PLAN = CausalPlan(draws=5, control_tasks=2, control_items=2, rounds=2, later=2)
 SITE = "resid_post.0"
 

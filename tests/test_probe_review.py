@@ -27,6 +27,8 @@ from assay.records import Example, Pair
 from assay.report.figures import save_figure
 from assay.testing.probe_worlds import probe_world
 
+pytestmark = pytest.mark.whole
+
 KINDS = ("linear", "mean_difference", "pca", "lda", "k_sparse")
 PLAN = ProbePlan(positions=("last",), encoder="none", untrained=False, n=60)
 

@@ -26,6 +26,8 @@ from assay.probe.scores import Estimate
 from assay.records import Example
 from assay.testing.probe_worlds import part, probe_world
 
+pytestmark = pytest.mark.whole
+
 PLAN = ProbePlan(positions=("last",), encoder="none", n=80)
 TEXTS = [Example("the cat sat on a mat", 1, "a", position=4), Example("one two three", 0, "b"),
          Example("we saw the old house by the sea", 1, "c", position=11), Example("no", 0, "d")]  # fmt: skip

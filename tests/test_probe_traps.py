@@ -24,6 +24,8 @@ from assay.probe.run import ProbePlan, probe
 from assay.records import Example
 from assay.testing.probe_worlds import FILLERS, KNOWN, _texts, probe_world
 
+pytestmark = pytest.mark.whole
+
 CS = (1e-3, 1e-1, 10.0)
 PLAN = ProbePlan(sites=["resid_post.0", "resid_post.2"], encoder="none", untrained=False, Cs=CS)
 WORDS = (*FILLERS, *(word for word, (what, _) in KNOWN.items() if what == "colour"))

@@ -28,6 +28,8 @@ from assay.report.replication_figures import EDGE, beyond, replication_figure
 from assay.testing.formation import Formation, train_copiers
 from conftest import wrap
 
+pytestmark = pytest.mark.whole
+
 NAMES = [str(n) for n in range(12)]
 SUPPORTED, REFUTED, SHORT = (ClaimTested("c-1", "it does", verdict) for verdict in ("supported", "refuted", "inconclusive"))
 

@@ -37,6 +37,8 @@ from assay.testing.explained import check_scorer, planted_sample, planted_window
 from conftest import tiny as made_tiny
 from judge_server import completion, data_of, judge
 
+pytestmark = pytest.mark.whole
+
 tiny = cache(made_tiny)
 EXECUTED = ("detection", "fuzzing", "simulation", "intruder")
 CHANCE = {"detection": 0.5, "fuzzing": 0.5, "simulation": 0.0, "intruder": 0.2, "embedding": 0.5, "intervention": 0.5}

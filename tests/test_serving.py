@@ -28,6 +28,8 @@ from assay.serving.worker import Settings
 from serving_server import SITE, TOKEN, direction, events, greedy, monitor, serving, token_scores, wait_for
 from test_serving_load import prompts
 
+pytestmark = pytest.mark.whole
+
 HELLO = [{"role": "user", "content": "The old man"}]
 CHAT = "/v1/chat/completions"
 

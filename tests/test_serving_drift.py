@@ -19,6 +19,8 @@ from assay.serving.worker import Settings
 from serving_server import SITE, events, monitor, serving
 from test_serving_load import prompts
 
+pytestmark = pytest.mark.whole
+
 BENIGN = 77  # prompts that differ
 COMPLETIONS = "/v1/completions"
 

@@ -31,6 +31,8 @@ from assay.serving.webhook import Webhook
 from assay.serving.worker import Settings
 from serving_server import SITE, TOKEN, events, greedy, monitor, serving, token_scores, wait_for
 
+pytestmark = pytest.mark.whole
+
 CHAT = "/v1/chat/completions"
 STREAMS = 32
 

@@ -21,6 +21,8 @@ from assay.serving.start import start
 from assay.serving.worker import Settings
 from serving_server import SITE, direction, greedy, monitor, serving, wait_for
 
+pytestmark = pytest.mark.whole
+
 CHAT = "/v1/chat/completions"
 
 

@@ -13,6 +13,8 @@ from assay.serving.start import start
 from assay.serving.webhook import Webhook
 from serving_server import wait_for
 
+pytestmark = pytest.mark.whole
+
 
 @contextlib.contextmanager
 def receiver(*answers):
