@@ -15,7 +15,7 @@ shape_checks.install()
 
 from assay.model.model import Model  # noqa: E402
 
-gc.freeze()  # what is imported by now stays; looking for garbage among it took a tenth of the time of many tests
+gc.freeze()  # what is imported by now stays: no garbage is looked for among it, and less often elsewhere
 gc.set_threshold(20_000, 20, 20)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background: tests press Ctrl-C

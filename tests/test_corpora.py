@@ -1,7 +1,9 @@
 """Corpora: documents of every kind of file, divisions without leaks, rows as counted by hand."""
 
 import csv
+import gc
 import gzip
+import io
 import json
 import sys
 import types
@@ -121,6 +123,18 @@ def test_parquet_keeps_its_order_over_many_row_groups(tmp_path):
                            " (ROW_GROUP_SIZE 2048)")  # fmt: skip
     corpus = open_corpus(tmp_path / "x.parquet")
     assert [text for _, text in pairs(corpus)] == [f"text {number}" for number in range(30000)]
+
+
+def test_a_corpus_that_breaks_off_leaves_no_file_open(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "good"}\n{"text": 3}\n')
+
+    def opened():
+        return {str(each.name) for each in gc.get_objects() if isinstance(each, io.BufferedWriter) and not each.closed}
+
+    before = opened()
+    with pytest.raises(CorpusError, match="line 2") as caught:
+        packed(model_with_words(), open_corpus(tmp_path / "x.jsonl"), 16)
+    assert caught.value and opened() == before
 
 
 def test_documents_come_before_the_file_is_read_to_its_end(tmp_path):

@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -143,12 +144,11 @@ def _build(
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.tmp-", dir=target.parent) as work:
         folder = Path(work) / "rows"
         folder.mkdir()
-        writer = _Writer(folder, record["context"], record["bos"], record["tokens"], report)
-        for name, ids in _documents(model, corpus):
-            writer.add(name, ids)
-            if writer.full:
-                break
-        writer.close()
+        with closing(_Writer(folder, record["context"], record["bos"], record["tokens"], report)) as writer:
+            for name, ids in _documents(model, corpus):
+                writer.add(name, ids)
+                if writer.full:
+                    break
         if not writer.n_tokens:
             raise CorpusError(f"corpus {corpus.name!r}: it has no text" + (
                 f" in its part {record['corpus']['split']!r}: whole documents are divided. Give more of them; of a text file"
